@@ -1,0 +1,119 @@
+# Lepton. `make help` lists the targets. Everything is built below build/$(VARIANT)/.
+VARIANT ?= release
+B := build/$(VARIANT)
+
+CC ?= gcc
+PKG_CONFIG ?= pkg-config
+NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc 2>/dev/null))
+
+PACKAGES := libczmq libzmq msgpack libconfig jansson libsodium
+MPI_PACKAGE := $(shell $(PKG_CONFIG) --exists ompi-c 2>/dev/null && echo ompi-c || echo ompi)
+
+# -ffp-contract=off: the reference kernels give the same bits with and without fused multiply-add units.
+WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes
+CPPFLAGS += -I. -D_GNU_SOURCE
+CFLAGS_release := -O2 -g
+CFLAGS_debug := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DLEPTON_SANITIZE
+CFLAGS_tsan := -O1 -g -fsanitize=thread -fno-omit-frame-pointer -DLEPTON_SANITIZE
+CFLAGS_ALL = -std=gnu11 $(WARN) -fPIC -pthread -ffp-contract=off $(CFLAGS_$(VARIANT)) $(CFLAGS)
+LDFLAGS_ALL = -pthread $(filter -fsanitize%,$(CFLAGS_$(VARIANT))) $(LDFLAGS)
+
+LIB_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(PACKAGES) 2>/dev/null)
+LIB_LIBS := $(shell $(PKG_CONFIG) --libs $(PACKAGES) 2>/dev/null) -lm -ldl
+MPI_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(MPI_PACKAGE) 2>/dev/null)
+MPI_LIBS := $(shell $(PKG_CONFIG) --libs $(MPI_PACKAGE) 2>/dev/null)
+
+# ---- sources: one static library a room; programs are thin mains over them --------------------------------------
+COMMON_C := $(wildcard common/*.c)
+KERNELS_C := $(wildcard kernels/*.c kernels/cpu/*.c)
+# comm_mpi.c and main.c alone know MPI; the command line links the rest of worker/ without it.
+MPI_C := $(wildcard worker/comm_mpi.c)
+WORKER_C := $(filter-out worker/main.c $(MPI_C),$(wildcard worker/*.c worker/model/*.c worker/infer/*.c))
+COORDINATOR_C := $(filter-out coordinator/main.c,$(wildcard coordinator/*.c))
+TOOLS_C := $(wildcard tools/*.c)
+UNIT_C := $(sort $(shell find tests/unit -name 'test_*.c' 2>/dev/null))
+FUZZ_C := $(wildcard tests/fuzz/fuzz_*.c)
+
+obj = $(patsubst %.c,$(B)/%.o,$(1))
+LIBCOMMON := $(B)/libcommon.a
+LIBKERNELS := $(B)/libkernels.a
+LIBWORKER := $(B)/libworker.a
+LIBCOORDINATOR := $(B)/libcoordinator.a
+
+PROGRAMS := $(B)/lepton-coordinator $(B)/lepton-worker $(B)/lepton
+PLUGIN := $(if $(NVCC),$(B)/lepton_cuda.so)
+UNIT := $(patsubst tests/%.c,$(B)/tests/%,$(UNIT_C))
+
+.DEFAULT_GOAL := all
+.PHONY: all
+all: $(PROGRAMS) $(PLUGIN) ## Build the three programs, and the GPU plug-in where nvcc is found
+
+$(LIBCOMMON): $(call obj,$(COMMON_C))
+$(LIBKERNELS): $(call obj,$(KERNELS_C))
+$(LIBWORKER): $(call obj,$(WORKER_C))
+$(LIBCOORDINATOR): $(call obj,$(COORDINATOR_C))
+$(B)/lib%.a:
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(B)/lepton-coordinator: $(B)/coordinator/main.o $(LIBCOORDINATOR) $(LIBCOMMON)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
+$(B)/lepton-worker: $(B)/worker/main.o $(call obj,$(MPI_C)) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(MPI_LIBS) $(LIB_LIBS)
+$(B)/lepton: $(call obj,$(TOOLS_C)) $(LIBCOORDINATOR) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
+
+$(B)/worker/main.o $(B)/worker/comm_mpi.o $(B)/tests/mpi/%.o: LIB_CFLAGS += $(MPI_CFLAGS)
+# The kernels are where the time goes: let the compiler vectorise their loops over independent sums.
+$(B)/kernels/%.o: CFLAGS_release := -O3 -g
+
+$(B)/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS_ALL) $(LIB_CFLAGS) -MMD -MP -c -o $@ $<
+
+-include kernels/cuda.mk
+
+# ---- tests --------------------------------------------------------------------------------------------------------
+$(B)/tests/unit/%: $(B)/tests/unit/%.o $(LIBCOORDINATOR) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
+
+HOUSE := $(wildcard tests/house/*.sh)
+INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
+
+.PHONY: test unit test-programs debug tsan
+test-programs: $(UNIT)
+test: all test-programs ## Run every test: house rules, units, integration
+	tests/run $(HOUSE) $(UNIT) $(INTEGRATION)
+unit: test-programs ## Run the unit tests alone
+	tests/run $(UNIT)
+debug: ## Build with ASan and UBSan (build/debug); `make unit VARIANT=debug` runs the units there
+	$(MAKE) VARIANT=debug all test-programs
+tsan: ## Build with TSan (build/tsan); `make unit VARIANT=tsan` runs the units there
+	$(MAKE) VARIANT=tsan all test-programs
+
+# Fuzzers: libFuzzer through clang, with ASan and UBSan. FUZZ_SECONDS for each target.
+FUZZ_CC ?= clang
+FUZZ_SECONDS ?= 60
+FUZZ_FLAGS := -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DLEPTON_SANITIZE -pthread
+.PHONY: fuzz fuzz-programs
+FUZZ := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(FUZZ_C))
+fuzz-programs: $(FUZZ)
+build/fuzz/%: tests/fuzz/%.c $(COMMON_C) $(KERNELS_C) $(WORKER_C) $(wildcard */*.h */*/*.h)
+	@mkdir -p $(@D)
+	$(FUZZ_CC) $(CPPFLAGS) $(FUZZ_FLAGS) $(LIB_CFLAGS) -o $@ $< $(COMMON_C) $(KERNELS_C) $(WORKER_C) $(LIB_LIBS)
+fuzz: fuzz-programs ## Fuzz every parser for FUZZ_SECONDS each (default 60)
+	tests/fuzz/run $(FUZZ_SECONDS) $(FUZZ)
+
+.PHONY: format clean help
+format: ## Format every C, C++ and CUDA file in place
+	git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs clang-format -i
+clean: ## Remove build/
+	rm -rf build
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@echo "variables: VARIANT=release|debug|tsan  FUZZ_SECONDS=N  NVCC=path"
+
+-include $(shell find build/$(VARIANT) -name '*.d' 2>/dev/null)
+.SECONDARY:

@@ -1,0 +1,163 @@
+/* kernels: the manual of every operation. kernels.c checks shapes, types and devices once (a mismatch is our
+ * bug: ASSERT) and calls the device's table; a device that lacks an operation is refused when a model is
+ * loaded (kernels_supported), never in the middle of a step.
+ *
+ * Conventions
+ *   T rows of a step (tokens of all sequences, packed)   C channels (embedding length)   F feed-forward
+ * length H query heads   G key/value heads (G divides H)   D head length   V vocabulary   S sequences of the
+ * step B rows that get logits   P pages of the KV pool   N x K: a weight matrix, N outputs, K inputs
+ * Activations are F32. Weights may be any weight type. Positions, page tables and ids are I32 device tensors.
+ *
+ * Exactness (design I7): for every output element the order of the additions is fixed by the model and the
+ * device's kernel set alone: not by T, S, the number of threads, the chunking of a prompt or the page layout.
+ * A kernel that cannot keep this has no place here. */
+#ifndef LEPTON_KERNELS_KERNELS_H
+#define LEPTON_KERNELS_KERNELS_H
+
+#include "kernels/device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- weights
+ * ------------------------------------------------------------------------------------------------ */
+
+/* A matrix as the device's matmul wants it. `stored` describes the elements ([N, K], the type of the file);
+ * `packed` is the device's memory: the file's own mapped bytes where they are used as stored. */
+struct weight {
+    struct tensor stored; /* shape and type; stored.data = NULL when absent */
+    void *packed;
+    bool owned; /* packed was allocated by weight_pack and is released by weight_release */
+};
+
+/* Makes `host` (rows of a mapped file, [N, K]) usable by the device. The CPU reference keeps the mapped
+ * bytes. */
+int weight_pack(struct weight *out, struct device *device, const struct tensor *host, struct err *err);
+void weight_release(struct weight *w);
+
+/* out[T,N] = x[T,K] . w[N,K]^T (+ bias[N], F32, optional: data NULL). */
+void kernel_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                   const struct tensor *bias);
+/* dx[T,K] = dy[T,N] . w[N,K]: the transposed product of the same packed weight (backward; adapters). */
+void kernel_matmul_transposed(struct stream *s, struct tensor *dx, const struct tensor *dy,
+                              const struct weight *w);
+
+/* ---- rows
+ * ---------------------------------------------------------------------------------------------------- */
+
+/* out[T,C] = table[ids[t], :]; ids in [0, V) is the caller's duty (checked when a request is admitted). */
+void kernel_embed(struct stream *s, struct tensor *out, const struct weight *table, const struct tensor *ids);
+/* out[t,c] = x[t,c] / sqrt(mean_c(x[t,c]^2) + eps) * gain[c]. In place allowed. (Zhang & Sennrich 2019) */
+void kernel_rmsnorm(struct stream *s, struct tensor *out, const struct tensor *x, const struct tensor *gain,
+                    float eps);
+/* x[T,C] += y[T,C] */
+void kernel_add(struct stream *s, struct tensor *x, const struct tensor *y);
+/* out[B,C] = x[rows[b], :] */
+void kernel_gather_rows(struct stream *s, struct tensor *out, const struct tensor *x,
+                        const struct tensor *rows);
+/* out[T,F] = silu(gate[T,F]) * up[T,F], silu(z) = z / (1 + exp(-z)). out may be gate. (Shazeer 2020) */
+void kernel_swiglu(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up);
+/* out[n] = parts[0][n] + parts[1][n] + ... in this order: parts is [ranks, n]. Tensor-parallel sums. */
+void kernel_sum_ranks(struct stream *s, struct tensor *out, const struct tensor *parts);
+
+/* ---- positions
+ * ------------------------------------------------------------------------------------------------ */
+
+enum rope_pairs {
+    ROPE_INTERLEAVED, /* rotates (x[2i], x[2i+1]): GGUF `llama` */
+    ROPE_HALVES,      /* rotates (x[i], x[i + R/2]): GPT-NeoX style */
+};
+/* Rotates the first R = 2 * dim(frequency) elements of each head of x[T, heads, D] by positions[t] *
+ * frequency[i] radians, cosine and sine multiplied by `magnitude` (1, or YaRN's attention factor). Angles are
+ * computed in double. In place. (Su et al. 2021) */
+void kernel_rope(struct stream *s, struct tensor *x, const struct tensor *positions,
+                 const struct tensor *frequency, enum rope_pairs pairs, float magnitude);
+
+/* ---- attention
+ * ------------------------------------------------------------------------------------------------ */
+
+/* Which rows of a step belong to which sequence, and where that sequence's keys and values lie. Serving:
+ * pages. Training: packed documents (page_table.data NULL): a document's keys and values are its own rows of
+ * k and v. */
+struct seq_view {
+    struct tensor row_begin;  /* [S+1] I32: rows of sequence s are [row_begin[s], row_begin[s+1]) */
+    struct tensor positions;  /* [T] I32: position of each row in its sequence */
+    struct tensor slots;      /* [S] I32: row of page_table that belongs to sequence s */
+    struct tensor page_table; /* [slots, pages per sequence] I32: page of each run of page_tokens positions */
+    int page_tokens;          /* positions in a page */
+};
+
+/* Writes k and v ([T, G, D] F32) at each row's position into the pages: k_pages, v_pages [P, page_tokens, G,
+ * D], F32 or F16 (rounded to nearest even). */
+void kernel_kv_store(struct stream *s, struct tensor *k_pages, struct tensor *v_pages, const struct tensor *k,
+                     const struct tensor *v, const struct seq_view *view);
+/* Causal attention: row t of sequence s attends to positions 0..positions[t] of s; query head h reads KV head
+ * h / (H / G); out[T,H,D] = softmax(scale * q . K) . V. k and v are pages (see kernel_kv_store), or [T, G, D]
+ * for packed documents. Online softmax over blocks of fixed size, so that pages and chunks do not show in the
+ * sums. */
+void kernel_attention(struct stream *s, struct tensor *out, const struct tensor *q, const struct tensor *k,
+                      const struct tensor *v, const struct seq_view *view, float scale);
+/* Page work that rides in a step, for one pool [P, ...]: pages[to] = pages[from]; from < 0 zeroes the page.
+ * moves is [n, 2] I32 rows of (from, to), done in order. */
+void kernel_move_pages(struct stream *s, struct tensor *pages, const struct tensor *moves);
+
+/* ---- sampling
+ * --------------------------------------------------------------------------------------------------- */
+
+/* How one row of logits becomes a token. Layout is fixed (it travels in step descriptors). */
+struct sample_row {
+    uint64_t seed;
+    uint32_t index;           /* of the token in its choice: the draw is a function of (seed, index) alone */
+    int32_t slot;             /* row of `history` */
+    int32_t history_tokens;   /* tokens of that row that count: prompt and generated */
+    int32_t prompt_tokens;    /* of these, the prompt's */
+    int32_t top_k;            /* 0 = off */
+    float temperature;        /* 0 = greedy: the highest logit, the lowest id among equals */
+    float top_p;              /* 1 = off */
+    float min_p;              /* 0 = off */
+    float repetition_penalty; /* 1 = off; over prompt and generated tokens (Keskar et al. 2019) */
+    float presence_penalty;   /* 0 = off; over generated tokens, subtracted once */
+    float frequency_penalty;  /* 0 = off; over generated tokens, subtracted per occurrence */
+    int32_t banned_id;        /* an id that must not be drawn (the end token under ignore_eos); -1 = none */
+};
+
+/* ids[B] = one token per row of logits[B,V]. rows: B records in device memory; history [slots, context] I32.
+ * Order: penalties, then temperature, then top-k, top-p, min-p on the sorted distribution, then one draw by
+ * inverse CDF with the 53-bit uniform of Philox4x32-10 (Salmon et al. 2011) keyed (seed, index). A row whose
+ * logits hold NaN or no finite value gives id -1: the request ends with an error, never with a silent token.
+ * logits are overwritten. */
+void kernel_sample(struct stream *s, struct tensor *ids, struct tensor *logits, const struct sample_row *rows,
+                   const struct tensor *history);
+/* nll[T] = -log softmax(logits[t])[targets[t]], in double inside; the loss of perplexity and training. */
+void kernel_token_loss(struct stream *s, struct tensor *nll, const struct tensor *logits,
+                       const struct tensor *targets);
+
+/* ---- the device's side
+ * --------------------------------------------------------------------------------------- */
+
+enum kernel_op {
+    KERNEL_MATMUL,
+    KERNEL_MATMUL_TRANSPOSED,
+    KERNEL_EMBED,
+    KERNEL_RMSNORM,
+    KERNEL_ADD,
+    KERNEL_GATHER_ROWS,
+    KERNEL_SWIGLU,
+    KERNEL_SUM_RANKS,
+    KERNEL_ROPE,
+    KERNEL_KV_STORE,
+    KERNEL_ATTENTION,
+    KERNEL_MOVE_PAGES,
+    KERNEL_SAMPLE,
+    KERNEL_TOKEN_LOSS,
+    KERNEL_OP_COUNT,
+};
+const char *kernel_op_name(enum kernel_op op); /* "matmul" */
+/* 0 when the device has every operation that serving needs; else -1 and the names of those it lacks. */
+int kernels_supported(const struct device *device, struct err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
