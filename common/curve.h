@@ -1,0 +1,51 @@
+/* curve: who may talk to a socket. CURVE keys in files, and the ZAP handler that binds each key to one
+ * identity.
+ *
+ * A key pair is two files, in the certificate format of CZMQ (zcert): NAME.key holds both halves, mode 0600,
+ * and is refused when others can read it; NAME.pub holds the public half. Both carry metadata: `name` (the
+ * identity) and `role` (coordinator | worker | client). A coordinator trusts the .pub files of one directory;
+ * that directory is read again when it changed, so a key is revoked by removing its file (new handshakes are
+ * refused).
+ *
+ * The handler answers ZAP (RFC 27): a known key gets the user id "role:name", which every message received
+ * then carries (zmq_msg_gets "User-Id"); anything else is refused with 400 and logged. */
+#ifndef LEPTON_COMMON_CURVE_H
+#define LEPTON_COMMON_CURVE_H
+
+#include "common/base.h"
+
+enum curve_role { CURVE_COORDINATOR, CURVE_WORKER, CURVE_CLIENT };
+const char *curve_role_name(enum curve_role role);
+bool curve_role_from_name(const char *name, enum curve_role *out);
+
+struct curve_key {
+    char name[65];
+    enum curve_role role;
+    char public_key[41]; /* Z85 */
+    char secret_key[41]; /* Z85; empty when only the public half was loaded */
+};
+
+/* Makes a pair and writes DIR/NAME.key (0600) and DIR/NAME.pub (0644); DIR is made (0700) when missing.
+ * Refuses to overwrite. Names: 1..64 of [A-Za-z0-9._-], no leading dot. */
+int curve_generate(struct curve_key *out, const char *directory, const char *name, enum curve_role role,
+                   struct err *err);
+/* Loads NAME.key (refused unless a regular file of ours without group/other access) or, with `public_only`,
+ * NAME.pub. */
+int curve_load(struct curve_key *out, const char *path, bool public_only, struct err *err);
+void curve_wipe(struct curve_key *key);
+
+/* Sets a socket up as CURVE server or client. `socket` is a libzmq socket. */
+int curve_server(void *socket, const struct curve_key *own, struct err *err);
+int curve_client(void *socket, const struct curve_key *own, const char *server_public_key, struct err *err);
+
+/* The ZAP handler: a thread on inproc://zeromq.zap.01 of `context` (a libzmq context). One per context. */
+struct curve_zap;
+int curve_zap_start(struct curve_zap **out, void *context, const char *authorized_directory, struct err *err);
+void curve_zap_stop(struct curve_zap **zap);
+/* Handshakes refused so far. */
+uint64_t curve_zap_refused(struct curve_zap *zap);
+
+/* Splits a user id "role:name" into its parts; false when it is none. */
+bool curve_user_parse(const char *user_id, enum curve_role *role, const char **name);
+
+#endif

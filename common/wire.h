@@ -1,0 +1,272 @@
+/* wire: every ZeroMQ message of Lepton as a C struct, and its one encoding: a msgpack array [version, type,
+ * {fields}].
+ *
+ * One schema table (wire.c) lists each message's fields: name, kind, bounds, required or not, where in the
+ * struct it lies. Encoding, decoding, the checks and the field list of docs/protocol.md come from that table,
+ * so that they cannot drift apart. Unknown fields are refused by name (I6).
+ *
+ * Bytes are checked before they are unpacked: one pass over the frame proves depth <= WIRE_MAX_DEPTH, every
+ * count <= the bytes that are left, and total objects x their unpacked size <= a budget proportional to the
+ * frame. Only then does msgpack-c see it. Decoding needs no more memory than that budget.
+ *
+ * It knows what the fields mean to nobody: states and rights are the business of coordinator and worker. */
+#ifndef LEPTON_COMMON_WIRE_H
+#define LEPTON_COMMON_WIRE_H
+
+#include "common/base.h"
+
+#define WIRE_VERSION    1
+#define WIRE_MAX_DEPTH  16
+#define WIRE_MAX_FRAME  (16u << 20) /* bytes of one frame; also ZMQ_MAXMSGSIZE */
+#define WIRE_MAX_ID     64          /* characters of a request id or group name: [A-Za-z0-9._:-]+ */
+#define WIRE_MAX_PROMPT (8u << 20)
+#define WIRE_MAX_STAGES 256
+#define WIRE_MAX_GROUPS 1024 /* groups in one status reply */
+
+/* Strings: bytes of the decoded message, valid UTF-8, NOT terminated; {NULL, 0} when the field is absent. */
+struct wire_str {
+    const char *data;
+    uint32_t size;
+};
+
+enum wire_type {
+    /* client -> coordinator */
+    WIRE_GENERATE = 1,
+    WIRE_CANCEL = 2, /* also coordinator -> worker */
+    WIRE_STATUS = 3,
+    /* coordinator -> client */
+    WIRE_ACCEPTED = 10,
+    WIRE_TOKEN = 11, /* also worker -> coordinator */
+    WIRE_DONE = 12,  /* also worker -> coordinator */
+    WIRE_ERROR = 13, /* also worker -> coordinator and coordinator -> worker */
+    WIRE_STATUS_REPLY = 14,
+    /* worker -> coordinator */
+    WIRE_HELLO = 20,
+    WIRE_HEARTBEAT = 21,
+    WIRE_BYE = 22,
+    /* coordinator -> worker */
+    WIRE_WELCOME = 30,
+    WIRE_LEASE = 31,
+    WIRE_ASSIGN = 32,
+    WIRE_DRAIN = 33,
+};
+const char *wire_type_name(enum wire_type type); /* "generate"; "?" for an unknown number */
+
+/* How tokens are chosen; part of generate and assign. Absent fields take the default that stands in the
+ * table. */
+struct wire_sampling {
+    double temperature;        /* 0..100, default 1 (0 = greedy) */
+    double top_p;              /* (0..1], default 1 */
+    double min_p;              /* 0..1, default 0 */
+    double repetition_penalty; /* (0..10], default 1 */
+    double presence_penalty;   /* -2..2, default 0 */
+    double frequency_penalty;  /* -2..2, default 0 */
+    uint64_t top_k;            /* 0..2^31-1, default 0 = off */
+    uint64_t seed;             /* absent: drawn by the coordinator at admission */
+    bool has_seed;
+    bool ignore_eos;
+};
+
+struct wire_generate {
+    struct wire_str request; /* id, unique among the client's live requests */
+    struct wire_str model;   /* empty = the only model served */
+    struct wire_str prompt;
+    uint64_t max_tokens; /* 1..2^20, default 256 */
+    uint64_t timeout_ms; /* 1..86400000, default 0 = the coordinator's */
+    bool no_bos;         /* do not put the model's BOS token in front */
+    struct wire_sampling sampling;
+};
+
+struct wire_cancel {
+    struct wire_str request;
+    struct wire_str group; /* coordinator -> worker only, with epoch */
+    uint64_t epoch;
+};
+
+struct wire_accepted {
+    struct wire_str request;
+    uint64_t seed;   /* the seed in force */
+    uint64_t queued; /* requests before this one */
+};
+
+/* One generated token: (request, choice, index, id, text). text may be empty: the bytes of an unfinished
+ * character come with the token that completes it. */
+struct wire_token {
+    struct wire_str request;
+    uint64_t choice;
+    uint64_t index;
+    uint64_t id;
+    struct wire_str text;
+    struct wire_str group; /* worker -> coordinator only, with epoch */
+    uint64_t epoch;
+};
+
+struct wire_done {
+    struct wire_str request;
+    uint64_t choice;
+    struct wire_str finish_reason; /* "stop", "length", "cancelled" */
+    struct wire_str text;          /* what the detokeniser still held: a replaced unfinished character */
+    uint64_t prompt_tokens;
+    uint64_t completion_tokens;
+    uint64_t queue_us;   /* accepted -> assigned; filled by the coordinator */
+    uint64_t prefill_us; /* assigned -> first token, in the group */
+    uint64_t decode_us;  /* first token -> last token, in the group */
+    struct wire_str group;
+    uint64_t epoch;
+    uint64_t stages;
+};
+
+/* code: 400 malformed or out of range, 401/403 not allowed, 404 no such model, 408 deadline passed, 409 wrong
+ * state or duplicate, 413 too large, 429 queue full, 500 the model failed (NaN), 502 the group was lost, 503
+ * draining or no group ready. */
+struct wire_error {
+    struct wire_str request; /* empty: not about a request */
+    uint64_t code;
+    struct wire_str message;
+    struct wire_str group; /* worker -> coordinator only, with epoch */
+    uint64_t epoch;
+};
+
+/* One stage of a group, as announced in hello and shown by status. */
+struct wire_stage {
+    uint64_t first_layer, last_layer; /* layers [first, last) */
+    uint64_t tensor;                  /* tensor-parallel width */
+    uint64_t pid;                     /* of the stage's first rank */
+    struct wire_str host;
+};
+
+struct wire_hello {
+    struct wire_str group;
+    uint64_t epoch;       /* the last epoch this job had, 0 = none */
+    uint64_t incarnation; /* random, drawn once by the leader's process */
+    struct wire_str model;
+    /* the numeric class (I7) */
+    struct wire_str weights; /* fingerprint of the weights, hexadecimal */
+    struct wire_str kernels; /* device kernel set */
+    struct wire_str kv_type;
+    uint64_t tensor;
+    /* capacity */
+    uint64_t max_sequences;
+    uint64_t context; /* most tokens of one sequence, prompt included */
+    uint64_t pages;
+    uint64_t page_tokens;
+    uint64_t load_ms;          /* time to load the weights */
+    struct wire_stage *stages; /* stage_count of them, owned by the decoded message */
+    uint32_t stage_count;
+};
+
+struct wire_heartbeat {
+    struct wire_str group;
+    uint64_t epoch;
+    uint64_t sequence; /* grows by one; an old one is ignored */
+    uint64_t steps;    /* progress, apart from liveness */
+    uint64_t running;
+    uint64_t waiting;
+    uint64_t pages_used;
+    uint64_t tokens_generated;
+};
+
+struct wire_bye {
+    struct wire_str group;
+    uint64_t epoch;
+    struct wire_str reason;
+};
+
+struct wire_welcome {
+    struct wire_str group;
+    uint64_t epoch; /* the job's epoch from now on */
+    uint64_t lease_ms;
+    uint64_t heartbeat_ms;
+};
+
+struct wire_lease {
+    struct wire_str group;
+    uint64_t epoch;
+    uint64_t sequence; /* of the heartbeat that it answers: the lease runs from when that one was sent */
+};
+
+struct wire_assign {
+    struct wire_str group;
+    uint64_t epoch;
+    struct wire_str request; /* the coordinator's own id of the request, unique while it runs */
+    struct wire_str prompt;
+    uint64_t max_tokens;
+    bool no_bos;
+    struct wire_sampling sampling; /* has_seed is always set */
+};
+
+struct wire_drain {
+    struct wire_str group;
+    uint64_t epoch;
+};
+
+struct wire_status {
+    bool verbose;
+};
+
+struct wire_group_status {
+    struct wire_str group, state /* "ready", "draining", "lost" */, model, weights, kernels, kv_type;
+    uint64_t epoch, tensor, max_sequences, context, pages, pages_used, running, waiting, assigned, steps,
+        tokens_generated, heartbeat_age_ms, load_ms;
+    struct wire_stage *stages;
+    uint32_t stage_count;
+};
+
+struct wire_status_reply {
+    struct wire_str version;
+    uint64_t uptime_ms;
+    uint64_t queued, queue_limit, live, accepted_total, completed_total, failed_total, cancelled_total,
+        rejected_total, bad_frames_total, refused_peers_total;
+    bool draining;
+    struct wire_group_status *groups;
+    uint32_t group_count;
+};
+
+/* A decoded message: `type` says which member of the union holds; strings and arrays point into `memory`. */
+struct wire_message {
+    enum wire_type type;
+    union {
+        struct wire_generate generate;
+        struct wire_cancel cancel;
+        struct wire_status status;
+        struct wire_accepted accepted;
+        struct wire_token token;
+        struct wire_done done;
+        struct wire_error error;
+        struct wire_status_reply status_reply;
+        struct wire_hello hello;
+        struct wire_heartbeat heartbeat;
+        struct wire_bye bye;
+        struct wire_welcome welcome;
+        struct wire_lease lease;
+        struct wire_assign assign;
+        struct wire_drain drain;
+    };
+    void *memory; /* owned by a decoded message; NULL in one made for encoding */
+};
+
+/* Fills the fields of *m with the defaults of its type (for a message that will be encoded). */
+void wire_init(struct wire_message *m, enum wire_type type);
+/* Decodes one frame. The frame may be freed afterwards. Errors (code 400): not msgpack, bounds of the
+ * pre-scan, wrong version, unknown type or field, missing field, wrong kind, out of range: each names type,
+ * field and expectation. */
+int wire_decode(struct wire_message *m, const void *frame, size_t bytes, struct err *err);
+void wire_release(struct wire_message *m);
+/* Appends the encoded message to *out. Fields equal to their default are left out where the table calls them
+ * optional. A field out of its bounds is our bug (ASSERT). */
+void wire_encode(const struct wire_message *m, struct buffer *out);
+
+/* The pre-scan alone, for tests and fuzzing: exactly one well-formed msgpack object within all bounds. */
+int wire_scan(const void *frame, size_t bytes, struct err *err);
+
+/* Writes the field table of every message as Markdown (docs/protocol.md holds it; a test compares). */
+void wire_describe(struct buffer *out);
+
+struct wire_str wire_string(const char *s); /* borrows a C string; NULL = absent */
+bool wire_str_equal(struct wire_str a, struct wire_str b);
+bool wire_str_is(struct wire_str a, const char *s);
+char *wire_str_dup(struct wire_str s); /* terminated copy; free() */
+/* True for 1..WIRE_MAX_ID characters of [A-Za-z0-9._:-]. */
+bool wire_id_valid(struct wire_str s);
+
+#endif

@@ -1,0 +1,58 @@
+/* tokenizer: text <-> token ids, from a GGUF file's tokenizer.ggml.* metadata.
+ *
+ * Today `tokenizer.ggml.model = llama`: SentencePiece BPE with scores, byte fallback and the space prefix.
+ * Encoding merges the pair with the highest score first (the leftmost among equals), over a heap: O(n log n),
+ * no recursion, any length. Bytes of the text that are no valid UTF-8 are encoded by byte tokens, never
+ * dropped. Source of the algorithm: Kudo & Richardson 2018, and the behaviour of the sentencepiece library.
+ *
+ * A tokenizer is immutable after opening; several threads may use one. */
+#ifndef LEPTON_WORKER_MODEL_TOKENIZER_H
+#define LEPTON_WORKER_MODEL_TOKENIZER_H
+
+#include "worker/model/gguf.h"
+
+struct tokenizer;
+
+struct tokenizer_options {
+    bool add_bos;       /* put BOS in front when the model has one */
+    bool parse_special; /* recognise control tokens written out in the text ("</s>") */
+};
+
+struct token_ids { /* a growing array of ids */
+    int32_t *data;
+    size_t count, capacity;
+};
+void token_ids_push(struct token_ids *ids, int32_t id);
+void token_ids_release(struct token_ids *ids);
+
+/* Errors: no or unknown tokenizer model (named), missing arrays, arrays of unequal length, duplicate pieces,
+ * malformed byte tokens, pieces that are empty or no UTF-8 where they must be, ids out of range. */
+int tokenizer_open(struct tokenizer **out, const struct gguf *g, struct err *err);
+void tokenizer_close(struct tokenizer **t);
+
+int32_t tokenizer_vocab_size(const struct tokenizer *t);
+int32_t tokenizer_bos(const struct tokenizer *t); /* -1 when there is none */
+int32_t tokenizer_eos(const struct tokenizer *t);
+bool tokenizer_adds_bos(const struct tokenizer *t); /* what the file asks for (add_bos_token; default true) */
+/* True for ids that end a generation: EOS, and EOT / end-of-message where the file names them. */
+bool tokenizer_is_end(const struct tokenizer *t, int32_t id);
+
+/* Appends the ids of text[0..bytes) to *ids. Errors: text over 64 MiB; a token that cannot be formed. */
+int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes,
+                     const struct tokenizer_options *options, struct token_ids *ids, struct err *err);
+
+/* Streaming detokenisation of one sequence. Never emits a part of a UTF-8 character: bytes of an unfinished
+ * one are held back; bytes that can no longer become a character are given as U+FFFD, as are held bytes at
+ * the flush. Control tokens give no text. The single space that the space prefix put in front of the text is
+ * removed from the first piece of a sequence that begins at position 0 (`at_start`). */
+struct detokenizer {
+    const struct tokenizer *tokenizer; /* borrowed */
+    uint8_t held[4];
+    int held_bytes;
+    bool at_start;
+};
+void detokenizer_init(struct detokenizer *d, const struct tokenizer *t, bool at_start);
+void detokenizer_push(struct detokenizer *d, int32_t id, struct buffer *text);
+void detokenizer_flush(struct detokenizer *d, struct buffer *text);
+
+#endif
