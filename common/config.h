@@ -1,0 +1,67 @@
+/* config: one option table per program or command. From the table come the defaults, reading of libconfig
+ * files, the command line, the checks, --help, and docs/config.md: there is no second list of options
+ * anywhere.
+ *
+ * A key `max_sequences` in a file is `--max-sequences` on the command line. Flags win over the file, the file
+ * over the defaults. Every refusal says where and what was expected: "worker.cfg:12: max_sequences: expected
+ * an integer from 1 to 4096, found \"many\"", "--stages: ...". Unknown keys and wrong types are refused;
+ * include directives are refused too (they could loop). */
+#ifndef LEPTON_COMMON_CONFIG_H
+#define LEPTON_COMMON_CONFIG_H
+
+#include <stdio.h>
+
+#include "common/base.h"
+
+enum config_kind {
+    CONFIG_BOOL,   /* bool; on the command line a flag without a value (--json), or --name=false */
+    CONFIG_INT,    /* int64_t within min..max */
+    CONFIG_FLOAT,  /* double within min..max */
+    CONFIG_STRING, /* char *, owned by the settings; NULL when absent and the default is NULL */
+};
+
+struct config_option {
+    const char *name; /* with '_'; the command line writes '-' */
+    char letter;      /* short form: 'p' for -p; 0 = none */
+    enum config_kind kind;
+    size_t offset; /* of the member in the settings struct */
+    double min, max;
+    const char *standard; /* the default as text; NULL = absent (string), 0, false */
+    const char *value;    /* what stands in help for the value: "N", "PATH", "tcp://HOST:PORT" */
+    const char *choices;  /* "text|json": the only strings allowed; NULL = any */
+    const char *help;     /* one sentence, unit included */
+    bool given_only;      /* command line only: refused in files (say --config itself) */
+};
+
+struct config_table {
+    const char *program;   /* "lepton tokenize" */
+    const char *arguments; /* "MODEL [PROMPT]": positional arguments for the usage line; NULL = none */
+    const char *about;     /* one paragraph */
+    const char *after;     /* printed after the options: exit codes, examples; may be NULL */
+    int min_arguments, max_arguments;
+    const struct config_option *options;
+    size_t option_count;
+    size_t settings_bytes;
+};
+
+/* Zeroes *settings and puts the defaults in. */
+void config_defaults(const struct config_table *table, void *settings);
+/* Reads a libconfig file into *settings. */
+int config_load(const struct config_table *table, void *settings, const char *path, struct err *err);
+/* Reads the command line (argv[0] is skipped; "--" ends the options; --name VALUE, --name=VALUE, -x VALUE).
+ * When the table has an option `config`, that file is loaded first and the flags win. Positional arguments
+ * are stored in arguments[max_arguments] (borrowed from argv), *argument_count of them; a wrong number is
+ * refused. Returns 0; 1 after printing help for --help (exit 0 then); -1 with *err (usage error: exit 2). */
+int config_args(const struct config_table *table, void *settings, int argc, char **argv,
+                const char **arguments, int *argument_count, struct err *err);
+/* Frees the strings of *settings. */
+void config_release(const struct config_table *table, void *settings);
+void config_help(const struct config_table *table, FILE *out);
+/* The options as a Markdown table, for docs/config.md. */
+void config_describe(const struct config_table *table, struct buffer *out);
+
+/* The usual start of a main(): defaults, args, and on --help or an error prints and exits (0 or 2). */
+int config_main(const struct config_table *table, void *settings, int argc, char **argv,
+                const char **arguments, int max_arguments);
+
+#endif
