@@ -1,6 +1,6 @@
 /* config: one option table per program or command. From the table come the defaults, reading of libconfig
  * files, the command line, the checks, --help, and docs/config.md: there is no second list of options
- * anywhere.
+ * anywhere. config.c has the table and the command line, config_file.c the files, config_help.c the texts.
  *
  * A key `max_sequences` in a file is `--max-sequences` on the command line. Flags win over the file, the file
  * over the defaults. Every refusal says where and what was expected: "worker.cfg:12: max_sequences: expected
@@ -24,8 +24,8 @@ struct config_option {
     const char *name; /* with '_'; the command line writes '-' */
     char letter;      /* short form: 'p' for -p; 0 = none */
     enum config_kind kind;
-    size_t offset; /* of the member in the settings struct */
-    double min, max;
+    size_t offset;        /* of the member in the settings struct */
+    double min, max;      /* inclusive bounds of a number; both 0 = no bounds */
     const char *standard; /* the default as text; NULL = absent (string), 0, false */
     const char *value;    /* what stands in help for the value: "N", "PATH", "tcp://HOST:PORT" */
     const char *choices;  /* "text|json": the only strings allowed; NULL = any */
@@ -44,14 +44,18 @@ struct config_table {
     size_t settings_bytes;
 };
 
-/* Zeroes *settings and puts the defaults in. */
+/* Zeroes *settings and puts the defaults in. A table that contradicts itself is our bug (ASSERT). */
 void config_defaults(const struct config_table *table, void *settings);
-/* Reads a libconfig file into *settings. */
+/* Reads a libconfig file (at most 1 MiB) into *settings, over what is there. Beyond libconfig it refuses
+ * include directives, integers that do not fit (libconfig 1.5 would wrap them), hexadecimal and \x00. After
+ * an error *settings holds a part of the file and is only good for config_release. */
 int config_load(const struct config_table *table, void *settings, const char *path, struct err *err);
-/* Reads the command line (argv[0] is skipped; "--" ends the options; --name VALUE, --name=VALUE, -x VALUE).
- * When the table has an option `config`, that file is loaded first and the flags win. Positional arguments
- * are stored in arguments[max_arguments] (borrowed from argv), *argument_count of them; a wrong number is
- * refused. Returns 0; 1 after printing help for --help (exit 0 then); -1 with *err (usage error: exit 2). */
+/* Reads the command line over *settings (config_defaults first). argv[0] is skipped; "--" ends the options;
+ * --name VALUE, --name=VALUE, -x VALUE, -xVALUE; a bool is --name, --name=false or -x; "-" alone is
+ * positional. The last of a repeated flag counts, except --config, which may stand once. When the table has
+ * an option `config`, that file is loaded first and the flags win. Positional arguments are stored in
+ * arguments[max_arguments] (borrowed from argv), *argument_count of them; a wrong number is refused. Returns
+ * 0; 1 after printing help for --help or -h (exit 0 then); -1 with *err (usage error: exit 2). */
 int config_args(const struct config_table *table, void *settings, int argc, char **argv,
                 const char **arguments, int *argument_count, struct err *err);
 /* Frees the strings of *settings. */
@@ -60,8 +64,14 @@ void config_help(const struct config_table *table, FILE *out);
 /* The options as a Markdown table, for docs/config.md. */
 void config_describe(const struct config_table *table, struct buffer *out);
 
-/* The usual start of a main(): defaults, args, and on --help or an error prints and exits (0 or 2). */
+/* The usual start of a main(): defaults, args, and on --help or an error prints and exits (0 or 2). Returns
+ * the number of positional arguments; max_arguments is what arguments[] can hold (at least the table's). */
 int config_main(const struct config_table *table, void *settings, int argc, char **argv,
                 const char **arguments, int max_arguments);
+
+/* The candidate nearest to `word` when it is near enough for "did you mean"; NULL when none is.
+ * candidate(context, i) gives the i-th, NULL at the end. */
+const char *config_nearest(const char *word, const char *(*candidate)(const void *context, size_t i),
+                           const void *context);
 
 #endif
