@@ -465,6 +465,9 @@ int config_main(const struct config_table *table, void *settings, int argc, char
     config_release(table, settings);
     if (rc < 0)
         fprintf(stderr, "%s: %s\nTry `%s --help`.\n", table->program, err.message, table->program);
-    fflush(NULL);
+    if (fflush(stdout) != 0) {
+        fprintf(stderr, "%s: standard output: %s\n", table->program, strerror(errno));
+        exit(1);
+    }
     exit(rc < 0 ? 2 : 0);
 }

@@ -256,9 +256,12 @@ int config_load(const struct config_table *table, void *settings, const char *pa
         goto out;
     }
     if (!config_read_string(&file, (const char *)checked.data)) {
-        bool syntax = strcmp(config_error_text(&file), "syntax error") == 0;
-        err_set(err, "%s:%d: %s", path, config_error_line(&file),
-                syntax ? "syntax error; expected `key = value;`" : config_error_text(&file));
+        const char *what = config_error_text(&file);
+        if (strcmp(what, "syntax error") == 0)
+            what = "syntax error; expected `key = value;`";
+        else if (strcmp(what, "duplicate setting name") == 0)
+            what = "a key stands here for the second time; expected each key once";
+        err_set(err, "%s:%d: %s", path, config_error_line(&file), what);
         goto out;
     }
     const config_setting_t *root = config_root_setting(&file);

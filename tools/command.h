@@ -12,17 +12,24 @@
 #define EXIT_UNREACHABLE 3
 #define EXIT_INTERRUPTED 130
 
+/* The one list of subcommands, in the order in which a newcomer meets them; tools/NAME.c defines
+ * command_NAME. Prototypes, dispatch and `lepton --help` come from it. */
+#define LEPTON_COMMANDS(X)                                                               \
+    X(run, "start everything on this machine and generate: the place to begin")          \
+    X(generate, "send a prompt to a running coordinator and print the answer")           \
+    X(status, "show the groups, requests and queue of a running coordinator")            \
+    X(group, "start one worker group on its nodes and keep it alive")                    \
+    X(inspect, "show what a model file holds: architecture, sizes, vocabulary, tensors") \
+    X(tokenize, "turn text into the token ids of a model")                               \
+    X(perplexity, "measure how well a model predicts a text")                            \
+    X(synth, "write a model of random weights, for benchmarks")                          \
+    X(devices, "list the devices that kernels can run on")                               \
+    X(keygen, "make the CURVE key pair of a coordinator, worker or client")              \
+    X(version, "show the versions of Lepton, its protocol and its libraries")
+
 /* Each takes its own argv (argv[0] = the subcommand's name) and returns an exit code. */
-int command_devices(int argc, char **argv);
-int command_generate(int argc, char **argv);
-int command_group(int argc, char **argv);
-int command_inspect(int argc, char **argv);
-int command_keygen(int argc, char **argv);
-int command_perplexity(int argc, char **argv);
-int command_run(int argc, char **argv);
-int command_status(int argc, char **argv);
-int command_synth(int argc, char **argv);
-int command_tokenize(int argc, char **argv);
-int command_version(int argc, char **argv);
+#define COMMAND_PROTOTYPE(name, about) int command_##name(int argc, char **argv);
+LEPTON_COMMANDS(COMMAND_PROTOTYPE)
+#undef COMMAND_PROTOTYPE
 
 #endif
