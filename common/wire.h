@@ -22,6 +22,10 @@
 #define WIRE_MAX_PROMPT (8u << 20)
 #define WIRE_MAX_STAGES 256
 #define WIRE_MAX_GROUPS 1024 /* groups in one status reply */
+/* Stages of all groups together in one status reply: more would not fit the decoder's budget. Whoever fills a
+ * reply leaves the stages of further groups out (stage_count = 0). */
+#define WIRE_MAX_REPLY_STAGES 32768
+#define WIRE_MAX_MESSAGE      1024 /* bytes of an error's message or a bye's reason */
 
 /* Strings: bytes of the decoded message, valid UTF-8, NOT terminated; {NULL, 0} when the field is absent. */
 struct wire_str {
@@ -247,13 +251,15 @@ struct wire_message {
 
 /* Fills the fields of *m with the defaults of its type (for a message that will be encoded). */
 void wire_init(struct wire_message *m, enum wire_type type);
-/* Decodes one frame. The frame may be freed afterwards. Errors (code 400): not msgpack, bounds of the
- * pre-scan, wrong version, unknown type or field, missing field, wrong kind, out of range: each names type,
- * field and expectation. */
+/* Decodes one frame. The frame may be freed afterwards. Errors (code 400; 413 for a frame over
+ * WIRE_MAX_FRAME): not msgpack, bounds of the pre-scan, wrong version, unknown type or field, missing field,
+ * wrong kind, out of range: each names type, field and expectation, in printable ASCII. On an error *m is
+ * empty; wire_release on it is allowed. */
 int wire_decode(struct wire_message *m, const void *frame, size_t bytes, struct err *err);
 void wire_release(struct wire_message *m);
 /* Appends the encoded message to *out. Fields equal to their default are left out where the table calls them
- * optional. A field out of its bounds is our bug (ASSERT). */
+ * optional. A field out of its bounds is our bug (ASSERT): texts from elsewhere (file names, err.message) go
+ * through wire_string_mend first. */
 void wire_encode(const struct wire_message *m, struct buffer *out);
 
 /* The pre-scan alone, for tests and fuzzing: exactly one well-formed msgpack object within all bounds. */
@@ -266,6 +272,9 @@ struct wire_str wire_string(const char *s); /* borrows a C string; NULL = absent
 bool wire_str_equal(struct wire_str a, struct wire_str b);
 bool wire_str_is(struct wire_str a, const char *s);
 char *wire_str_dup(struct wire_str s); /* terminated copy; free() */
+/* Makes a C string of unknown origin fit for a message, in place: bytes that are no UTF-8 become '?', and it
+ * is cut to max_bytes at a character's border. Borrows s. */
+struct wire_str wire_string_mend(char *s, size_t max_bytes);
 /* True for 1..WIRE_MAX_ID characters of [A-Za-z0-9._:-]. */
 bool wire_id_valid(struct wire_str s);
 

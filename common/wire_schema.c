@@ -1,0 +1,309 @@
+/* wire_schema: the field table of every message. A field is added here, in its struct of wire.h, and nowhere
+ * else; `make test` then says that docs/protocol.md is old.
+ *
+ * Required fields are those without which a message means nothing; every other field has a default, which is
+ * not sent. Bounds are chosen so that no value within them can overflow a sum or an allocation behind the
+ * decoder. */
+#include "common/wire_schema.h"
+
+#include <string.h>
+
+#define ANY   UINT64_MAX
+#define COUNT (UINT64_MAX >> 1) /* counters: the sum of two still fits */
+
+#define UINT(s, member, lo, hi, text)                                                    \
+    {                                                                                    \
+        .name = #member, .kind = WIRE_KIND_UINT, .required = true, .min = lo, .max = hi, \
+        .offset = offsetof(struct s, member), .help = text                               \
+    }
+#define UINT_OPT(s, member, lo, hi, value, text)                                          \
+    {                                                                                     \
+        .name = #member, .kind = WIRE_KIND_UINT, .min = lo, .max = hi, .standard = value, \
+        .offset = offsetof(struct s, member), .help = text                                \
+    }
+#define BOOL_OPT(s, member, text)                                                                   \
+    {                                                                                               \
+        .name = #member, .kind = WIRE_KIND_BOOL, .offset = offsetof(struct s, member), .help = text \
+    }
+#define ID_FIELD(s, member, must, text)                                                        \
+    {                                                                                          \
+        .name = #member, .kind = WIRE_KIND_ID, .required = must, .min = 1, .max = WIRE_MAX_ID, \
+        .offset = offsetof(struct s, member), .help = text                                     \
+    }
+#define STR(s, member, what, must, lo, hi, words, text)                                          \
+    {                                                                                            \
+        .name = #member, .kind = what, .required = must, .min = lo, .max = hi, .choices = words, \
+        .offset = offsetof(struct s, member), .help = text                                       \
+    }
+#define STRING(s, member, lo, hi, text) STR(s, member, WIRE_KIND_STRING, true, lo, hi, NULL, text)
+#define STRING_OPT(s, member, hi, text) STR(s, member, WIRE_KIND_STRING, false, 0, hi, NULL, text)
+#define CHOICE(s, member, words, text)  STR(s, member, WIRE_KIND_STRING, true, 1, 32, words, text)
+#define TEXT(s, member, hi, text)       STR(s, member, WIRE_KIND_TEXT, true, 0, hi, NULL, text)
+#define TEXT_OPT(s, member, hi, text)   STR(s, member, WIRE_KIND_TEXT, false, 0, hi, NULL, text)
+#define ARRAY(s, member, count, must, lo, hi, record, text)                                                \
+    {                                                                                                      \
+        .name = #member, .kind = WIRE_KIND_ARRAY, .required = must, .min = lo, .max = hi,                  \
+        .offset = offsetof(struct s, member), .side_offset = offsetof(struct s, count), .element = record, \
+        .help = text                                                                                       \
+    }
+
+/* The members of struct wire_sampling lie flat in the map of the message that holds them. */
+#define SAMPLE_FLOAT(s, member, lo, hi, value, open, text)                                             \
+    {                                                                                                  \
+        .name = #member, .kind = WIRE_KIND_FLOAT, .above_min = open, .float_min = lo, .float_max = hi, \
+        .float_standard = value, .offset = offsetof(struct s, sampling.member), .help = text           \
+    }
+#define SAMPLING(s, seed_required)                                                                          \
+    SAMPLE_FLOAT(s, temperature, 0, 100, 1, false, "divides the logits; 0 takes the likeliest token"),      \
+        SAMPLE_FLOAT(s, top_p, 0, 1, 1, true, "keep the likeliest tokens up to this probability together"), \
+        SAMPLE_FLOAT(s, min_p, 0, 1, 0, false,                                                              \
+                     "drop tokens below this share of the likeliest one's probability"),                    \
+        {.name = "top_k",                                                                                   \
+         .kind = WIRE_KIND_UINT,                                                                            \
+         .max = INT32_MAX,                                                                                  \
+         .offset = offsetof(struct s, sampling.top_k),                                                      \
+         .help = "keep this many of the likeliest tokens; 0 keeps all"},                                    \
+        {.name = "seed",                                                                                    \
+         .kind = WIRE_KIND_UINT,                                                                            \
+         .required = seed_required,                                                                         \
+         .max = ANY,                                                                                        \
+         .has_flag = true,                                                                                  \
+         .offset = offsetof(struct s, sampling.seed),                                                       \
+         .side_offset = offsetof(struct s, sampling.has_seed),                                              \
+         .help = "same request and seed, same tokens; drawn by the coordinator when absent"},               \
+        SAMPLE_FLOAT(s, repetition_penalty, 0, 10, 1, true, "divides the logits of tokens seen before"),    \
+        SAMPLE_FLOAT(s, presence_penalty, -2, 2, 0, false,                                                  \
+                     "taken from the logit of a token generated before"),                                   \
+        SAMPLE_FLOAT(s, frequency_penalty, -2, 2, 0, false,                                                 \
+                     "taken once for each time a token was generated"),                                     \
+    {                                                                                                       \
+        .name = "ignore_eos", .kind = WIRE_KIND_BOOL, .offset = offsetof(struct s, sampling.ignore_eos),    \
+        .help = "go on past the model's end-of-text token"                                                  \
+    }
+
+#define OWNER(s, must)                                                                           \
+    ID_FIELD(s, group, must, "the worker group"),                                                \
+    {                                                                                            \
+        .name = "epoch", .kind = WIRE_KIND_UINT, .required = must, .max = ANY,                   \
+        .offset = offsetof(struct s, epoch), .help = "the group's epoch; another one is ignored" \
+    }
+
+static const struct wire_field stage_fields[] = {
+    UINT(wire_stage, first_layer, 0, 65535, "first layer of the stage"),
+    UINT(wire_stage, last_layer, 0, 65536, "one past its last layer"),
+    UINT(wire_stage, tensor, 1, 1024, "tensor-parallel width"),
+    UINT(wire_stage, pid, 0, UINT32_MAX, "process of the stage's first rank"),
+    STRING(wire_stage, host, 0, 255, "its host name"),
+};
+static const struct wire_record stage_record = {
+    .name = "stage",
+    .fields = stage_fields,
+    .field_count = ARRAY_LEN(stage_fields),
+    .bytes = sizeof(struct wire_stage),
+    .help = "one pipeline stage",
+};
+
+static const struct wire_field group_status_fields[] = {
+    ID_FIELD(wire_group_status, group, true, "its name"),
+    CHOICE(wire_group_status, state, "ready|draining|lost", "what the coordinator thinks of it"),
+    STRING(wire_group_status, model, 0, 128, "the model it serves"),
+    STRING(wire_group_status, weights, 0, 128, "fingerprint of its weights"),
+    STRING(wire_group_status, kernels, 0, 128, "its kernel set"),
+    STRING(wire_group_status, kv_type, 0, 32, "number type of its KV cache"),
+    UINT(wire_group_status, epoch, 0, ANY, "its epoch"),
+    UINT(wire_group_status, tensor, 0, 1024, "tensor-parallel width"),
+    UINT(wire_group_status, max_sequences, 0, 1 << 20, "most sequences at once"),
+    UINT(wire_group_status, context, 0, UINT32_MAX, "most tokens of one sequence"),
+    UINT(wire_group_status, pages, 0, COUNT, "KV pages"),
+    UINT(wire_group_status, pages_used, 0, COUNT, "KV pages in use"),
+    UINT(wire_group_status, running, 0, COUNT, "sequences in its batch"),
+    UINT(wire_group_status, waiting, 0, COUNT, "sequences it holds outside the batch"),
+    UINT(wire_group_status, assigned, 0, COUNT, "requests the coordinator has given it"),
+    UINT(wire_group_status, steps, 0, COUNT, "steps so far: progress"),
+    UINT(wire_group_status, tokens_generated, 0, COUNT, "tokens so far"),
+    UINT(wire_group_status, heartbeat_age_ms, 0, COUNT, "since its last heartbeat: liveness"),
+    UINT(wire_group_status, load_ms, 0, COUNT, "time it took to load the weights"),
+    ARRAY(wire_group_status, stages, stage_count, false, 0, WIRE_MAX_STAGES, &stage_record,
+          "its stages; left out unless `verbose` was asked"),
+};
+static const struct wire_record group_status_record = {
+    .name = "group",
+    .fields = group_status_fields,
+    .field_count = ARRAY_LEN(group_status_fields),
+    .bytes = sizeof(struct wire_group_status),
+    .help = "one worker group",
+};
+
+static const struct wire_field generate_fields[] = {
+    ID_FIELD(wire_generate, request, true, "chosen by the client; unique among its live requests"),
+    STRING_OPT(wire_generate, model, 128, "empty: the only model served"),
+    TEXT(wire_generate, prompt, WIRE_MAX_PROMPT, "the text to continue"),
+    UINT_OPT(wire_generate, max_tokens, 1, 1 << 20, 256, "most tokens to generate"),
+    UINT_OPT(wire_generate, timeout_ms, 0, 86400000, 0, "deadline from acceptance; 0: the coordinator's"),
+    BOOL_OPT(wire_generate, no_bos, "do not put the model's begin-of-text token in front"),
+    SAMPLING(wire_generate, false),
+};
+static const struct wire_field cancel_fields[] = {
+    ID_FIELD(wire_cancel, request, true, "the request to end"),
+    OWNER(wire_cancel, false),
+};
+static const struct wire_field status_fields[] = {
+    BOOL_OPT(wire_status, verbose, "list the stages of each group too"),
+};
+static const struct wire_field accepted_fields[] = {
+    ID_FIELD(wire_accepted, request, true, "the request"),
+    UINT(wire_accepted, seed, 0, ANY, "the seed in force"),
+    UINT(wire_accepted, queued, 0, COUNT, "requests before this one"),
+};
+static const struct wire_field token_fields[] = {
+    ID_FIELD(wire_token, request, true, "the request"),
+    UINT_OPT(wire_token, choice, 0, 1023, 0, "which of the request's answers"),
+    UINT(wire_token, index, 0, UINT32_MAX, "0, 1, 2, ... within the choice"),
+    UINT(wire_token, id, 0, UINT32_MAX, "the token's number in the vocabulary"),
+    TEXT_OPT(wire_token, text, 65536, "the text it completes; may be empty"),
+    OWNER(wire_token, false),
+};
+static const struct wire_field done_fields[] = {
+    ID_FIELD(wire_done, request, true, "the request"),
+    UINT_OPT(wire_done, choice, 0, 1023, 0, "which of the request's answers"),
+    CHOICE(wire_done, finish_reason, "stop|length|cancelled", "why it ended"),
+    TEXT_OPT(wire_done, text, 65536, "text still held back, to be appended"),
+    UINT(wire_done, prompt_tokens, 0, COUNT, "tokens of the prompt"),
+    UINT(wire_done, completion_tokens, 0, COUNT, "tokens generated"),
+    UINT_OPT(wire_done, queue_us, 0, COUNT, 0, "accepted to assigned"),
+    UINT_OPT(wire_done, prefill_us, 0, COUNT, 0, "assigned to first token, in the group"),
+    UINT_OPT(wire_done, decode_us, 0, COUNT, 0, "first token to last token, in the group"),
+    OWNER(wire_done, false),
+    UINT_OPT(wire_done, stages, 0, WIRE_MAX_STAGES, 0, "pipeline stages that served it"),
+};
+static const struct wire_field error_fields[] = {
+    ID_FIELD(wire_error, request, false, "absent: not about a request"),
+    UINT(wire_error, code, 400, 599, "see the error codes"),
+    STRING(wire_error, message, 0, WIRE_MAX_MESSAGE, "for a person: what was wrong, what was expected"),
+    OWNER(wire_error, false),
+};
+static const struct wire_field status_reply_fields[] = {
+    STRING(wire_status_reply, version, 0, 64, "of the coordinator's program"),
+    UINT(wire_status_reply, uptime_ms, 0, COUNT, "since it started"),
+    UINT(wire_status_reply, queued, 0, COUNT, "requests that wait"),
+    UINT(wire_status_reply, queue_limit, 0, COUNT, "most requests that may wait"),
+    UINT(wire_status_reply, live, 0, COUNT, "requests not ended yet"),
+    UINT(wire_status_reply, accepted_total, 0, COUNT, "requests accepted since the start"),
+    UINT(wire_status_reply, completed_total, 0, COUNT, "of them ended by done"),
+    UINT(wire_status_reply, failed_total, 0, COUNT, "of them ended by an error"),
+    UINT(wire_status_reply, cancelled_total, 0, COUNT, "of them cancelled"),
+    UINT(wire_status_reply, rejected_total, 0, COUNT, "requests refused at the door"),
+    UINT(wire_status_reply, bad_frames_total, 0, COUNT, "frames that were refused"),
+    UINT(wire_status_reply, refused_peers_total, 0, COUNT, "handshakes that were refused"),
+    BOOL_OPT(wire_status_reply, draining, "no new requests are taken"),
+    ARRAY(wire_status_reply, groups, group_count, false, 0, WIRE_MAX_GROUPS, &group_status_record,
+          "the worker groups"),
+};
+static const struct wire_field hello_fields[] = {
+    ID_FIELD(wire_hello, group, true, "the group's name"),
+    UINT_OPT(wire_hello, epoch, 0, ANY, 0, "the last epoch this job had; 0: none"),
+    UINT(wire_hello, incarnation, 0, ANY, "random, drawn once by the leader's process"),
+    STRING(wire_hello, model, 1, 128, "the model it serves"),
+    STRING(wire_hello, weights, 1, 128, "numeric class: fingerprint of the weights, hexadecimal"),
+    STRING(wire_hello, kernels, 1, 128, "numeric class: kernel set"),
+    STRING(wire_hello, kv_type, 1, 32, "numeric class: number type of the KV cache"),
+    UINT(wire_hello, tensor, 1, 1024, "numeric class: tensor-parallel width"),
+    UINT(wire_hello, max_sequences, 1, 1 << 20, "most sequences at once"),
+    UINT(wire_hello, context, 1, UINT32_MAX, "most tokens of one sequence, prompt included"),
+    UINT(wire_hello, pages, 0, COUNT, "KV pages"),
+    UINT(wire_hello, page_tokens, 1, 1 << 20, "tokens of one KV page"),
+    UINT(wire_hello, load_ms, 0, COUNT, "time it took to load the weights"),
+    ARRAY(wire_hello, stages, stage_count, true, 1, WIRE_MAX_STAGES, &stage_record, "in pipeline order"),
+};
+static const struct wire_field heartbeat_fields[] = {
+    OWNER(wire_heartbeat, true),
+    UINT(wire_heartbeat, sequence, 0, ANY, "grows by one; an old one is ignored"),
+    UINT(wire_heartbeat, steps, 0, COUNT, "steps so far: progress, apart from liveness"),
+    UINT(wire_heartbeat, running, 0, COUNT, "sequences in the batch"),
+    UINT(wire_heartbeat, waiting, 0, COUNT, "sequences outside the batch"),
+    UINT(wire_heartbeat, pages_used, 0, COUNT, "KV pages in use"),
+    UINT(wire_heartbeat, tokens_generated, 0, COUNT, "tokens so far"),
+};
+static const struct wire_field bye_fields[] = {
+    OWNER(wire_bye, true),
+    STRING_OPT(wire_bye, reason, WIRE_MAX_MESSAGE, "for a person"),
+};
+static const struct wire_field welcome_fields[] = {
+    ID_FIELD(wire_welcome, group, true, "the group"),
+    UINT(wire_welcome, epoch, 0, ANY, "the group's epoch from now on"),
+    UINT(wire_welcome, lease_ms, 1, 3600000, "how long the group may act after the send of a heartbeat"),
+    UINT(wire_welcome, heartbeat_ms, 1, 3600000, "how often to send heartbeat"),
+};
+static const struct wire_field lease_fields[] = {
+    OWNER(wire_lease, true),
+    UINT(wire_lease, sequence, 0, ANY, "of the heartbeat that it answers"),
+};
+static const struct wire_field assign_fields[] = {
+    OWNER(wire_assign, true),
+    ID_FIELD(wire_assign, request, true, "the coordinator's own id of the request"),
+    TEXT(wire_assign, prompt, WIRE_MAX_PROMPT, "the text to continue"),
+    UINT(wire_assign, max_tokens, 1, 1 << 20, "most tokens to generate"),
+    BOOL_OPT(wire_assign, no_bos, "do not put the model's begin-of-text token in front"),
+    SAMPLING(wire_assign, true),
+};
+static const struct wire_field drain_fields[] = {
+    OWNER(wire_drain, true),
+};
+
+#define RECORD(number, stem, way, text)                                                            \
+    {                                                                                              \
+        .type = number, .name = #stem, .direction = way, .fields = stem##_fields,                  \
+        .field_count = ARRAY_LEN(stem##_fields), .bytes = sizeof(struct wire_##stem), .help = text \
+    }
+static const struct wire_record records[] = {
+    RECORD(WIRE_GENERATE, generate, "client -> coordinator", "Asks for a continuation of a prompt."),
+    RECORD(WIRE_CANCEL, cancel, "client -> coordinator, coordinator -> worker",
+           "Ends a request. `group` and `epoch` are for workers only."),
+    RECORD(WIRE_STATUS, status, "client -> coordinator", "Asks for a status_reply."),
+    RECORD(WIRE_ACCEPTED, accepted, "coordinator -> client",
+           "The request will get exactly one done or error."),
+    RECORD(WIRE_TOKEN, token, "coordinator -> client, worker -> coordinator",
+           "One generated token. `group` and `epoch` are sent by workers only."),
+    RECORD(WIRE_DONE, done, "coordinator -> client, worker -> coordinator", "The request ended well."),
+    RECORD(WIRE_ERROR, error, "coordinator -> client, worker -> coordinator, coordinator -> worker",
+           "The request ended badly, or a frame was refused."),
+    RECORD(WIRE_STATUS_REPLY, status_reply, "coordinator -> client", "The state of the cluster."),
+    RECORD(WIRE_HELLO, hello, "worker -> coordinator", "A group's leader introduces its group."),
+    RECORD(WIRE_HEARTBEAT, heartbeat, "worker -> coordinator", "The group lives; how far it has come."),
+    RECORD(WIRE_BYE, bye, "worker -> coordinator", "The group leaves."),
+    RECORD(WIRE_WELCOME, welcome, "coordinator -> worker", "Answers hello: the group may take work."),
+    RECORD(WIRE_LEASE, lease, "coordinator -> worker", "Answers heartbeat: the lease is renewed."),
+    RECORD(WIRE_ASSIGN, assign, "coordinator -> worker", "Gives the group a request."),
+    RECORD(WIRE_DRAIN, drain, "coordinator -> worker", "Finish what runs, take nothing new, then send bye."),
+};
+
+const struct wire_record *wire_records(size_t *count)
+{
+    *count = ARRAY_LEN(records);
+    return records;
+}
+
+const struct wire_record *wire_record_find(uint64_t type)
+{
+    for (size_t i = 0; i < ARRAY_LEN(records); i++)
+        if ((uint64_t)records[i].type == type)
+            return &records[i];
+    return NULL;
+}
+
+const char *wire_type_name(enum wire_type type)
+{
+    const struct wire_record *record = wire_record_find((uint64_t)type);
+    return record ? record->name : "?";
+}
+
+bool wire_choice_valid(const char *choices, struct wire_str value)
+{
+    for (const char *word = choices; *word; word += *word == '|') {
+        size_t n = strcspn(word, "|");
+        if (n == value.size && memcmp(word, value.data, n) == 0)
+            return true;
+        word += n;
+    }
+    return false;
+}
