@@ -40,8 +40,11 @@ int err_prefix(struct err *e, const char *fmt, ...)
     va_start(ap, fmt);
     int n = vsnprintf(e->message, sizeof(e->message), fmt, ap);
     va_end(ap);
-    if (n >= 0 && (size_t)n < sizeof(e->message))
-        snprintf(e->message + n, sizeof(e->message) - (size_t)n, ": %s", old);
+    if (n >= 0 && (size_t)n + 2 < sizeof(e->message)) {
+        memcpy(e->message + n, ": ", 2);
+        memcpy(e->message + n + 2, old, sizeof(old) - (size_t)n - 2); /* cut where the room ends */
+        e->message[sizeof(e->message) - 1] = '\0';
+    }
     return -1;
 }
 
