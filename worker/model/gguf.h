@@ -30,6 +30,8 @@ enum gguf_type {
     GGUF_TYPE_COUNT,
 };
 
+const char *gguf_type_name(enum gguf_type type); /* "u32", "string" */
+
 struct gguf_string { /* not terminated; points into the mapping */
     const char *data;
     uint64_t size;
