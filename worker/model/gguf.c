@@ -234,11 +234,11 @@ static int parse_array(struct reader *r, const char *shown, struct gguf_entry *e
         return fail_at(r, start, "key \"%s\": nested arrays are not supported", shown);
     if (reader_u64(r, "array length", &e->count))
         return -1;
-    uint64_t bytes = e->element == GGUF_STRING ? 8 : gguf_type_bytes(e->element);
-    if (e->count > reader_left(r) / bytes)
+    uint64_t bytes = e->element == GGUF_STRING ? 8 : gguf_type_bytes(e->element), left = reader_left(r);
+    if (e->count > left / bytes)
         return fail_at(r, start + 4, "key \"%s\": array of %llu x %s does not fit into the %llu bytes left",
                        shown, (unsigned long long)e->count, gguf_type_name(e->element),
-                       (unsigned long long)reader_left(r));
+                       (unsigned long long)left);
     e->value = r->data + r->offset;
     if (e->element == GGUF_STRING)
         return parse_strings(r, e);

@@ -23,7 +23,7 @@ struct gguf_writer {
     struct buffer keys;    /* records, as in the file */
     struct buffer tensors; /* records, as in the file */
     uint64_t key_count;
-    uint64_t *tensor_bytes;
+    struct buffer sizes; /* bytes of each tensor, u64 */
     uint64_t tensor_count;
     uint64_t data_bytes; /* of the data section as far as tensors were added; a multiple of ALIGNMENT */
     struct err first;    /* what was wrong with a tensor added, reported by begin */
@@ -167,8 +167,8 @@ void gguf_writer_tensor(struct gguf_writer *w, const char *name, enum dtype dtyp
     buffer_u32(&w->tensors, (uint32_t)dtype_info(dtype)->ggml_type);
     buffer_u64(&w->tensors, w->data_bytes);
     w->data_bytes = round_up_u64(end, ALIGNMENT);
-    w->tensor_bytes = xrealloc(w->tensor_bytes, (w->tensor_count + 1) * sizeof(*w->tensor_bytes));
-    w->tensor_bytes[w->tensor_count++] = bytes;
+    buffer_u64(&w->sizes, bytes);
+    w->tensor_count++;
 }
 
 static int put(struct gguf_writer *w, const void *data, uint64_t bytes, struct err *err)
@@ -207,7 +207,7 @@ int gguf_writer_begin(struct gguf_writer *w, struct err *err)
 int gguf_writer_data(struct gguf_writer *w, const void *data, uint64_t bytes, struct err *err)
 {
     ASSERT(w->begun && w->current < w->tensor_count);
-    uint64_t whole = w->tensor_bytes[w->current];
+    uint64_t whole = ((const uint64_t *)(const void *)w->sizes.data)[w->current];
     ASSERT(bytes <= whole - w->written);
     if (put(w, data, bytes, err))
         return -1;
@@ -256,7 +256,7 @@ int gguf_writer_close(struct gguf_writer **writer, struct err *err)
         unlink(w->temporary); /* after the rename there is none left to remove */
     buffer_release(&w->keys);
     buffer_release(&w->tensors);
-    free(w->tensor_bytes);
+    buffer_release(&w->sizes);
     free(w->path);
     free(w->temporary);
     free(w);
