@@ -2,8 +2,10 @@
  *
  * Today `tokenizer.ggml.model = llama`: SentencePiece BPE with scores, byte fallback and the space prefix.
  * Encoding merges the pair with the highest score first (the leftmost among equals), over a heap: O(n log n),
- * no recursion, any length. Bytes of the text that are no valid UTF-8 are encoded by byte tokens, never
- * dropped. Source of the algorithm: Kudo & Richardson 2018, and the behaviour of the sentencepiece library.
+ * no recursion. A run of over 2 MiB without a boundary that the vocabulary's merges cannot cross is cut
+ * there; every shorter one is exact. U+2581 in a text counts as a space. Bytes of the text that are no valid
+ * UTF-8 are encoded by byte tokens, never dropped. Source of the algorithm: Kudo & Richardson 2018, and the
+ * behaviour of the sentencepiece library.
  *
  * A tokenizer is immutable after opening; several threads may use one. */
 #ifndef LEPTON_WORKER_MODEL_TOKENIZER_H
@@ -25,7 +27,8 @@ struct token_ids { /* a growing array of ids */
 void token_ids_push(struct token_ids *ids, int32_t id);
 void token_ids_release(struct token_ids *ids);
 
-/* Errors: no or unknown tokenizer model (named), missing arrays, arrays of unequal length, duplicate pieces,
+/* Copies what it needs: the file may be closed afterwards. BOS and EOS default to the control tokens 1 and 2.
+ * Errors: no or unknown tokenizer model (named), missing arrays, arrays of unequal length, duplicate pieces,
  * malformed byte tokens, pieces that are empty or no UTF-8 where they must be, ids out of range. */
 int tokenizer_open(struct tokenizer **out, const struct gguf *g, struct err *err);
 void tokenizer_close(struct tokenizer **t);
@@ -36,15 +39,23 @@ int32_t tokenizer_eos(const struct tokenizer *t);
 bool tokenizer_adds_bos(const struct tokenizer *t); /* what the file asks for (add_bos_token; default true) */
 /* True for ids that end a generation: EOS, and EOT / end-of-message where the file names them. */
 bool tokenizer_is_end(const struct tokenizer *t, int32_t id);
+/* The piece as it stands in the vocabulary, not terminated (U+2581 for a space); for people to look at. */
+const char *tokenizer_piece(const struct tokenizer *t, int32_t id, size_t *bytes);
 
-/* Appends the ids of text[0..bytes) to *ids. Errors: text over 64 MiB; a token that cannot be formed. */
+#define TOKENIZER_MAX_TEXT_BYTES (64u << 20)
+
+/* Appends the ids of text[0..bytes) to *ids; empty text has none. User-defined tokens are recognised always,
+ * the longest one where several begin. A character without a piece becomes its byte tokens, or the unknown
+ * token where those are missing. Errors (code 400; *ids is then as before): text over 64 MiB; a character
+ * that no token can stand for. */
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes,
                      const struct tokenizer_options *options, struct token_ids *ids, struct err *err);
 
 /* Streaming detokenisation of one sequence. Never emits a part of a UTF-8 character: bytes of an unfinished
  * one are held back; bytes that can no longer become a character are given as U+FFFD, as are held bytes at
- * the flush. Control tokens give no text. The single space that the space prefix put in front of the text is
- * removed from the first piece of a sequence that begins at position 0 (`at_start`). */
+ * the flush. Control tokens give no text; the unknown token and ids outside the vocabulary (which may arrive
+ * in a request) give U+FFFD. The single space that the space prefix put in front of the text is removed from
+ * the first piece of a sequence that begins at position 0 (`at_start`). */
 struct detokenizer {
     const struct tokenizer *tokenizer; /* borrowed */
     uint8_t held[4];
