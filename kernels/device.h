@@ -31,6 +31,10 @@ struct device_options {
 int device_open(struct device **out, const char *name, const struct device_options *options, struct err *err);
 void device_close(struct device **device);
 
+/* Number of GPUs that the plug-in can use, possibly 0; -1 and *err with the reason when there is no plug-in
+ * or its probe fails (no driver, say). Costs nothing that stays: no device is opened. */
+int device_gpu_count(const struct device_options *options, struct err *err);
+
 const char *device_name(const struct device *device); /* "cpu", "cuda:0" */
 /* Names the kernels' arithmetic for the numeric class (design I7): "cpu-reference", "cuda-sm90". */
 const char *device_kernel_set(const struct device *device);

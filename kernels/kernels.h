@@ -125,8 +125,8 @@ struct sample_row {
 /* ids[B] = one token per row of logits[B,V]. rows: B records in device memory; history [slots, context] I32.
  * Order: penalties, then temperature, then top-k, top-p, min-p on the sorted distribution, then one draw by
  * inverse CDF with the 53-bit uniform of Philox4x32-10 (Salmon et al. 2011) keyed (seed, index). A row whose
- * logits hold NaN or no finite value gives id -1: the request ends with an error, never with a silent token.
- * logits are overwritten. */
+ * logits hold NaN, +infinity or no finite value gives id -1: the request ends with an error, never with a
+ * silent token. logits are overwritten. */
 void kernel_sample(struct stream *s, struct tensor *ids, struct tensor *logits, const struct sample_row *rows,
                    const struct tensor *history);
 /* nll[T] = -log softmax(logits[t])[targets[t]], in double inside; the loss of perplexity and training. */
@@ -154,6 +154,8 @@ enum kernel_op {
     KERNEL_OP_COUNT,
 };
 const char *kernel_op_name(enum kernel_op op); /* "matmul" */
+/* Whether the device has this operation: for what serving does not need (token_loss, matmul_transposed). */
+bool kernel_available(const struct device *device, enum kernel_op op);
 /* 0 when the device has every operation that serving needs; else -1 and the names of those it lacks. */
 int kernels_supported(const struct device *device, struct err *err);
 

@@ -1,0 +1,67 @@
+/* act: element-wise work on activations: residual addition, SwiGLU, sums of ranks; the portable reference. */
+#include <math.h>
+
+#include "kernels/cpu/device_cpu.h"
+#include "kernels/cpu/lanes.h"
+
+/* Elements below which waking a thread costs more than it saves. */
+#define GRAIN_ADD    16384
+#define GRAIN_SWIGLU 1024
+
+struct elements {
+    float *out;
+    const float *a, *b;
+    int64_t ranks, stride; /* sum_ranks: parts and elements of each */
+};
+
+CPU_CLONES static void add_range(float *restrict x, const float *restrict y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] += y[i];
+}
+
+static void add_body(void *context, int64_t begin, int64_t end, int member)
+{
+    const struct elements *e = context;
+    (void)member;
+    add_range(e->out + begin, e->a + begin, end - begin);
+}
+
+void cpu_add(struct stream *s, struct tensor *x, const struct tensor *y)
+{
+    struct elements e = {.out = x->data, .a = y->data};
+    team_for(cpu_team(s), tensor_elements(x), GRAIN_ADD, add_body, &e);
+}
+
+static void swiglu_body(void *context, int64_t begin, int64_t end, int member)
+{
+    const struct elements *e = context;
+    (void)member;
+    for (int64_t i = begin; i < end; i++) {
+        float z = e->a[i];
+        e->out[i] = z / (1.0f + expf(-z)) * e->b[i];
+    }
+}
+
+void cpu_swiglu(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up)
+{
+    struct elements e = {.out = out->data, .a = gate->data, .b = up->data};
+    team_for(cpu_team(s), tensor_elements(out), GRAIN_SWIGLU, swiglu_body, &e);
+}
+
+static void sum_ranks_body(void *context, int64_t begin, int64_t end, int member)
+{
+    const struct elements *e = context;
+    (void)member;
+    for (int64_t i = begin; i < end; i++)
+        e->out[i] = e->a[i];
+    for (int64_t rank = 1; rank < e->ranks; rank++)
+        add_range(e->out + begin, e->a + rank * e->stride + begin, end - begin);
+}
+
+void cpu_sum_ranks(struct stream *s, struct tensor *out, const struct tensor *parts)
+{
+    struct elements e = {
+        .out = out->data, .a = parts->data, .ranks = parts->dim[0], .stride = tensor_elements(out)};
+    team_for(cpu_team(s), e.stride, GRAIN_ADD, sum_ranks_body, &e);
+}

@@ -1,0 +1,136 @@
+/* device_cpu: the CPU as a device. Its memory is the process's, its streams run everything inline on the
+ * device's team of threads, so a kernel is done when its call returns. */
+#include "kernels/cpu/device_cpu.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* From this size on memory is asked for in 2 MiB pages: weights and KV pages are read in long runs. */
+#define HUGE_PAGE_BYTES (2u << 20)
+#define ALIGNMENT_BYTES 64
+
+struct device_cpu {
+    struct device base;
+    struct team *team;
+};
+
+struct stream_cpu {
+    struct stream base;
+};
+
+struct team *cpu_team(const struct stream *s)
+{
+    return ((const struct device_cpu *)s->device)->team;
+}
+
+static void cpu_close(struct device *device)
+{
+    struct device_cpu *cpu = (struct device_cpu *)device;
+    team_free(&cpu->team);
+    free(cpu);
+}
+
+static void *cpu_alloc(struct device *device, size_t bytes, struct err *err)
+{
+    size_t alignment = bytes >= HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : ALIGNMENT_BYTES;
+    void *memory = NULL;
+    if (bytes > SIZE_MAX - alignment ||
+        posix_memalign(&memory, alignment, round_up_u64(bytes ? bytes : 1, alignment)) != 0) {
+        err_set(err, "%s: no memory for %zu bytes", device->name, bytes);
+        return NULL;
+    }
+    if (alignment == HUGE_PAGE_BYTES)
+        (void)madvise(memory, bytes, MADV_HUGEPAGE); /* a wish: where it is not granted, only speed is lost */
+    memset(memory, 0, bytes);
+    return memory;
+}
+
+static void cpu_free(struct device *device, void *memory)
+{
+    (void)device;
+    free(memory);
+}
+
+static int cpu_stream_open(struct stream **out, struct device *device, struct err *err)
+{
+    (void)err;
+    struct stream_cpu *stream = xcalloc(1, sizeof(*stream));
+    stream->base.device = device;
+    *out = &stream->base;
+    return 0;
+}
+
+static void cpu_stream_close(struct stream *stream)
+{
+    free(stream);
+}
+
+static int cpu_stream_sync(struct stream *stream, struct err *err)
+{
+    (void)stream;
+    (void)err;
+    return 0;
+}
+
+static void cpu_upload(struct stream *stream, void *device_memory, const void *host, size_t bytes)
+{
+    (void)stream;
+    memcpy(device_memory, host, bytes);
+}
+
+static void cpu_download(struct stream *stream, void *host, const void *device_memory, size_t bytes)
+{
+    (void)stream;
+    memcpy(host, device_memory, bytes);
+}
+
+static void cpu_copy(struct stream *stream, void *to, const void *from, size_t bytes)
+{
+    (void)stream;
+    memmove(to, from, bytes);
+}
+
+static const struct device_ops CPU_OPS = {
+    .close = cpu_close,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .stream_open = cpu_stream_open,
+    .stream_close = cpu_stream_close,
+    .stream_sync = cpu_stream_sync,
+    .upload = cpu_upload,
+    .download = cpu_download,
+    .copy = cpu_copy,
+    .pack = cpu_pack,
+    .matmul = cpu_matmul,
+    .matmul_transposed = cpu_matmul_transposed,
+    .embed = cpu_embed,
+    .rmsnorm = cpu_rmsnorm,
+    .add = cpu_add,
+    .gather_rows = cpu_gather_rows,
+    .swiglu = cpu_swiglu,
+    .sum_ranks = cpu_sum_ranks,
+    .rope = cpu_rope,
+    .kv_store = cpu_kv_store,
+    .attention = cpu_attention,
+    .move_pages = cpu_move_pages,
+    .sample = cpu_sample,
+    .token_loss = cpu_token_loss,
+};
+
+int device_cpu_open(struct device **out, const struct device_options *options, struct err *err)
+{
+    int threads = options ? options->threads : 0;
+    struct team *team = team_new(threads, err);
+    if (!team)
+        return err_prefix(err, "cpu");
+    struct device_cpu *cpu = xcalloc(1, sizeof(*cpu));
+    cpu->base.ops = &CPU_OPS;
+    cpu->base.threads = team_threads(team);
+    cpu->team = team;
+    snprintf(cpu->base.name, sizeof(cpu->base.name), "cpu");
+    snprintf(cpu->base.kernel_set, sizeof(cpu->base.kernel_set), "cpu-reference");
+    *out = &cpu->base;
+    return 0;
+}

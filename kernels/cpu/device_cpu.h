@@ -1,0 +1,39 @@
+/* device_cpu: what the CPU's kernels see of their device, and the list of its kernels: one function per entry
+ * of struct device_ops, in the file of that operation beside the .cu (kernels/matmul.c and so on).
+ *
+ * These are the portable references: they run anywhere, are tested against plain double arithmetic, and every
+ * fast version is tested against them. Shapes, types and devices were checked by kernels.c. */
+#ifndef LEPTON_KERNELS_CPU_DEVICE_CPU_H
+#define LEPTON_KERNELS_CPU_DEVICE_CPU_H
+
+#include "kernels/cpu/team.h"
+#include "kernels/device_ops.h"
+
+/* The threads that a kernel on this stream runs on. */
+struct team *cpu_team(const struct stream *s);
+
+int cpu_pack(struct weight *out, struct device *device, const struct tensor *host, struct err *err);
+void cpu_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                const struct tensor *bias);
+void cpu_matmul_transposed(struct stream *s, struct tensor *dx, const struct tensor *dy,
+                           const struct weight *w);
+void cpu_embed(struct stream *s, struct tensor *out, const struct weight *table, const struct tensor *ids);
+void cpu_rmsnorm(struct stream *s, struct tensor *out, const struct tensor *x, const struct tensor *gain,
+                 float eps);
+void cpu_add(struct stream *s, struct tensor *x, const struct tensor *y);
+void cpu_gather_rows(struct stream *s, struct tensor *out, const struct tensor *x, const struct tensor *rows);
+void cpu_swiglu(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up);
+void cpu_sum_ranks(struct stream *s, struct tensor *out, const struct tensor *parts);
+void cpu_rope(struct stream *s, struct tensor *x, const struct tensor *positions,
+              const struct tensor *frequency, enum rope_pairs pairs, float magnitude);
+void cpu_kv_store(struct stream *s, struct tensor *k_pages, struct tensor *v_pages, const struct tensor *k,
+                  const struct tensor *v, const struct seq_view *view);
+void cpu_attention(struct stream *s, struct tensor *out, const struct tensor *q, const struct tensor *k,
+                   const struct tensor *v, const struct seq_view *view, float scale);
+void cpu_move_pages(struct stream *s, struct tensor *pages, const struct tensor *moves);
+void cpu_sample(struct stream *s, struct tensor *ids, struct tensor *logits, const struct sample_row *rows,
+                const struct tensor *history);
+void cpu_token_loss(struct stream *s, struct tensor *nll, const struct tensor *logits,
+                    const struct tensor *targets);
+
+#endif

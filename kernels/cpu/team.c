@@ -1,0 +1,257 @@
+/* team: see team.h.
+ *
+ * A job is opened by setting bit 0 of `state`; a helper joins by adding 2 to it while that bit is set, and
+ * leaves by taking the 2 off. The caller works too; when no chunk is left it clears the bit and waits for
+ * those who joined. A helper that wakes too late finds the job closed and goes back to sleep, so a
+ * descheduled helper delays nobody.
+ *
+ *   generation  n                         n+1
+ *   caller      open, work ....., close, wait for state == 0
+ *   helper 1       join, work ......, leave
+ *   helper 2    (asleep)                 wakes: closed, waits for n+2
+ */
+#include "kernels/cpu/team.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define TEAM_MAX_THREADS 1024
+/* About 20 us of pause instructions: longer than the gap between two kernels of a step. */
+#define SPIN_ROUNDS 500
+#define JOB_OPEN    1u
+#define JOB_MEMBER  2u
+
+struct member {
+    struct team *team;
+    pthread_t thread;
+    int index;
+    void *scratch;
+    size_t scratch_bytes;
+} __attribute__((aligned(128))); /* neighbours never share a cache line */
+
+struct team {
+    int threads;
+    struct member *members; /* [threads]; 0 is whoever calls */
+    pthread_mutex_t turn;   /* held for one team_for: callers take turns */
+
+    _Atomic uint32_t generation; /* counts jobs; helpers sleep on it */
+    _Atomic uint32_t sleepers;
+    _Atomic uint32_t state; /* JOB_OPEN + JOB_MEMBER * helpers inside */
+    _Atomic bool stop;
+
+    /* The job; written only while state == 0. */
+    team_body *body;
+    void *context;
+    int64_t count, chunk;
+    _Atomic int64_t next __attribute__((aligned(128)));
+};
+
+static _Thread_local bool inside_body; /* a nested call would wait for itself */
+
+static void futex_sleep(_Atomic uint32_t *word, uint32_t expected)
+{
+    syscall(SYS_futex, (uint32_t *)word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
+}
+
+static void futex_wake_all(_Atomic uint32_t *word)
+{
+    syscall(SYS_futex, (uint32_t *)word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+static inline void pause_briefly(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+static void run_chunks(struct team *team, int member)
+{
+    inside_body = true;
+    for (;;) {
+        int64_t begin = atomic_fetch_add_explicit(&team->next, team->chunk, memory_order_relaxed);
+        if (begin >= team->count)
+            break;
+        int64_t end = team->count - begin > team->chunk ? begin + team->chunk : team->count;
+        team->body(team->context, begin, end, member);
+    }
+    inside_body = false;
+}
+
+static bool join_job(struct team *team)
+{
+    uint32_t state = atomic_load_explicit(&team->state, memory_order_relaxed);
+    while (state & JOB_OPEN) {
+        if (atomic_compare_exchange_weak_explicit(&team->state, &state, state + JOB_MEMBER,
+                                                  memory_order_acquire, memory_order_relaxed))
+            return true;
+    }
+    return false;
+}
+
+static uint32_t wait_for_generation(struct team *team, uint32_t seen)
+{
+    for (int i = 0; i < SPIN_ROUNDS; i++) {
+        uint32_t now = atomic_load(&team->generation);
+        if (now != seen)
+            return now;
+        pause_briefly();
+    }
+    /* The caller raises the generation before it looks for sleepers, a sleeper counts itself before it looks
+     * at the generation: one of the two sees the other. */
+    atomic_fetch_add(&team->sleepers, 1);
+    uint32_t now;
+    while ((now = atomic_load(&team->generation)) == seen)
+        futex_sleep(&team->generation, seen);
+    atomic_fetch_sub(&team->sleepers, 1);
+    return now;
+}
+
+static void *helper_main(void *argument)
+{
+    struct member *self = argument;
+    struct team *team = self->team;
+    uint32_t seen = 0;
+    for (;;) {
+        seen = wait_for_generation(team, seen);
+        if (atomic_load(&team->stop))
+            return NULL;
+        if (!join_job(team))
+            continue;
+        run_chunks(team, self->index);
+        uint32_t before = atomic_fetch_sub_explicit(&team->state, JOB_MEMBER, memory_order_acq_rel);
+        if (before == JOB_MEMBER) /* the last one out of a closed job; the caller may sleep */
+            futex_wake_all(&team->state);
+    }
+}
+
+static void raise_generation(struct team *team)
+{
+    atomic_fetch_add(&team->generation, 1);
+    if (atomic_load(&team->sleepers) != 0)
+        futex_wake_all(&team->generation);
+}
+
+static int allowed_processors(void)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof(set), &set) == 0)
+        return CPU_COUNT(&set);
+    long online = sysconf(_SC_NPROCESSORS_ONLN); /* more processors than a cpu_set_t holds */
+    return online > 0 ? (int)online : 1;
+}
+
+struct team *team_new(int threads, struct err *err)
+{
+    if (threads <= 0)
+        threads = allowed_processors();
+    if (threads > TEAM_MAX_THREADS) {
+        err_set(err, "threads: expected at most %d, found %d", TEAM_MAX_THREADS, threads);
+        return NULL;
+    }
+    struct team *team = aligned_alloc(128, round_up_u64(sizeof(*team), 128));
+    struct member *members = aligned_alloc(128, (size_t)threads * sizeof(*members));
+    if (!team || !members)
+        die("no memory for a team of %d threads", threads);
+    memset(team, 0, sizeof(*team));
+    memset(members, 0, (size_t)threads * sizeof(*members));
+    team->members = members;
+    pthread_mutex_init(&team->turn, NULL);
+    for (team->threads = 1; team->threads < threads; team->threads++) {
+        struct member *m = &members[team->threads];
+        m->team = team;
+        m->index = team->threads;
+        int rc = pthread_create(&m->thread, NULL, helper_main, m);
+        if (rc != 0) {
+            err_set(err, "cannot start thread %d of %d: %s", team->threads + 1, threads, strerror(rc));
+            team_free(&team);
+            return NULL;
+        }
+    }
+    return team;
+}
+
+void team_free(struct team **team)
+{
+    struct team *t = *team;
+    if (!t)
+        return;
+    atomic_store(&t->stop, true);
+    raise_generation(t);
+    for (int i = 1; i < t->threads; i++)
+        pthread_join(t->members[i].thread, NULL);
+    for (int i = 0; i < t->threads; i++)
+        free(t->members[i].scratch);
+    pthread_mutex_destroy(&t->turn);
+    free(t->members);
+    free(t);
+    *team = NULL;
+}
+
+int team_threads(const struct team *team)
+{
+    return team->threads;
+}
+
+static void close_job(struct team *team)
+{
+    uint32_t state = atomic_fetch_and_explicit(&team->state, ~JOB_OPEN, memory_order_acq_rel) & ~JOB_OPEN;
+    for (int i = 0; state != 0 && i < SPIN_ROUNDS; i++) {
+        pause_briefly();
+        state = atomic_load_explicit(&team->state, memory_order_acquire);
+    }
+    while (state != 0) {
+        futex_sleep(&team->state, state);
+        state = atomic_load_explicit(&team->state, memory_order_acquire);
+    }
+}
+
+void team_for(struct team *team, int64_t count, int64_t grain, team_body *body, void *context)
+{
+    ASSERT(grain > 0 && !inside_body);
+    if (count <= 0)
+        return;
+    pthread_mutex_lock(&team->turn);
+    /* A few chunks a member: a late or slow one must not hold up the rest for long. */
+    int64_t pieces = (count + grain - 1) / grain;
+    int64_t wanted = team->threads == 1 ? 1 : (int64_t)team->threads * 4;
+    int64_t chunk = (pieces + wanted - 1) / wanted * grain;
+    team->body = body;
+    team->context = context;
+    team->count = count;
+    team->chunk = chunk;
+    atomic_store_explicit(&team->next, 0, memory_order_relaxed);
+    if (chunk >= count) {
+        run_chunks(team, 0);
+    } else {
+        atomic_store_explicit(&team->state, JOB_OPEN, memory_order_release);
+        raise_generation(team);
+        run_chunks(team, 0);
+        close_job(team);
+    }
+    pthread_mutex_unlock(&team->turn);
+}
+
+void *team_scratch(struct team *team, int member, size_t bytes)
+{
+    ASSERT(member >= 0 && member < team->threads);
+    struct member *m = &team->members[member];
+    if (m->scratch_bytes < bytes) {
+        free(m->scratch);
+        m->scratch_bytes = round_up_u64(bytes, 4096);
+        m->scratch = aligned_alloc(64, m->scratch_bytes);
+        if (!m->scratch)
+            die("no memory for %zu bytes of scratch", m->scratch_bytes);
+    }
+    return m->scratch;
+}

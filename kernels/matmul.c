@@ -1,0 +1,260 @@
+/* matmul: out = x . w^T + bias and its transposed product, for every weight type; the portable reference.
+ *
+ * A block of weight rows is turned into floats once (exactly: every weight type's values are floats) and then
+ * multiplied with all rows of x, a 4 x 4 tile of outputs at a time. Each output has its own sixteen lanes
+ * (kernels/cpu/lanes.h), so tiles, chunks and threads do not show in the sums:
+ *
+ *              chunk of K ->                       K ->
+ *   w rows  [ 16 rows as floats, in cache ]   x [ 4 rows ]   acc[4][4][16] += x * w, folded at the end of K
+ *
+ * With few rows of x (decode) the weights are the traffic: chunks are short, so that the floats never leave
+ * the first-level cache. With many (prefill) a chunk is the whole row. */
+#include <string.h>
+
+#include "kernels/cpu/device_cpu.h"
+#include "kernels/cpu/lanes.h"
+
+#define TILE_ROWS   4   /* weight rows (outputs) of a tile */
+#define TILE_X      4   /* rows of x of a tile */
+#define BLOCK_ROWS  16  /* weight rows that one pass over x is shared by */
+#define CHUNK_FEW   512 /* elements of K at a time in decode; a multiple of every block size and of LANES */
+#define BLOCK_K     256 /* columns of a piece of the transposed product */
+#define BLOCK_DX    64  /* rows of dx of such a piece */
+#define TRANSPOSE_N 16  /* weight rows made floats at a time there */
+
+/* Sixteen floats as one value; the compiler splits it where registers are narrower. */
+typedef float lanes_vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+
+#define LANES_AT(p) (*(const lanes_vec *)(p))
+
+int cpu_pack(struct weight *out, struct device *device, const struct tensor *host, struct err *err)
+{
+    out->stored = *host;
+    out->stored.device = device;
+    out->packed = host->data;
+    size_t alignment = host->dtype == DTYPE_F32 ? sizeof(float) : sizeof(uint16_t);
+    if ((uintptr_t)host->data % alignment == 0)
+        return 0;
+    /* A file may place its tensors anywhere; reading misaligned floats is undefined. */
+    out->packed = device_alloc(device, tensor_bytes(host), err);
+    if (!out->packed)
+        return -1;
+    out->owned = true;
+    memcpy(out->packed, host->data, tensor_bytes(host));
+    out->stored.data = out->packed;
+    return 0;
+}
+
+/* Row n of a weight from column k on; k is a multiple of the type's block. */
+static const char *weight_at(const struct weight *w, int64_t n, int64_t k)
+{
+    const struct dtype_info *info = dtype_info(w->stored.dtype);
+    uint64_t row_blocks = (uint64_t)w->stored.dim[1] / info->block_elements;
+    return (const char *)w->packed +
+           ((uint64_t)n * row_blocks + (uint64_t)k / info->block_elements) * info->block_bytes;
+}
+
+/* ---- out = x . w^T */
+
+/* acc[i][r] += x[i] * w[r] over k elements, for `rows` weight rows and `xs` rows of x: constants where this
+ * is inlined, so that the lanes of the tile live in registers. */
+ALWAYS_INLINE void tile_add(float *restrict acc, const float *restrict x, int64_t x_stride,
+                            const float *restrict w, int64_t w_stride, int64_t k, const int xs,
+                            const int rows)
+{
+    lanes_vec sum[TILE_X][TILE_ROWS];
+    for (int i = 0; i < xs; i++)
+        for (int r = 0; r < rows; r++)
+            sum[i][r] = LANES_AT(acc + (i * TILE_ROWS + r) * LANES);
+    int64_t c = 0;
+    for (; c + LANES <= k; c += LANES)
+        for (int r = 0; r < rows; r++) {
+            lanes_vec wv = LANES_AT(w + r * w_stride + c);
+            for (int i = 0; i < xs; i++)
+                sum[i][r] += LANES_AT(x + i * x_stride + c) * wv;
+        }
+    for (int i = 0; i < xs; i++)
+        for (int r = 0; r < rows; r++) {
+            *(lanes_vec *)(acc + (i * TILE_ROWS + r) * LANES) = sum[i][r];
+            for (int j = 0; c + j < k; j++)
+                acc[(i * TILE_ROWS + r) * LANES + j] += x[i * x_stride + c + j] * w[r * w_stride + c + j];
+        }
+}
+
+CPU_CLONES static void tile_full(float *restrict acc, const float *restrict x, int64_t x_stride,
+                                 const float *restrict w, int64_t w_stride, int64_t k)
+{
+    tile_add(acc, x, x_stride, w, w_stride, k, TILE_X, TILE_ROWS);
+}
+
+CPU_CLONES static void tile_one_x(float *restrict acc, const float *restrict x, const float *restrict w,
+                                  int64_t w_stride, int64_t k)
+{
+    tile_add(acc, x, 0, w, w_stride, k, 1, TILE_ROWS);
+}
+
+CPU_CLONES static void tile_single(float *restrict acc, const float *restrict x, const float *restrict w,
+                                   int64_t k)
+{
+    tile_add(acc, x, 0, w, 0, k, 1, 1);
+}
+
+static void tile_any(float *acc, const float *x, int64_t x_stride, int xs, const float *w, int64_t w_stride,
+                     int rows, int64_t k)
+{
+    if (xs == TILE_X && rows == TILE_ROWS) {
+        tile_full(acc, x, x_stride, w, w_stride, k);
+        return;
+    }
+    for (int i = 0; i < xs; i++) {
+        float *sums = acc + i * TILE_ROWS * LANES;
+        if (rows == TILE_ROWS) {
+            tile_one_x(sums, x + i * x_stride, w, w_stride, k);
+            continue;
+        }
+        for (int r = 0; r < rows; r++)
+            tile_single(sums + r * LANES, x + i * x_stride, w + r * w_stride, k);
+    }
+}
+
+struct matmul {
+    struct team *team;
+    const float *x, *bias;
+    float *out;
+    const struct weight *w;
+    int64_t T, N, K;
+};
+
+static int at_most(int64_t left, int limit)
+{
+    return left < limit ? (int)left : limit;
+}
+
+/* The tile of outputs [t0, t0 + xs) x [n0, n0 + rows) is complete: fold and store. */
+static void store_tile(const struct matmul *m, float *acc, int64_t t0, int xs, int64_t n0, int rows)
+{
+    for (int i = 0; i < xs; i++)
+        for (int r = 0; r < rows; r++) {
+            float sum = lanes_fold(acc + (i * TILE_ROWS + r) * LANES);
+            m->out[(t0 + i) * m->N + n0 + r] = m->bias ? sum + m->bias[n0 + r] : sum;
+        }
+}
+
+/* Outputs n0..n0+rows of at most TILE_X rows of x: the weights pass once, chunk by chunk. */
+static void matmul_few(const struct matmul *m, float *floats, int64_t n0, int rows)
+{
+    _Alignas(64) float acc[TILE_X * TILE_ROWS * LANES];
+    for (int r0 = 0; r0 < rows; r0 += TILE_ROWS) {
+        int tile = at_most(rows - r0, TILE_ROWS);
+        memset(acc, 0, sizeof(acc));
+        for (int64_t k = 0; k < m->K; k += CHUNK_FEW) {
+            int chunk = at_most(m->K - k, CHUNK_FEW);
+            for (int r = 0; r < tile; r++)
+                dtype_to_f32(m->w->stored.dtype, weight_at(m->w, n0 + r0 + r, k), floats + r * CHUNK_FEW,
+                             (uint64_t)chunk);
+            tile_any(acc, m->x + k, m->K, (int)m->T, floats, CHUNK_FEW, tile, chunk);
+        }
+        store_tile(m, acc, 0, (int)m->T, n0 + r0, tile);
+    }
+}
+
+/* Outputs n0..n0+rows of many rows of x: the block becomes floats once and serves them all. */
+static void matmul_many(const struct matmul *m, float *floats, int64_t stride, int64_t n0, int rows)
+{
+    _Alignas(64) float acc[TILE_X * TILE_ROWS * LANES];
+    for (int r = 0; r < rows; r++)
+        dtype_to_f32(m->w->stored.dtype, weight_at(m->w, n0 + r, 0), floats + r * stride, (uint64_t)m->K);
+    for (int64_t t = 0; t < m->T; t += TILE_X) {
+        int xs = at_most(m->T - t, TILE_X);
+        for (int r = 0; r < rows; r += TILE_ROWS) {
+            int tile = at_most(rows - r, TILE_ROWS);
+            memset(acc, 0, sizeof(acc));
+            tile_any(acc, m->x + t * m->K, m->K, xs, floats + r * stride, stride, tile, m->K);
+            store_tile(m, acc, t, xs, n0 + r, tile);
+        }
+    }
+}
+
+static void matmul_body(void *context, int64_t begin, int64_t end, int member)
+{
+    const struct matmul *m = context;
+    bool few = m->T <= TILE_X;
+    /* An odd number of cache lines between rows: powers of two would fall into the same cache sets. */
+    int64_t stride = (int64_t)round_up_u64((uint64_t)m->K, LANES) + LANES;
+    size_t bytes = sizeof(float) * (few ? TILE_ROWS * CHUNK_FEW : BLOCK_ROWS * (size_t)stride);
+    float *floats = team_scratch(m->team, member, bytes);
+    for (int64_t n = begin; n < end; n += BLOCK_ROWS) {
+        int rows = at_most(end - n, BLOCK_ROWS);
+        if (few)
+            matmul_few(m, floats, n, rows);
+        else
+            matmul_many(m, floats, stride, n, rows);
+    }
+}
+
+void cpu_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                const struct tensor *bias)
+{
+    struct matmul m = {.team = cpu_team(s),
+                       .x = x->data,
+                       .bias = bias ? bias->data : NULL,
+                       .out = out->data,
+                       .w = w,
+                       .T = x->dim[0],
+                       .N = w->stored.dim[0],
+                       .K = w->stored.dim[1]};
+    team_for(m.team, m.N, BLOCK_ROWS, matmul_body, &m);
+}
+
+/* ---- dx = dy . w: element (t, k) adds dy[t][n] * w[n][k] for n ascending. */
+
+CPU_CLONES static void add_scaled(float *restrict dx, const float *restrict w, float dy, int64_t n)
+{
+    for (int64_t k = 0; k < n; k++)
+        dx[k] += dy * w[k];
+}
+
+struct matmul_transposed {
+    struct team *team;
+    const float *dy;
+    float *dx;
+    const struct weight *w;
+    int64_t T, N, K, pieces_k;
+};
+
+/* One piece: BLOCK_DX rows of dx by BLOCK_K columns. */
+static void transposed_body(void *context, int64_t begin, int64_t end, int member)
+{
+    const struct matmul_transposed *m = context;
+    float *floats = team_scratch(m->team, member, sizeof(float) * TRANSPOSE_N * BLOCK_K);
+    for (int64_t piece = begin; piece < end; piece++) {
+        int64_t k = piece % m->pieces_k * BLOCK_K, t0 = piece / m->pieces_k * BLOCK_DX;
+        int columns = at_most(m->K - k, BLOCK_K), rows = at_most(m->T - t0, BLOCK_DX);
+        for (int t = 0; t < rows; t++)
+            memset(m->dx + (t0 + t) * m->K + k, 0, sizeof(float) * (size_t)columns);
+        for (int64_t n = 0; n < m->N; n += TRANSPOSE_N) {
+            int tile = at_most(m->N - n, TRANSPOSE_N);
+            for (int r = 0; r < tile; r++)
+                dtype_to_f32(m->w->stored.dtype, weight_at(m->w, n + r, k), floats + r * BLOCK_K,
+                             (uint64_t)columns);
+            for (int t = 0; t < rows; t++)
+                for (int r = 0; r < tile; r++)
+                    add_scaled(m->dx + (t0 + t) * m->K + k, floats + r * BLOCK_K,
+                               m->dy[(t0 + t) * m->N + n + r], columns);
+        }
+    }
+}
+
+void cpu_matmul_transposed(struct stream *s, struct tensor *dx, const struct tensor *dy,
+                           const struct weight *w)
+{
+    struct matmul_transposed m = {.team = cpu_team(s),
+                                  .dy = dy->data,
+                                  .dx = dx->data,
+                                  .w = w,
+                                  .T = dx->dim[0],
+                                  .N = w->stored.dim[0],
+                                  .K = w->stored.dim[1]};
+    m.pieces_k = (m.K + BLOCK_K - 1) / BLOCK_K;
+    team_for(m.team, m.pieces_k * ((m.T + BLOCK_DX - 1) / BLOCK_DX), 1, transposed_body, &m);
+}
