@@ -6,7 +6,9 @@ CC ?= gcc
 PKG_CONFIG ?= pkg-config
 NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc 2>/dev/null))
 
-PACKAGES := libczmq libzmq msgpack libconfig jansson libsodium
+# msgpack-c 6 renamed its pkg-config file.
+MSGPACK := $(shell $(PKG_CONFIG) --exists msgpack 2>/dev/null && echo msgpack || echo msgpack-c)
+PACKAGES := libczmq libzmq $(MSGPACK) libconfig jansson libsodium
 MPI_PACKAGE := $(shell $(PKG_CONFIG) --exists ompi-c 2>/dev/null && echo ompi-c || echo ompi)
 
 # -ffp-contract=off: the reference kernels give the same bits with and without fused multiply-add units.
@@ -23,6 +25,20 @@ LIB_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(PACKAGES) 2>/dev/null)
 LIB_LIBS := $(shell $(PKG_CONFIG) --libs $(PACKAGES) 2>/dev/null) -lm -ldl
 MPI_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(MPI_PACKAGE) 2>/dev/null)
 MPI_LIBS := $(shell $(PKG_CONFIG) --libs $(MPI_PACKAGE) 2>/dev/null)
+
+# Say what is missing before a compiler does.
+ifneq ($(filter-out help clean format,$(or $(MAKECMDGOALS),all)),)
+MISSING := $(shell for p in $(PACKAGES) $(MPI_PACKAGE); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
+ifneq ($(MISSING),)
+$(error pkg-config does not find: $(MISSING). tools/deps.sh installs what Lepton needs)
+endif
+endif
+
+# `make V=1` shows whole commands instead of one line for each file.
+ifndef V
+Q := @
+say = @printf '  %-5s %s\n' '$(1)' '$(2)'
+endif
 
 # ---- sources: one static library a room; programs are thin mains over them --------------------------------------
 COMMON_C := $(wildcard common/*.c)
@@ -56,14 +72,17 @@ $(LIBCOORDINATOR): $(call obj,$(COORDINATOR_C))
 $(B)/lib%.a:
 	@mkdir -p $(@D)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(Q)$(AR) rcs $@ $^
 
 $(B)/lepton-coordinator: $(B)/coordinator/main.o $(LIBCOORDINATOR) $(LIBCOMMON)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
 $(B)/lepton-worker: $(B)/worker/main.o $(call obj,$(MPI_C)) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(MPI_LIBS) $(LIB_LIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(MPI_LIBS) $(LIB_LIBS)
 $(B)/lepton: $(call obj,$(TOOLS_C)) $(LIBCOORDINATOR) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
 
 $(B)/worker/main.o $(B)/worker/comm_mpi.o $(B)/tests/mpi/%.o: LIB_CFLAGS += $(MPI_CFLAGS)
 # The kernels are where the time goes: let the compiler vectorise their loops over independent sums.
@@ -71,24 +90,35 @@ $(B)/kernels/%.o: CFLAGS_release := -O3 -g
 
 $(B)/%.o: %.c Makefile
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS_ALL) $(LIB_CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC,$<)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS_ALL) $(LIB_CFLAGS) -MMD -MP -c -o $@ $<
 
 -include kernels/cuda.mk
 
 # ---- tests --------------------------------------------------------------------------------------------------------
 $(B)/tests/unit/%: $(B)/tests/unit/%.o $(LIBCOORDINATOR) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
+
+# Programs that mpirun starts; scripts of tests/integration run them.
+MPI_TEST_C := $(wildcard tests/mpi/*.c)
+MPI_TESTS := $(patsubst tests/%.c,$(B)/tests/%,$(MPI_TEST_C))
+$(B)/tests/mpi/%: $(B)/tests/mpi/%.o $(call obj,$(MPI_C)) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(MPI_LIBS) $(LIB_LIBS)
 
 HOUSE := $(wildcard tests/house/*.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
 
-.PHONY: test unit test-programs debug tsan
-test-programs: $(UNIT)
+.PHONY: test house unit test-programs debug tsan
+test-programs: $(UNIT) $(MPI_TESTS)
 test: all test-programs ## Run every test: house rules, units, integration
-	tests/run $(HOUSE) $(UNIT) $(INTEGRATION)
+	@tests/run $(HOUSE) $(UNIT) $(INTEGRATION)
+house: ## Check includes, headers, formatting and scripts alone
+	@tests/run $(HOUSE)
 unit: test-programs ## Run the unit tests alone
-	tests/run $(UNIT)
+	@tests/run $(UNIT)
 debug: ## Build with ASan and UBSan (build/debug); `make unit VARIANT=debug` runs the units there
 	$(MAKE) VARIANT=debug all test-programs
 tsan: ## Build with TSan (build/tsan); `make unit VARIANT=tsan` runs the units there
@@ -103,18 +133,21 @@ FUZZ := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(FUZZ_C))
 fuzz-programs: $(FUZZ)
 build/fuzz/%: tests/fuzz/%.c $(COMMON_C) $(KERNELS_C) $(WORKER_C) $(wildcard */*.h */*/*.h)
 	@mkdir -p $(@D)
-	$(FUZZ_CC) $(CPPFLAGS) $(FUZZ_FLAGS) $(LIB_CFLAGS) -o $@ $< $(COMMON_C) $(KERNELS_C) $(WORKER_C) $(LIB_LIBS)
+	$(call say,FUZZ,$<)
+	$(Q)$(FUZZ_CC) $(CPPFLAGS) $(FUZZ_FLAGS) $(LIB_CFLAGS) -o $@ $< $(COMMON_C) $(KERNELS_C) $(WORKER_C) $(LIB_LIBS)
 fuzz: fuzz-programs ## Fuzz every parser for FUZZ_SECONDS each (default 60)
 	tests/fuzz/run $(FUZZ_SECONDS) $(FUZZ)
 
+# The formatting test wants version 14, which may not be the system's first.
+CLANG_FORMAT ?= $(firstword $(shell command -v clang-format-14 2>/dev/null) clang-format)
 .PHONY: format clean help
 format: ## Format every C, C++ and CUDA file in place
-	git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs clang-format -i
+	git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs $(CLANG_FORMAT) -i
 clean: ## Remove build/
 	rm -rf build
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
-	@echo "variables: VARIANT=release|debug|tsan  FUZZ_SECONDS=N  NVCC=path"
+	@echo "variables: VARIANT=release|debug|tsan  FUZZ_SECONDS=N  NVCC=path  V=1"
 
 -include $(shell find build/$(VARIANT) -name '*.d' 2>/dev/null)
 .SECONDARY:
