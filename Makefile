@@ -114,7 +114,7 @@ INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/t
 .PHONY: test house unit test-programs debug tsan
 test-programs: $(UNIT) $(MPI_TESTS)
 test: all test-programs ## Run every test: house rules, units, integration
-	@tests/run $(HOUSE) $(UNIT) $(INTEGRATION)
+	@LEPTON_BUILD=$(CURDIR)/$(B) tests/run $(HOUSE) $(UNIT) $(INTEGRATION)
 house: ## Check includes, headers, formatting and scripts alone
 	@tests/run $(HOUSE)
 unit: test-programs ## Run the unit tests alone
