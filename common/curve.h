@@ -8,15 +8,24 @@
  * refused).
  *
  * The handler answers ZAP (RFC 27): a known key gets the user id "role:name", which every message received
- * then carries (zmq_msg_gets "User-Id"); anything else is refused with 400 and logged. */
+ * then carries (zmq_msg_gets "User-Id"); anything else is refused with 400 and logged.
+ *
+ * While a context has no handler, libzmq asks nobody and lets every key in, without a user id. So:
+ * curve_zap_start before the first bind; drop every message that has no user id; at the end close the server
+ * sockets, then curve_zap_stop, then end the context. */
 #ifndef LEPTON_COMMON_CURVE_H
 #define LEPTON_COMMON_CURVE_H
 
 #include "common/base.h"
 
+#define CURVE_ZAP_DOMAIN "lepton"
+
 enum curve_role { CURVE_COORDINATOR, CURVE_WORKER, CURVE_CLIENT };
 const char *curve_role_name(enum curve_role role);
 bool curve_role_from_name(const char *name, enum curve_role *out);
+
+/* 1..64 characters of [A-Za-z0-9._-], no leading dot. */
+bool curve_name_valid(const char *name);
 
 struct curve_key {
     char name[65];
@@ -26,11 +35,11 @@ struct curve_key {
 };
 
 /* Makes a pair and writes DIR/NAME.key (0600) and DIR/NAME.pub (0644); DIR is made (0700) when missing.
- * Refuses to overwrite. Names: 1..64 of [A-Za-z0-9._-], no leading dot. */
+ * Refuses to overwrite. */
 int curve_generate(struct curve_key *out, const char *directory, const char *name, enum curve_role role,
                    struct err *err);
 /* Loads NAME.key (refused unless a regular file of ours without group/other access) or, with `public_only`,
- * NAME.pub. */
+ * NAME.pub (refused when others may write it, or when it holds a secret key). */
 int curve_load(struct curve_key *out, const char *path, bool public_only, struct err *err);
 void curve_wipe(struct curve_key *key);
 
@@ -38,11 +47,17 @@ void curve_wipe(struct curve_key *key);
 int curve_server(void *socket, const struct curve_key *own, struct err *err);
 int curve_client(void *socket, const struct curve_key *own, const char *server_public_key, struct err *err);
 
-/* The ZAP handler: a thread on inproc://zeromq.zap.01 of `context` (a libzmq context). One per context. */
+/* The ZAP handler: a thread on inproc://zeromq.zap.01 of `context` (a libzmq context). One per context. In
+ * the directory NAME.pub must hold the key of NAME; files that do not are left out with a warning. The
+ * directory is refused when others may write it. */
 struct curve_zap;
 int curve_zap_start(struct curve_zap **out, void *context, const char *authorized_directory, struct err *err);
 void curve_zap_stop(struct curve_zap **zap);
-/* Handshakes refused so far. */
+/* Counts and logs the peers of a server socket whom libzmq refuses before ZAP is asked: another mechanism,
+ * another protocol, a handshake not finished in 10 s. Call it from the thread that owns the socket, before
+ * zmq_bind; close the socket before curve_zap_stop. */
+int curve_zap_watch(struct curve_zap *zap, void *socket, struct err *err);
+/* Handshakes refused so far; those of watched sockets that never reached ZAP included. Any thread. */
 uint64_t curve_zap_refused(struct curve_zap *zap);
 
 /* Splits a user id "role:name" into its parts; false when it is none. */

@@ -1,0 +1,453 @@
+/* curve_zap: the ZAP handler (RFC 27): one thread that answers libzmq's question "may this key come in?".
+ *
+ * It owns the list of authorized keys: the .pub files of one directory, read again whenever the list of
+ * files, or a file's inode, size or change time, is not what it was. The files are few and handshakes rare,
+ * so the directory is looked at for every handshake; no time stamp of the directory itself is trusted, for
+ * two changes may fall into one tick.
+ *
+ * A peer that speaks another mechanism (NULL, PLAIN) or not even ZMTP never gets as far as ZAP: libzmq
+ * refuses it by itself. The monitors of curve_zap_watch count and log those. */
+#include "common/curve.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <pthread.h>
+#include <sodium.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zmq.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+
+#define ENDPOINT        "inproc://zeromq.zap.01"
+#define MOST_KEYS       16384
+#define MOST_WATCHED    8
+#define LOGS_PER_SECOND 10
+#define FRAMES          7 /* version, request id, domain, address, routing id, mechanism, credentials */
+
+struct zap_key {
+    uint8_t public_key[32];
+    char user_id[82]; /* "role:name" */
+};
+
+struct curve_zap {
+    void *context;
+    char *directory;
+    void *handler;              /* REP; the thread's */
+    void *control, *controlled; /* PAIR: the caller's end and the thread's */
+    void *monitors[MOST_WATCHED];
+    size_t monitor_count;
+    unsigned watched; /* the caller's: numbers the monitor endpoints */
+    pthread_t thread;
+
+    /* the thread's */
+    struct zap_key *keys;
+    size_t key_count;
+    uint64_t signature; /* of the directory when the keys were read */
+    uint64_t log_window_s;
+    unsigned logged, suppressed; /* refusals in this second */
+
+    _Atomic uint64_t refused;
+};
+
+/* ---- the authorized keys
+ * ------------------------------------------------------------------------------------- */
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static void free_names(char **names, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        free(names[i]);
+    free(names);
+}
+
+static uint64_t mix(uint64_t hash, const void *data, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++)
+        hash =
+            (hash ^ ((const uint8_t *)data)[i]) * 0x100000001B3ull; /* FNV-1a: notices changes, no secret */
+    return hash;
+}
+
+/* Lists NAME.pub in order and hashes what tells one state of the directory from another. */
+static int list_keys(const char *directory, char ***names, size_t *count, uint64_t *signature,
+                     struct err *err)
+{
+    DIR *dir = opendir(directory);
+    struct dirent *entry;
+    struct stat st;
+    char **list = NULL;
+    size_t n = 0;
+    uint64_t hash = 0xCBF29CE484222325ull;
+    if (!dir)
+        return err_set(err, "%s: %s", directory, strerror(errno));
+    if (fstat(dirfd(dir), &st) != 0 || (st.st_mode & 022)) {
+        closedir(dir);
+        return err_set(err, "%s: others may write this directory, and so let anybody in: chmod go-w %s",
+                       directory, directory);
+    }
+    while ((entry = readdir(dir))) {
+        size_t length = strlen(entry->d_name);
+        if (length <= 4 || strcmp(entry->d_name + length - 4, ".pub") != 0 || n == MOST_KEYS)
+            continue;
+        list = xrealloc(list, (n + 1) * sizeof(*list));
+        list[n++] = xstrdup(entry->d_name);
+    }
+    if (n > 0)
+        qsort(list, n, sizeof(*list), by_name);
+    for (size_t i = 0; i < n; i++) {
+        hash = mix(hash, list[i], strlen(list[i]) + 1);
+        if (fstatat(dirfd(dir), list[i], &st, 0) != 0)
+            continue; /* gone meanwhile: its name alone counts, and the next look differs */
+        uint64_t facts[] = {(uint64_t)st.st_ino, (uint64_t)st.st_size, (uint64_t)st.st_mode,
+                            (uint64_t)st.st_ctim.tv_sec, (uint64_t)st.st_ctim.tv_nsec};
+        hash = mix(hash, facts, sizeof(facts));
+    }
+    closedir(dir);
+    *names = list;
+    *count = n;
+    *signature = hash;
+    return 0;
+}
+
+/* Adds one file's key, or logs why it is left out. The file is named after the identity inside, so that
+ * removing alice.pub does shut alice out. */
+static void add_key(struct curve_zap *zap, const char *file)
+{
+    struct curve_key key;
+    struct err err;
+    struct zap_key *k = &zap->keys[zap->key_count];
+    char *path = xasprintf("%s/%s", zap->directory, file);
+    size_t stem = strlen(file) - 4;
+    if (curve_load(&key, path, true, &err) != 0) {
+        log_warn("curve", "key file left out: %s", err.message);
+    } else if (strlen(key.name) != stem || memcmp(key.name, file, stem) != 0) {
+        log_warn("curve", "key file left out: %s: it names \"%s\", expected %s.pub as its file name", path,
+                 key.name, key.name);
+    } else {
+        zmq_z85_decode(k->public_key, key.public_key);
+        snprintf(k->user_id, sizeof(k->user_id), "%s:%s", curve_role_name(key.role), key.name);
+        bool known = false;
+        for (size_t i = 0; i < zap->key_count; i++)
+            known |= sodium_memcmp(zap->keys[i].public_key, k->public_key, 32) == 0;
+        if (known)
+            log_warn("curve", "key file left out: %s: another name has the same key", path);
+        else
+            zap->key_count++;
+    }
+    free(path);
+}
+
+/* Brings the keys up to date. When the directory cannot be read nobody is let in. */
+static void refresh_keys(struct curve_zap *zap)
+{
+    char **names = NULL;
+    size_t count = 0;
+    uint64_t signature = 0;
+    struct err err;
+    if (list_keys(zap->directory, &names, &count, &signature, &err) != 0) {
+        log_error("curve", "no key is accepted: %s", err.message);
+        zap->key_count = 0;
+        zap->signature = 0;
+        return;
+    }
+    if (signature != zap->signature || !zap->keys) {
+        free(zap->keys);
+        zap->keys = xcalloc(count + 1, sizeof(*zap->keys));
+        zap->key_count = 0;
+        for (size_t i = 0; i < count; i++)
+            add_key(zap, names[i]);
+        zap->signature = signature;
+        log_info("curve", "%zu authorized keys in %s", zap->key_count, zap->directory);
+    }
+    free_names(names, count);
+}
+
+/* Looks at every key: the time taken tells nothing about which one matched. */
+static const struct zap_key *find_key(const struct curve_zap *zap, const uint8_t *public_key)
+{
+    const struct zap_key *found = NULL;
+    for (size_t i = 0; i < zap->key_count; i++)
+        if (sodium_memcmp(zap->keys[i].public_key, public_key, 32) == 0)
+            found = &zap->keys[i];
+    return found;
+}
+
+/* ---- one request
+ * ---------------------------------------------------------------------------------------------- */
+
+static void refuse(struct curve_zap *zap, const char *peer, const char *why)
+{
+    uint64_t now_s = clock_now_ms() / 1000;
+    atomic_fetch_add(&zap->refused, 1);
+    if (now_s != zap->log_window_s) {
+        if (zap->suppressed)
+            log_warn("curve", "%u more refusals in that second", zap->suppressed);
+        zap->log_window_s = now_s;
+        zap->logged = zap->suppressed = 0;
+    }
+    if (zap->logged++ < LOGS_PER_SECOND)
+        log_warn("curve", "refused %s: %s", peer, why);
+    else
+        zap->suppressed++;
+}
+
+struct zap_request {
+    zmq_msg_t frames[FRAMES];
+    int count; /* frames received, those past FRAMES included */
+};
+
+/* -1 when the socket or its context is gone. */
+static int receive_request(void *socket, struct zap_request *r)
+{
+    bool more = true;
+    for (r->count = 0; more; r->count++) {
+        zmq_msg_t extra, *frame = r->count < FRAMES ? &r->frames[r->count] : &extra;
+        zmq_msg_init(frame);
+        if (zmq_msg_recv(frame, socket, 0) < 0) {
+            zmq_msg_close(frame);
+            return -1;
+        }
+        more = zmq_msg_more(frame);
+        if (frame == &extra)
+            zmq_msg_close(frame);
+    }
+    return 0;
+}
+
+static bool frame_is(zmq_msg_t *frame, const char *text)
+{
+    return zmq_msg_size(frame) == strlen(text) && memcmp(zmq_msg_data(frame), text, strlen(text)) == 0;
+}
+
+/* The user id to let in; NULL with *why when refused. */
+static const char *judge(struct curve_zap *zap, struct zap_request *r, const char **why)
+{
+    *why = "not a ZAP 1.0 request";
+    if (r->count != FRAMES || !frame_is(&r->frames[0], "1.0"))
+        return NULL;
+    *why = "unknown domain";
+    if (!frame_is(&r->frames[2], CURVE_ZAP_DOMAIN))
+        return NULL;
+    *why = "the mechanism is not CURVE";
+    if (!frame_is(&r->frames[5], "CURVE"))
+        return NULL;
+    *why = "a key of the wrong size";
+    if (zmq_msg_size(&r->frames[6]) != 32)
+        return NULL;
+    refresh_keys(zap);
+    const struct zap_key *key = find_key(zap, zmq_msg_data(&r->frames[6]));
+    *why = "unknown key";
+    return key ? key->user_id : NULL;
+}
+
+static void answer(struct curve_zap *zap)
+{
+    struct zap_request r;
+    const char *why;
+    char peer[64] = "?";
+    int rc = receive_request(zap->handler, &r);
+    if (rc == 0) {
+        const char *user = judge(zap, &r, &why);
+        if (r.count > 3)
+            snprintf(peer, sizeof(peer), "%.*s", (int)zmq_msg_size(&r.frames[3]),
+                     (char *)zmq_msg_data(&r.frames[3]));
+        if (!user)
+            refuse(zap, peer, why);
+        zmq_send(zap->handler, "1.0", 3, ZMQ_SNDMORE);
+        if (r.count > 1)
+            zmq_send(zap->handler, zmq_msg_data(&r.frames[1]), zmq_msg_size(&r.frames[1]), ZMQ_SNDMORE);
+        else
+            zmq_send(zap->handler, "", 0, ZMQ_SNDMORE);
+        zmq_send(zap->handler, user ? "200" : "400", 3, ZMQ_SNDMORE);
+        zmq_send(zap->handler, user ? "OK" : why, strlen(user ? "OK" : why), ZMQ_SNDMORE);
+        zmq_send(zap->handler, user ? user : "", user ? strlen(user) : 0, ZMQ_SNDMORE);
+        zmq_send(zap->handler, "", 0, 0);
+    }
+    for (int i = 0; i < r.count && i < FRAMES; i++)
+        zmq_msg_close(&r.frames[i]);
+}
+
+/* ---- refusals that ZAP never sees
+ * ------------------------------------------------------------------------------ */
+
+static void read_monitor(struct curve_zap *zap, size_t which)
+{
+    zmq_msg_t event, address;
+    uint16_t number = 0;
+    uint32_t value = 0;
+    char peer[128] = "?", why[64];
+    zmq_msg_init(&event);
+    zmq_msg_init(&address);
+    if (zmq_msg_recv(&event, zap->monitors[which], 0) == 6 && zmq_msg_more(&event)) {
+        memcpy(&number, zmq_msg_data(&event), 2);
+        memcpy(&value, (char *)zmq_msg_data(&event) + 2, 4);
+        if (zmq_msg_recv(&address, zap->monitors[which], 0) >= 0 && zmq_msg_size(&address) > 0)
+            snprintf(peer, sizeof(peer), "%.*s", (int)zmq_msg_size(&address), (char *)zmq_msg_data(&address));
+    }
+    if (number == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) {
+        bool mismatch = value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH;
+        snprintf(why, sizeof(why), mismatch ? "the mechanism is not CURVE" : "protocol error 0x%08x", value);
+        refuse(zap, peer, why);
+    } else if (number == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL) {
+        refuse(zap, peer, "the handshake was not finished");
+    } else if (number == ZMQ_EVENT_MONITOR_STOPPED) { /* its socket was closed */
+        zmq_close(zap->monitors[which]);
+        zap->monitors[which] = zap->monitors[--zap->monitor_count];
+    }
+    zmq_msg_close(&event);
+    zmq_msg_close(&address);
+}
+
+int curve_zap_watch(struct curve_zap *zap, void *socket, struct err *err)
+{
+    char endpoint[64];
+    snprintf(endpoint, sizeof(endpoint), "inproc://lepton.curve.%p.%u", (void *)zap, zap->watched);
+    if (zap->watched == MOST_WATCHED)
+        return err_set(err, "cannot watch more than %d sockets", MOST_WATCHED);
+    if (zmq_socket_monitor(socket, endpoint,
+                           ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+                               ZMQ_EVENT_MONITOR_STOPPED) != 0)
+        return err_set(err, "cannot watch handshakes: %s", zmq_strerror(errno));
+    void *monitor = zmq_socket(zap->context, ZMQ_PAIR);
+    int linger = 0;
+    if (!monitor || zmq_setsockopt(monitor, ZMQ_LINGER, &linger, sizeof(linger)) != 0 ||
+        zmq_connect(monitor, endpoint) != 0 ||
+        zmq_send(zap->control, &monitor, sizeof(monitor), 0) !=
+            sizeof(monitor)) { /* hands it to the thread */
+        err_set(err, "cannot watch handshakes: %s", zmq_strerror(errno));
+        zmq_socket_monitor(socket, NULL, 0);
+        if (monitor)
+            zmq_close(monitor);
+        return -1;
+    }
+    zap->watched++;
+    return 0;
+}
+
+/* ---- the thread
+ * ------------------------------------------------------------------------------------------------- */
+
+/* False: stop. */
+static bool obey(struct curve_zap *zap)
+{
+    void *monitor;
+    int n = zmq_recv(zap->controlled, &monitor, sizeof(monitor), 0);
+    if (n != (int)sizeof(monitor))
+        return false; /* an empty message, or the context ends */
+    zap->monitors[zap->monitor_count++] = monitor;
+    return true;
+}
+
+static void *zap_thread(void *argument)
+{
+    struct curve_zap *zap = argument;
+    bool running = true;
+    while (running) {
+        zmq_pollitem_t items[2 + MOST_WATCHED] = {{.socket = zap->controlled, .events = ZMQ_POLLIN},
+                                                  {.socket = zap->handler, .events = ZMQ_POLLIN}};
+        size_t monitors = zap->monitor_count;
+        for (size_t i = 0; i < monitors; i++)
+            items[2 + i] = (zmq_pollitem_t){.socket = zap->monitors[i], .events = ZMQ_POLLIN};
+        if (zmq_poll(items, (int)(2 + monitors), -1) < 0) {
+            running = errno == EINTR;
+            continue;
+        }
+        if (items[1].revents)
+            answer(zap);
+        for (size_t i = monitors; i-- > 0;) /* backwards: read_monitor may fill a gap from the end */
+            if (items[2 + i].revents)
+                read_monitor(zap, i);
+        if (items[0].revents)
+            running = obey(zap);
+    }
+    for (size_t i = 0; i < zap->monitor_count; i++)
+        zmq_close(zap->monitors[i]);
+    zmq_unbind(zap->handler, ENDPOINT); /* at once: zmq_close frees the name some time later */
+    zmq_close(zap->handler);
+    zmq_close(zap->controlled);
+    return NULL;
+}
+
+static void *new_socket(void *context, int type)
+{
+    int linger = 0;
+    void *socket = zmq_socket(context, type);
+    if (socket)
+        zmq_setsockopt(socket, ZMQ_LINGER, &linger, sizeof(linger));
+    return socket;
+}
+
+int curve_zap_start(struct curve_zap **out, void *context, const char *authorized_directory, struct err *err)
+{
+    char endpoint[64];
+    char **names = NULL;
+    size_t count = 0;
+    uint64_t signature;
+    *out = NULL;
+    if (list_keys(authorized_directory, &names, &count, &signature, err) != 0)
+        return -1;
+    free_names(names, count);
+
+    struct curve_zap *zap = xcalloc(1, sizeof(*zap));
+    zap->context = context;
+    zap->directory = xstrdup(authorized_directory);
+    snprintf(endpoint, sizeof(endpoint), "inproc://lepton.zap.%p", (void *)zap);
+    zap->handler = new_socket(context, ZMQ_REP);
+    zap->control = new_socket(context, ZMQ_PAIR);
+    zap->controlled = new_socket(context, ZMQ_PAIR);
+    if (!zap->handler || !zap->control || !zap->controlled || zmq_bind(zap->control, endpoint) != 0 ||
+        zmq_connect(zap->controlled, endpoint) != 0) {
+        err_set(err, "cannot start the ZAP handler: %s", zmq_strerror(errno));
+        goto fail;
+    }
+    if (zmq_bind(zap->handler, ENDPOINT) != 0) {
+        err_set(err, "cannot start the ZAP handler: %s",
+                errno == EADDRINUSE ? "this context has one already" : zmq_strerror(errno));
+        goto fail;
+    }
+    if (pthread_create(&zap->thread, NULL, zap_thread, zap) != 0) {
+        err_set(err, "cannot start the ZAP handler: no thread");
+        goto fail;
+    }
+    *out = zap;
+    return 0;
+fail:
+    if (zap->handler)
+        zmq_close(zap->handler);
+    if (zap->control)
+        zmq_close(zap->control);
+    if (zap->controlled)
+        zmq_close(zap->controlled);
+    free(zap->directory);
+    free(zap);
+    return -1;
+}
+
+void curve_zap_stop(struct curve_zap **zap_p)
+{
+    struct curve_zap *zap = *zap_p;
+    if (!zap)
+        return;
+    *zap_p = NULL;
+    zmq_send(zap->control, "", 0, 0);
+    pthread_join(zap->thread, NULL);
+    zmq_close(zap->control);
+    free(zap->keys);
+    free(zap->directory);
+    free(zap);
+}
+
+uint64_t curve_zap_refused(struct curve_zap *zap)
+{
+    return atomic_load(&zap->refused);
+}
