@@ -16,7 +16,7 @@ const char *__lsan_default_suppressions(void)
 
 struct sample {
     int64_t max_tokens, seed;
-    double temperature;
+    double temperature, scale;
     char *prompt, *log_format, *config;
     bool json;
 };
@@ -38,6 +38,7 @@ static const struct config_option options[] = {
      .max = 2,
      .standard = "0.5",
      .help = "Temperature."},
+    {.name = "scale", .kind = CONFIG_FLOAT, .offset = AT(scale), .help = "Without bounds."},
     {.name = "prompt", .letter = 'p', .kind = CONFIG_STRING, .offset = AT(prompt), .help = "Prompt."},
     {.name = "log_format",
      .kind = CONFIG_STRING,
@@ -123,7 +124,7 @@ static void test_file(void)
 {
     static const char text[] =
         "# a comment\nmax_tokens = 128; temperature : 1\n/* two\nlines */ prompt = \"a \" "
-        "\"b\\n@include \\\"x\\\"\";\nlog_format = \"json\" // end\njson = TRUE;\n"
+        "\"b\\n\\\"@include \\\"x\\\"\";\nlog_format = \"json\" // end\njson = TRUE;\n"
         "seed = 9007199254740993;\n";
     struct sample s;
     struct err err = {0};
@@ -132,7 +133,7 @@ static void test_file(void)
     CHECK_STR(err.message, "");
     CHECK_INT(s.max_tokens, 128);
     CHECK_NEAR(s.temperature, 1, 0);
-    CHECK_STR(s.prompt, "a b\n@include \"x\"");
+    CHECK_STR(s.prompt, "a b\n\"@include \"x\"");
     CHECK_STR(s.log_format, "json");
     CHECK(s.json);
     CHECK_INT(s.seed, 9007199254740993); /* more than 32 bits, and no double in between */
@@ -165,6 +166,10 @@ static void test_flag_forms(void)
     CHECK_INT(args_count, 2);
     CHECK_STR(args_positional[0], "model");
     CHECK_STR(args_positional[1], "text");
+    config_release(&table, &s);
+    CHECK_INT(ARGS(&s, "--scale", "-2.5e3", "--seed", "9223372036854775807"), 0);
+    CHECK_NEAR(s.scale, -2500, 0);
+    CHECK_INT(s.seed, INT64_MAX);
     config_release(&table, &s);
     CHECK_INT(ARGS(&s, "-n7", "--json", "--json=false", "-pabc", "-n", "8"), 0); /* the last one counts */
     CHECK_INT(s.max_tokens, 8);
@@ -211,6 +216,9 @@ static void test_command_line_refusals(void)
     CHECK_REFUSED("--temperature: expected a number from 0 to 2, found \"0x1\"", "--temperature", "0x1");
     CHECK_REFUSED("--temperature: expected a number from 0 to 2, found \"1e400\"", "--temperature", "1e400");
     CHECK_REFUSED("--temperature: expected a number from 0 to 2, found \".\"", "--temperature", ".");
+    CHECK_REFUSED("--scale: expected a number, found \"-1e999\"", "--scale", "-1e999");
+    CHECK_REFUSED("--seed: expected an integer from 0 to 9223372036854775807, found \"9223372036854775808\"",
+                  "--seed", "9223372036854775808");
     CHECK_REFUSED("--log-format: expected one of text, json, found \"tex\"", "--log-format", "tex");
     CHECK_REFUSED("--json: expected true or false, found \"maybe\"", "--json=maybe");
     CHECK_REFUSED("-j: takes no value, found \"x\"", "-jx");
@@ -266,6 +274,7 @@ static const struct {
     BAD("temperature = 3.5;", "1: temperature: expected a number from 0 to 2, found the number 3.5"),
     BAD("temperature = 1e400;", "1: temperature: expected a number from 0 to 2, found the number inf"),
     BAD("temperature = \"1\";", "1: temperature: expected a number from 0 to 2, found \"1\""),
+    BAD("scale = 1e400;", "1: scale: expected a number, found the number inf"),
     BAD("prompt = 5;", "1: prompt: expected a string, found 5"),
     BAD("prompt = [\"a\"];", "1: prompt: expected a string, found an array [ ]"),
     BAD("prompt = (\"a\", 1);", "1: prompt: expected a string, found a list ( )"),
@@ -397,6 +406,7 @@ static void test_help(void)
     CHECK_CONTAINS(text, "  -n, --max-tokens N          Tokens to generate. (1 to 4096; default 64)\n");
     CHECK_CONTAINS(text, "      --log-format text|json  Format of the log. (default text)\n");
     CHECK_CONTAINS(text, "      --config FILE           Configuration file.\n");
+    CHECK_CONTAINS(text, "      --seed N                Seed.\n");
     CHECK_CONTAINS(text, "  -h, --help                  Shows this help.\n");
     CHECK_CONTAINS(text, "\nexit codes: 0 done\n");
 }
