@@ -22,11 +22,6 @@
 #define BLOCK_DX    64  /* rows of dx of such a piece */
 #define TRANSPOSE_N 16  /* weight rows made floats at a time there */
 
-/* Sixteen floats as one value; the compiler splits it where registers are narrower. */
-typedef float lanes_vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
-
-#define LANES_AT(p) (*(const lanes_vec *)(p))
-
 int cpu_pack(struct weight *out, struct device *device, const struct tensor *host, struct err *err)
 {
     out->stored = *host;
@@ -56,69 +51,97 @@ static const char *weight_at(const struct weight *w, int64_t n, int64_t k)
 
 /* ---- out = x . w^T */
 
-/* acc[i][r] += x[i] * w[r] over k elements, for `rows` weight rows and `xs` rows of x: constants where this
- * is inlined, so that the lanes of the tile live in registers. */
-ALWAYS_INLINE void tile_add(float *restrict acc, const float *restrict x, int64_t x_stride,
-                            const float *restrict w, int64_t w_stride, int64_t k, const int xs,
-                            const int rows)
-{
-    lanes_vec sum[TILE_X][TILE_ROWS];
-    for (int i = 0; i < xs; i++)
-        for (int r = 0; r < rows; r++)
-            sum[i][r] = LANES_AT(acc + (i * TILE_ROWS + r) * LANES);
-    int64_t c = 0;
-    for (; c + LANES <= k; c += LANES)
-        for (int r = 0; r < rows; r++) {
-            lanes_vec wv = LANES_AT(w + r * w_stride + c);
-            for (int i = 0; i < xs; i++)
-                sum[i][r] += LANES_AT(x + i * x_stride + c) * wv;
-        }
-    for (int i = 0; i < xs; i++)
-        for (int r = 0; r < rows; r++) {
-            *(lanes_vec *)(acc + (i * TILE_ROWS + r) * LANES) = sum[i][r];
-            for (int j = 0; c + j < k; j++)
-                acc[(i * TILE_ROWS + r) * LANES + j] += x[i * x_stride + c + j] * w[r * w_stride + c + j];
-        }
-}
-
-CPU_CLONES static void tile_full(float *restrict acc, const float *restrict x, int64_t x_stride,
-                                 const float *restrict w, int64_t w_stride, int64_t k)
-{
-    tile_add(acc, x, x_stride, w, w_stride, k, TILE_X, TILE_ROWS);
-}
-
-CPU_CLONES static void tile_one_x(float *restrict acc, const float *restrict x, const float *restrict w,
-                                  int64_t w_stride, int64_t k)
-{
-    tile_add(acc, x, 0, w, w_stride, k, 1, TILE_ROWS);
-}
-
-CPU_CLONES static void tile_single(float *restrict acc, const float *restrict x, const float *restrict w,
-                                   int64_t k)
-{
-    tile_add(acc, x, 0, w, 0, k, 1, 1);
-}
-
-static void tile_any(float *acc, const float *x, int64_t x_stride, int xs, const float *w, int64_t w_stride,
-                     int rows, int64_t k)
-{
-    if (xs == TILE_X && rows == TILE_ROWS) {
-        tile_full(acc, x, x_stride, w, w_stride, k);
-        return;
+/* acc[i][r] += x[i] * w[r] over k elements, for XS rows of x and ROWS weight rows. WIDTH lanes are summed in
+ * registers at a time; narrower registers take several passes, which changes no lane's sum. */
+#define TILE_KERNEL(NAME, TARGET, WIDTH, XS, ROWS)                                                      \
+    TARGET static void NAME(float *restrict acc, const float *restrict x, int64_t x_stride,             \
+                            const float *restrict w, int64_t w_stride, int64_t k)                       \
+    {                                                                                                   \
+        typedef float vec __attribute__((vector_size((WIDTH) * sizeof(float)), aligned(4), may_alias)); \
+        int64_t whole = k / LANES * LANES;                                                              \
+        for (int lane = 0; lane < LANES; lane += (WIDTH)) {                                             \
+            vec sum[XS][ROWS];                                                                          \
+            for (int i = 0; i < (XS); i++)                                                              \
+                for (int r = 0; r < (ROWS); r++)                                                        \
+                    sum[i][r] = *(const vec *)(acc + (i * TILE_ROWS + r) * LANES + lane);               \
+            for (int64_t c = lane; c < whole; c += LANES)                                               \
+                for (int r = 0; r < (ROWS); r++) {                                                      \
+                    vec wv = *(const vec *)(w + r * w_stride + c);                                      \
+                    for (int i = 0; i < (XS); i++)                                                      \
+                        sum[i][r] += *(const vec *)(x + i * x_stride + c) * wv;                         \
+                }                                                                                       \
+            for (int i = 0; i < (XS); i++)                                                              \
+                for (int r = 0; r < (ROWS); r++)                                                        \
+                    *(vec *)(acc + (i * TILE_ROWS + r) * LANES + lane) = sum[i][r];                     \
+        }                                                                                               \
+        for (int i = 0; i < (XS); i++)                                                                  \
+            for (int r = 0; r < (ROWS); r++)                                                            \
+                for (int j = 0; whole + j < k; j++)                                                     \
+                    acc[(i * TILE_ROWS + r) * LANES + j] +=                                             \
+                        x[i * x_stride + whole + j] * w[r * w_stride + whole + j];                      \
     }
-    for (int i = 0; i < xs; i++) {
+
+typedef void tile_function(float *restrict acc, const float *restrict x, int64_t x_stride,
+                           const float *restrict w, int64_t w_stride, int64_t k);
+
+/* One set per register width; `full` is as large as that width's registers can hold. */
+struct tiles {
+    tile_function *full; /* xs x TILE_ROWS */
+    int xs;
+    tile_function *one_x;  /* 1 x TILE_ROWS */
+    tile_function *single; /* 1 x 1 */
+};
+
+TILE_KERNEL(full_portable, , 4, 2, TILE_ROWS)
+TILE_KERNEL(one_x_portable, , 4, 1, TILE_ROWS)
+TILE_KERNEL(single_portable, , 4, 1, 1)
+static const struct tiles PORTABLE = {full_portable, 2, one_x_portable, single_portable};
+
+#ifdef CPU_HAS_CLONES
+#define AVX2    __attribute__((target("avx2")))
+#define AVX512F __attribute__((target("avx512f")))
+TILE_KERNEL(full_avx2, AVX2, 8, 2, TILE_ROWS)
+TILE_KERNEL(one_x_avx2, AVX2, 8, 1, TILE_ROWS)
+TILE_KERNEL(single_avx2, AVX2, 8, 1, 1)
+static const struct tiles WITH_AVX2 = {full_avx2, 2, one_x_avx2, single_avx2};
+
+TILE_KERNEL(full_avx512, AVX512F, 16, 4, TILE_ROWS)
+TILE_KERNEL(one_x_avx512, AVX512F, 16, 1, TILE_ROWS)
+TILE_KERNEL(single_avx512, AVX512F, 16, 1, 1)
+static const struct tiles WITH_AVX512 = {full_avx512, 4, one_x_avx512, single_avx512};
+#endif
+
+static const struct tiles *tiles_here(void)
+{
+#ifdef CPU_HAS_CLONES
+    if (__builtin_cpu_supports("avx512f"))
+        return &WITH_AVX512;
+    if (__builtin_cpu_supports("avx2"))
+        return &WITH_AVX2;
+#endif
+    return &PORTABLE;
+}
+
+static void tile_any(const struct tiles *tiles, float *acc, const float *x, int64_t x_stride, int xs,
+                     const float *w, int64_t w_stride, int rows, int64_t k)
+{
+    for (int i = 0, step; i < xs; i += step) {
         float *sums = acc + i * TILE_ROWS * LANES;
-        if (rows == TILE_ROWS) {
-            tile_one_x(sums, x + i * x_stride, w, w_stride, k);
-            continue;
-        }
-        for (int r = 0; r < rows; r++)
-            tile_single(sums + r * LANES, x + i * x_stride, w + r * w_stride, k);
+        const float *xi = x + i * x_stride;
+        step = rows == TILE_ROWS && xs - i >= tiles->xs ? tiles->xs : 1;
+        if (rows < TILE_ROWS)
+            for (int r = 0; r < rows; r++)
+                tiles->single(sums + r * LANES, xi, x_stride, w + r * w_stride, w_stride, k);
+        else if (step > 1)
+            tiles->full(sums, xi, x_stride, w, w_stride, k);
+        else
+            tiles->one_x(sums, xi, x_stride, w, w_stride, k);
     }
 }
 
 struct matmul {
     struct team *team;
+    const struct tiles *tiles;
     const float *x, *bias;
     float *out;
     const struct weight *w;
@@ -140,6 +163,17 @@ static void store_tile(const struct matmul *m, float *acc, int64_t t0, int xs, i
         }
 }
 
+static void tile_in_chunks(const struct matmul *m, float *acc, float *floats, int64_t n, int rows)
+{
+    for (int64_t k = 0; k < m->K; k += CHUNK_FEW) {
+        int chunk = at_most(m->K - k, CHUNK_FEW);
+        for (int r = 0; r < rows; r++)
+            dtype_to_f32(m->w->stored.dtype, weight_at(m->w, n + r, k), floats + r * CHUNK_FEW,
+                         (uint64_t)chunk);
+        tile_any(m->tiles, acc, m->x + k, m->K, (int)m->T, floats, CHUNK_FEW, rows, chunk);
+    }
+}
+
 /* Outputs n0..n0+rows of at most TILE_X rows of x: the weights pass once, chunk by chunk. */
 static void matmul_few(const struct matmul *m, float *floats, int64_t n0, int rows)
 {
@@ -147,13 +181,11 @@ static void matmul_few(const struct matmul *m, float *floats, int64_t n0, int ro
     for (int r0 = 0; r0 < rows; r0 += TILE_ROWS) {
         int tile = at_most(rows - r0, TILE_ROWS);
         memset(acc, 0, sizeof(acc));
-        for (int64_t k = 0; k < m->K; k += CHUNK_FEW) {
-            int chunk = at_most(m->K - k, CHUNK_FEW);
-            for (int r = 0; r < tile; r++)
-                dtype_to_f32(m->w->stored.dtype, weight_at(m->w, n0 + r0 + r, k), floats + r * CHUNK_FEW,
-                             (uint64_t)chunk);
-            tile_any(acc, m->x + k, m->K, (int)m->T, floats, CHUNK_FEW, tile, chunk);
-        }
+        if (m->w->stored.dtype == DTYPE_F32)
+            tile_any(m->tiles, acc, m->x, m->K, (int)m->T, (const float *)weight_at(m->w, n0 + r0, 0), m->K,
+                     tile, m->K);
+        else
+            tile_in_chunks(m, acc, floats, n0 + r0, tile);
         store_tile(m, acc, 0, (int)m->T, n0 + r0, tile);
     }
 }
@@ -169,7 +201,7 @@ static void matmul_many(const struct matmul *m, float *floats, int64_t stride, i
         for (int r = 0; r < rows; r += TILE_ROWS) {
             int tile = at_most(rows - r, TILE_ROWS);
             memset(acc, 0, sizeof(acc));
-            tile_any(acc, m->x + t * m->K, m->K, xs, floats + r * stride, stride, tile, m->K);
+            tile_any(m->tiles, acc, m->x + t * m->K, m->K, xs, floats + r * stride, stride, tile, m->K);
             store_tile(m, acc, t, xs, n0 + r, tile);
         }
     }
@@ -196,6 +228,7 @@ void cpu_matmul(struct stream *s, struct tensor *out, const struct tensor *x, co
                 const struct tensor *bias)
 {
     struct matmul m = {.team = cpu_team(s),
+                       .tiles = tiles_here(),
                        .x = x->data,
                        .bias = bias ? bias->data : NULL,
                        .out = out->data,

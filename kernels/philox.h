@@ -6,6 +6,10 @@
 
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #ifdef __CUDACC__
 #define PHILOX_FUNCTION static inline __host__ __device__
 #else
@@ -37,5 +41,9 @@ PHILOX_FUNCTION double philox_uniform(uint64_t seed, uint32_t index)
     uint64_t bits = (uint64_t)counter[0] << 32 | counter[1];
     return (double)(bits >> 11) * (1.0 / 9007199254740992.0);
 }
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

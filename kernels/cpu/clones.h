@@ -7,7 +7,8 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(LEPTON_SANITIZE) && \
     !defined(LEPTON_NO_CLONES)
-#define CPU_CLONES __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
+#define CPU_HAS_CLONES 1
+#define CPU_CLONES     __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
 #else
 #define CPU_CLONES
 #endif
