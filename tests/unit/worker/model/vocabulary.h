@@ -4,6 +4,7 @@
 #ifndef LEPTON_TESTS_VOCABULARY_H
 #define LEPTON_TESTS_VOCABULARY_H
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
