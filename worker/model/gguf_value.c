@@ -4,6 +4,7 @@
  * is the type, which belongs to the file and is therefore an error of the world, not a bug. */
 #include "worker/model/gguf.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -224,12 +225,24 @@ static void format_string(struct gguf_string s, size_t limit, struct buffer *out
         buffer_printf(out, "... (%llu bytes)", (unsigned long long)s.size);
 }
 
+/* The shortest text that reads back as the same number: 0.1 and not 0.100000001. */
+static void format_float(float v, struct buffer *out)
+{
+    char text[32];
+    for (int digits = 6; digits <= 9; digits++) {
+        snprintf(text, sizeof(text), "%.*g", digits, (double)v);
+        if (strtof(text, NULL) == v)
+            break;
+    }
+    buffer_printf(out, "%s", text);
+}
+
 static void format_scalar(enum gguf_type type, const uint8_t *p, struct buffer *out)
 {
     if (type == GGUF_BOOL)
         buffer_printf(out, "%s", *p ? "true" : "false");
     else if (type == GGUF_F32)
-        buffer_printf(out, "%.9g", (double)LOAD(float, p));
+        format_float(LOAD(float, p), out);
     else if (type == GGUF_F64)
         buffer_printf(out, "%.17g", LOAD(double, p));
     else if (type == GGUF_U64)

@@ -294,6 +294,8 @@ static void test_format(void)
     gguf_writer_ints(w, "empty", many, 0);
     gguf_writer_strings(w, "words", tokens, 3);
     gguf_writer_float(w, "tenth", 0.1);
+    gguf_writer_float(w, "third", 1 / 3.0);
+    gguf_writer_float(w, "nan", NAN);
     gguf_writer_bool(w, "no", false);
     CHECK_INT(gguf_writer_begin(w, &err), 0);
     CHECK_INT(gguf_writer_close(&w, &err), 0);
@@ -311,7 +313,11 @@ static void test_format(void)
     format_key(g, "words", 99, text, sizeof(text));
     CHECK_STR(text, "[\"<unk>\", \"\", \"\xE2\x96\x81the\"] (3 x string)");
     format_key(g, "tenth", 9, text, sizeof(text));
-    CHECK_STR(text, "0.100000001");
+    CHECK_STR(text, "0.1");
+    format_key(g, "third", 9, text, sizeof(text));
+    CHECK_STR(text, "0.33333334");
+    format_key(g, "nan", 9, text, sizeof(text));
+    CHECK_CONTAINS(text, "nan");
     format_key(g, "no", 9, text, sizeof(text));
     CHECK_STR(text, "false");
     gguf_close(&g);
