@@ -174,17 +174,26 @@ static void test_missing_byte_token(void)
     tokenizer_close(&t);
 }
 
-static void test_no_unknown_token(void)
+static void test_unknown_by_type(void)
 {
-    struct vocabulary_change change = {.at = VOCABULARY_BYTES + 0x9C,
-                                       .text = "zzz",
-                                       .type = 1,
-                                       .key = "tokenizer.ggml.unknown_token_id",
-                                       .key_type = GGUF_I32,
-                                       .value = -1};
+    struct vocabulary_change change = {
+        .no_bytes = true, .key = "tokenizer.ggml.unknown_token_id", .key_type = GGUF_I32, .value = -1};
     struct tokenizer *t = small_tokenizer(&change);
-    /* The file has a token of type unknown, which is taken though the key names none. */
-    CHECK_STR(pieces_of(t, "\x9C", &plain), MARK "|<unk>");
+    CHECK_STR(pieces_of(t, "axa", &plain), MARK "|a|<unk>|a");
+    tokenizer_close(&t);
+}
+
+static void test_no_token_at_all(void)
+{
+    struct vocabulary_change change = {.at = 0, .type = 3, .no_bytes = true};
+    struct tokenizer *t = small_tokenizer(&change);
+    struct token_ids ids = encode(t, "a", 1, &plain);
+    struct err err = {0};
+    CHECK_INT(tokenizer_encode(t, "axa", 3, &plain, &ids, &err), -1);
+    CHECK_INT(err.code, 400);
+    CHECK_CONTAINS(err.message, "no byte token <0x78>");
+    CHECK_INT(ids.count, 2);
+    token_ids_release(&ids);
     tokenizer_close(&t);
 }
 
@@ -476,7 +485,8 @@ int main(void)
     TEST(test_control_needs_asking, "control and byte tokens written in a text stay text unless asked for");
     TEST(test_user_defined_always, "user-defined tokens are recognised always, the longest first");
     TEST(test_missing_byte_token, "a character that bytes cannot spell is unknown as a whole");
-    TEST(test_no_unknown_token, "the unknown token is found by its type");
+    TEST(test_unknown_by_type, "the unknown token is found by its type");
+    TEST(test_no_token_at_all, "a character that no token can stand for is refused, the ids are as before");
     TEST(test_too_long, "text over 64 MiB is refused");
     TEST(test_no_space_mark, "a space without a piece is its byte");
     TEST(test_slow_reference, "segments and heap give what the slow algorithm gives");

@@ -27,11 +27,12 @@ struct vocabulary_change {
     bool scalar;
     const char *resize; /* this array has `by` elements more; -1000000: none */
     int by;
-    int at;            /* this piece ... (0: none; piece 0 is never changed) */
+    int at;            /* this piece ... */
     const char *text;  /* ... has this text */
     size_t text_bytes; /* 0: up to the NUL */
     int type;          /* ... has this type (NO_TYPE: 0 itself) */
     float score;       /* ... has this score */
+    bool no_bytes;     /* the byte tokens are ordinary words */
     const char *key;   /* a further key with `value` */
     enum gguf_type key_type;
     int64_t value;
@@ -130,12 +131,12 @@ static inline void vocabulary_put_element(struct buffer *b, enum gguf_type type,
                                           const struct vocabulary_change *c)
 {
     char byte[8] = "";
-    struct vocabulary_piece p = {byte, 0, 6};
+    struct vocabulary_piece p = {byte, 0, c->no_bytes ? 1 : 6};
     if (id < VOCABULARY_SMALL)
         p = vocabulary_small[id];
     else
         snprintf(byte, sizeof(byte), "<0x%02X>", (unsigned)(id - VOCABULARY_BYTES) & 0xFF);
-    bool changed = c->at && id == c->at;
+    bool changed = id == c->at;
     size_t bytes = strlen(p.text);
     if (changed && c->text) {
         p.text = c->text;
