@@ -68,7 +68,7 @@ test_forms() {
     run 0 "$tiny" -p "" --json
     prints '{"tokens":[]}'
     run 0 "$tiny" -p "hi h" --pieces
-    prints $'263\t\u2581hi\n259\t\u2581\n260\th'
+    prints $'263\t\xe2\x96\x81hi\n259\t\xe2\x96\x81\n260\th'
     run 0 "$tiny" -p "hi a" --pieces --json
     prints '{"tokens":[263,259,100],"pieces":["▁hi","▁","<0x61>"]}'
 }
@@ -93,7 +93,7 @@ test_inputs() {
 test_hostile_pieces() {
     printf '\033\302\205' >"$scratch/text"
     run 0 "$tiny" -f "$scratch/text" --pieces
-    prints $'259\t\u2581\n264\t\\x1B\n265\t\\u0085'
+    prints $'259\t\xe2\x96\x81\n264\t\\x1B\n265\t\\u0085'
 }
 
 test_refusals() {
