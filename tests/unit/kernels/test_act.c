@@ -1,0 +1,77 @@
+#include "tests/unit/kernels/rig.h"
+
+static void test_add_adds_every_element(void)
+{
+    struct rig r;
+    rig_open(&r, 3);
+    const int64_t T = 31, C = 2047;
+    struct tensor x = RIG_F32(&r, T, C), y = RIG_F32(&r, T, C), before = RIG_F32(&r, T, C);
+    rig_random(&r, &x);
+    rig_random(&r, &y);
+    memcpy(before.data, x.data, tensor_bytes(&x));
+    kernel_add(r.stream, &x, &y);
+    int wrong = 0;
+    for (int64_t i = 0; i < T * C; i++)
+        wrong += floats(&x)[i] != floats(&before)[i] + floats(&y)[i];
+    CHECK_INT(wrong, 0);
+    rig_close(&r);
+}
+
+static void test_swiglu_follows_the_definition(void)
+{
+    struct rig r;
+    rig_open(&r, 3);
+    const int64_t T = 5, F = 1031;
+    struct tensor gate = RIG_F32(&r, T, F), up = RIG_F32(&r, T, F), out = RIG_F32(&r, T, F);
+    rig_random(&r, &gate);
+    rig_random(&r, &up);
+    for (int64_t i = 0; i < T * F; i++)
+        floats(&gate)[i] *= 20.0f;
+    floats(&gate)[0] = -200.0f; /* exp overflows: the limit is -0 */
+    floats(&gate)[1] = NAN;
+    kernel_swiglu(r.stream, &out, &gate, &up);
+    int wrong = 0;
+    for (int64_t i = 2; i < T * F; i++) {
+        double z = (double)floats(&gate)[i], expected = z / (1.0 + exp(-z)) * (double)floats(&up)[i];
+        wrong += !(fabs(floats(&out)[i] - expected) <= 4e-7 * fabs(expected) + 1e-9);
+    }
+    CHECK_INT(wrong, 0);
+    CHECK(floats(&out)[0] == 0.0f);
+    CHECK(isnan(floats(&out)[1]));
+    kernel_swiglu(r.stream, &gate, &gate, &up); /* out may be gate */
+    CHECK(same_bits(&gate, &out));
+    rig_close(&r);
+}
+
+static void test_sum_ranks_adds_in_rank_order(void)
+{
+    struct rig r;
+    rig_open(&r, 2);
+    const int64_t ranks = 5, T = 3, C = 777;
+    struct tensor parts = RIG_F32(&r, ranks, T, C), out = RIG_F32(&r, T, C);
+    rig_random(&r, &parts);
+    for (int64_t i = 0; i < T * C; i++) /* sizes far apart: another order gives other bits */
+        floats(&parts)[i] *= 1e7f;
+    kernel_sum_ranks(r.stream, &out, &parts);
+    int wrong = 0, other_order = 0;
+    for (int64_t i = 0; i < T * C; i++) {
+        float sum = floats(&parts)[i], reverse = floats(&parts)[(ranks - 1) * T * C + i];
+        for (int64_t k = 1; k < ranks; k++)
+            sum += floats(&parts)[k * T * C + i];
+        for (int64_t k = ranks - 2; k >= 0; k--)
+            reverse += floats(&parts)[k * T * C + i];
+        wrong += floats(&out)[i] != sum;
+        other_order += sum != reverse;
+    }
+    CHECK_INT(wrong, 0);
+    CHECK(other_order > 0);
+    rig_close(&r);
+}
+
+int main(void)
+{
+    TEST(test_add_adds_every_element, "add adds every element");
+    TEST(test_swiglu_follows_the_definition, "swiglu follows the definition, in place too");
+    TEST(test_sum_ranks_adds_in_rank_order, "sum_ranks adds in rank order, to the bit");
+    return test_result();
+}

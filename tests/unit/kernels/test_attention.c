@@ -1,0 +1,250 @@
+#include "tests/unit/kernels/rig.h"
+
+enum { HEADS = 6, KV_HEADS = 2, HEAD_LENGTH = 20, SEQUENCES = 3 };
+
+static const int LENGTHS[SEQUENCES] = {1, 37, 70};
+static const float SCALE = 0.2236f;
+
+/* Three sequences and the numbers of all their rows, sequence after sequence. */
+struct story {
+    struct tensor q, k, v; /* [rows, heads, D] */
+    int rows;
+    int begin[SEQUENCES + 1];
+};
+
+static void story_fill(struct story *s, struct rig *r)
+{
+    memset(s, 0, sizeof(*s));
+    for (int i = 0; i < SEQUENCES; i++)
+        s->begin[i + 1] = s->begin[i] + LENGTHS[i];
+    s->rows = s->begin[SEQUENCES];
+    s->q = RIG_F32(r, s->rows, HEADS, HEAD_LENGTH);
+    s->k = RIG_F32(r, s->rows, KV_HEADS, HEAD_LENGTH);
+    s->v = RIG_F32(r, s->rows, KV_HEADS, HEAD_LENGTH);
+    rig_random(r, &s->q);
+    rig_random(r, &s->k);
+    rig_random(r, &s->v);
+    for (int64_t i = 0; i < tensor_elements(&s->q); i++)
+        floats(&s->q)[i] *= 8.0f;
+}
+
+/* Pages in a shuffled order, so that a wrong table shows. */
+struct cache {
+    struct tensor k, v, table;
+    int page_tokens, columns;
+};
+
+static void cache_make(struct cache *c, struct rig *r, enum dtype type, int page_tokens)
+{
+    c->page_tokens = page_tokens;
+    c->columns = (70 + page_tokens - 1) / page_tokens;
+    int pages = c->columns * SEQUENCES;
+    const int64_t dim[4] = {pages, page_tokens, KV_HEADS, HEAD_LENGTH};
+    c->k = rig_tensor(r, type, 4, dim);
+    c->v = rig_tensor(r, type, 4, dim);
+    c->table = RIG_I32(r, SEQUENCES, c->columns);
+    for (int i = 0; i < pages; i++)
+        ints(&c->table)[i] = i;
+    for (int i = pages - 1; i > 0; i--) {
+        int j = (int)(test_random(&r->random) % (unsigned)(i + 1)), swap = ints(&c->table)[i];
+        ints(&c->table)[i] = ints(&c->table)[j];
+        ints(&c->table)[j] = swap;
+    }
+}
+
+/* Runs one step that holds rows [from[s], to[s]) of each sequence; sequence s uses slot (s + 1) mod 3. */
+static void run_step(struct rig *r, const struct story *s, struct cache *c, const int *from, const int *to,
+                     struct tensor *out)
+{
+    int rows = 0;
+    for (int i = 0; i < SEQUENCES; i++)
+        rows += to[i] - from[i];
+    struct tensor q = RIG_F32(r, rows, HEADS, HEAD_LENGTH), o = RIG_F32(r, rows, HEADS, HEAD_LENGTH);
+    struct tensor k = RIG_F32(r, rows, KV_HEADS, HEAD_LENGTH), v = RIG_F32(r, rows, KV_HEADS, HEAD_LENGTH);
+    struct seq_view view = {.row_begin = RIG_I32(r, SEQUENCES + 1),
+                            .positions = RIG_I32(r, rows),
+                            .slots = RIG_I32(r, SEQUENCES),
+                            .page_table = c->table,
+                            .page_tokens = c->page_tokens};
+    for (int i = 0, row = 0; i < SEQUENCES; i++) {
+        ints(&view.row_begin)[i] = row;
+        ints(&view.slots)[i] = (i + 1) % SEQUENCES;
+        for (int p = from[i]; p < to[i]; p++, row++) {
+            struct tensor one;
+            ints(&view.positions)[row] = p;
+#define COPY_ROW(name)                               \
+    one = tensor_rows(&s->name, s->begin[i] + p, 1); \
+    memcpy(tensor_rows(&name, row, 1).data, one.data, tensor_bytes(&one))
+            COPY_ROW(q);
+            COPY_ROW(k);
+            COPY_ROW(v);
+        }
+        ints(&view.row_begin)[i + 1] = row;
+    }
+    kernel_kv_store(r->stream, &c->k, &c->v, &k, &v, &view);
+    kernel_attention(r->stream, &o, &q, &c->k, &c->v, &view, SCALE);
+    for (int i = 0, row = 0; i < SEQUENCES; i++)
+        for (int p = from[i]; p < to[i]; p++, row++) {
+            struct tensor one = tensor_rows(&o, row, 1);
+            memcpy(tensor_rows(out, s->begin[i] + p, 1).data, one.data, tensor_bytes(&one));
+        }
+}
+
+/* The whole story in steps of at most `chunk` rows of each sequence. */
+static struct tensor run_story(struct rig *r, const struct story *s, enum dtype type, int page_tokens,
+                               int chunk)
+{
+    struct cache c;
+    struct tensor out = RIG_F32(r, s->rows, HEADS, HEAD_LENGTH);
+    cache_make(&c, r, type, page_tokens);
+    int from[SEQUENCES] = {0}, to[SEQUENCES], left;
+    do {
+        left = 0;
+        for (int i = 0; i < SEQUENCES; i++) {
+            to[i] = from[i] + chunk < LENGTHS[i] ? from[i] + chunk : LENGTHS[i];
+            left += LENGTHS[i] - to[i];
+        }
+        run_step(r, s, &c, from, to, &out);
+        memcpy(from, to, sizeof(from));
+    } while (left > 0);
+    return out;
+}
+
+static void check_against_double(const struct story *s, const struct tensor *out, enum dtype type)
+{
+    int wrong = 0;
+    for (int i = 0; i < SEQUENCES; i++)
+        for (int p = 0; p < LENGTHS[i]; p++)
+            for (int h = 0; h < HEADS; h++) {
+                const float *q = floats(&s->q) + ((s->begin[i] + p) * HEADS + h) * HEAD_LENGTH;
+                double sum = 0.0, o[HEAD_LENGTH] = {0};
+                for (int j = 0; j <= p; j++) {
+                    int64_t row = ((s->begin[i] + j) * KV_HEADS + h / (HEADS / KV_HEADS)) * HEAD_LENGTH;
+                    double score = 0.0;
+                    float k[HEAD_LENGTH], v[HEAD_LENGTH];
+                    for (int d = 0; d < HEAD_LENGTH; d++) {
+                        k[d] = floats(&s->k)[row + d];
+                        v[d] = floats(&s->v)[row + d];
+                        if (type == DTYPE_F16) {
+                            k[d] = f16_to_f32(f32_to_f16(k[d]));
+                            v[d] = f16_to_f32(f32_to_f16(v[d]));
+                        }
+                        score += (double)q[d] * (double)k[d];
+                    }
+                    double weight = exp((double)SCALE * score);
+                    sum += weight;
+                    for (int d = 0; d < HEAD_LENGTH; d++)
+                        o[d] += weight * (double)v[d];
+                }
+                const float *got = floats(out) + ((s->begin[i] + p) * HEADS + h) * HEAD_LENGTH;
+                for (int d = 0; d < HEAD_LENGTH; d++)
+                    wrong += !(fabs(got[d] - o[d] / sum) <= 3e-6);
+            }
+    CHECK_INT(wrong, 0);
+}
+
+static void test_attention_follows_the_definition(void)
+{
+    static const enum dtype TYPES[] = {DTYPE_F32, DTYPE_F16};
+    for (size_t i = 0; i < ARRAY_LEN(TYPES); i++) {
+        struct rig r;
+        struct story s;
+        rig_open(&r, 2);
+        story_fill(&s, &r);
+        struct tensor out = run_story(&r, &s, TYPES[i], 16, 1000);
+        check_against_double(&s, &out, TYPES[i]);
+        rig_close(&r);
+    }
+}
+
+static void test_pages_chunks_and_threads_do_not_show(void)
+{
+    static const int PAGES[] = {1, 4, 16, 33}, CHUNKS[] = {1, 7, 16, 1000};
+    static const enum dtype TYPES[] = {DTYPE_F32, DTYPE_F16};
+    for (size_t type = 0; type < ARRAY_LEN(TYPES); type++) {
+        struct rig keeper;
+        struct tensor first = {0};
+        rig_open(&keeper, 1);
+        for (int threads = 1; threads <= 3; threads++)
+            for (size_t p = 0; p < ARRAY_LEN(PAGES); p++)
+                for (size_t c = 0; c < ARRAY_LEN(CHUNKS); c++) {
+                    struct rig r;
+                    struct story s;
+                    rig_open(&r, threads);
+                    story_fill(&s, &r); /* the same numbers every time */
+                    struct tensor out = run_story(&r, &s, TYPES[type], PAGES[p], CHUNKS[c]);
+                    if (!first.data) {
+                        first = RIG_F32(&keeper, s.rows, HEADS, HEAD_LENGTH);
+                        memcpy(first.data, out.data, tensor_bytes(&out));
+                    }
+                    CHECK(same_bits(&first, &out));
+                    rig_close(&r);
+                }
+        rig_close(&keeper);
+    }
+}
+
+static void test_packed_documents_give_the_bits_of_pages(void)
+{
+    struct rig r;
+    struct story s;
+    rig_open(&r, 2);
+    story_fill(&s, &r);
+    struct tensor paged = run_story(&r, &s, DTYPE_F32, 4, 7),
+                  packed = RIG_F32(&r, s.rows, HEADS, HEAD_LENGTH);
+    struct seq_view view = {.row_begin = RIG_I32(&r, SEQUENCES + 1), .positions = RIG_I32(&r, s.rows)};
+    for (int i = 0; i < SEQUENCES; i++)
+        for (int p = 0; p < LENGTHS[i]; p++)
+            ints(&view.positions)[s.begin[i] + p] = p;
+    memcpy(view.row_begin.data, s.begin, sizeof(s.begin));
+    kernel_attention(r.stream, &packed, &s.q, &s.k, &s.v, &view, SCALE);
+    CHECK(same_bits(&packed, &paged));
+    rig_close(&r);
+}
+
+static void test_nan_in_a_key_reaches_later_rows_alone(void)
+{
+    struct rig r;
+    struct story s;
+    rig_open(&r, 1);
+    story_fill(&s, &r);
+    floats(&s.k)[(s.begin[1] + 20) * KV_HEADS * HEAD_LENGTH + 3] = NAN; /* KV head 0 of position 20 */
+    struct tensor out = run_story(&r, &s, DTYPE_F32, 16, 1000);
+    for (int row = 0; row < s.rows; row++) {
+        bool sees = row >= s.begin[1] + 20 && row < s.begin[2];
+        CHECK(!isnan(floats(&out)[row * HEADS * HEAD_LENGTH]) == !sees);
+        CHECK(!isnan(floats(&out)[(row * HEADS + HEADS - 1) * HEAD_LENGTH])); /* KV head 1 */
+    }
+    rig_close(&r);
+}
+
+static void test_pages_move_in_order(void)
+{
+    struct rig r;
+    rig_open(&r, 1);
+    const int64_t P = 5, elements = 3 * 2 * 7;
+    struct tensor pages = rig_tensor(&r, DTYPE_F16, 4, (int64_t[]){P, 3, 2, 7}), moves = RIG_I32(&r, 5, 2);
+    uint16_t *data = pages.data;
+    for (int64_t i = 0; i < P * elements; i++)
+        data[i] = (uint16_t)(1 + i / elements);
+    /* 1 <- 0; 2 <- 1 (what just came from 0); 0 zeroed; 4 <- 0 (zero); 3 onto itself */
+    memcpy(moves.data, (int32_t[]){0, 1, 1, 2, -1, 0, 0, 4, 3, 3}, 10 * sizeof(int32_t));
+    kernel_move_pages(r.stream, &pages, &moves);
+    const uint16_t expected[5] = {0, 1, 1, 4, 0};
+    for (int64_t i = 0; i < P * elements; i++)
+        CHECK_INT(data[i], expected[i / elements]);
+    struct tensor none = tensor_rows(&moves, 0, 0);
+    kernel_move_pages(r.stream, &pages, &none);
+    rig_close(&r);
+}
+
+int main(void)
+{
+    TEST(test_attention_follows_the_definition, "attention follows the definition over F32 and F16 pages");
+    TEST(test_pages_chunks_and_threads_do_not_show, "pages, chunks and threads do not show in any bit");
+    TEST(test_packed_documents_give_the_bits_of_pages, "packed documents give the bits of pages");
+    TEST(test_nan_in_a_key_reaches_later_rows_alone,
+         "NaN in a key reaches the rows that see it and no others");
+    TEST(test_pages_move_in_order, "pages are copied and zeroed in order");
+    return test_result();
+}
