@@ -94,6 +94,7 @@ $(B)/%.o: %.c Makefile
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS_ALL) $(LIB_CFLAGS) -MMD -MP -c -o $@ $<
 
 -include kernels/cuda.mk
+-include tests/fake_nccl/nccl.mk
 
 # ---- tests --------------------------------------------------------------------------------------------------------
 $(B)/tests/unit/%: $(B)/tests/unit/%.o $(LIBCOORDINATOR) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
