@@ -31,6 +31,7 @@ struct cuda_stream {
     uint8_t *staging;
     cudaEvent_t slot_free[CUDA_STAGING_SLOTS]; /* recorded behind the copy out of the slot */
     int next_slot;
+    cudaEvent_t passed; /* recorded when another stream is told to wait for this one */
 };
 
 static inline struct cuda_stream *cuda_stream_of(struct stream *s)
@@ -117,7 +118,8 @@ static __device__ inline float4 cuda_weight_load4(const struct cuda_weight &w, i
 
 /* Elements [k, k + 8); k is a multiple of 8. One 16-byte load for the 16-bit types. */
 template <int TYPE>
-static __device__ inline void cuda_weight_load8(const struct cuda_weight &w, int64_t row, int64_t k, float v[8])
+static __device__ inline void cuda_weight_load8(const struct cuda_weight &w, int64_t row, int64_t k,
+                                                float v[8])
 {
     int64_t at = row * w.stride + k;
     if (TYPE == DTYPE_F16 || TYPE == DTYPE_BF16) {
@@ -146,7 +148,8 @@ static __device__ inline void cuda_weight_load8(const struct cuda_weight &w, int
     v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
 }
 
-/* ---- the operations, by file ---------------------------------------------------------------------------- */
+/* ---- the operations, by file ----------------------------------------------------------------------------
+ */
 
 /* matmul.cu */
 int cuda_pack(struct weight *out, struct device *device, const struct tensor *host, struct err *err);

@@ -199,3 +199,21 @@ void stream_copy(struct stream *stream, void *to, const void *from, size_t bytes
     if (bytes)
         stream->device->ops->copy(stream, to, from, bytes);
 }
+
+/* A device without these entries runs inline: its work is done when the call returned. */
+void stream_wait(struct stream *stream, struct stream *other)
+{
+    ASSERT(stream->device == other->device);
+    if (stream->device->ops->wait)
+        stream->device->ops->wait(stream, other);
+}
+
+int stream_idle(struct stream *stream, struct err *err)
+{
+    return stream->device->ops->idle ? stream->device->ops->idle(stream, err) : 1;
+}
+
+void *stream_native(struct stream *stream)
+{
+    return stream->device->ops->native ? stream->device->ops->native(stream) : NULL;
+}

@@ -31,7 +31,8 @@ static cudaError_t use_device(const struct device *device)
     return cudaSetDevice(((const struct cuda_device *)device)->index);
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------------- */
+/* ---- memory ----------------------------------------------------------------------------------------------
+ */
 
 static void *cuda_alloc(struct device *device, size_t bytes, struct err *err)
 {
@@ -71,7 +72,8 @@ static void cuda_free(struct device *device, void *memory)
         (void)cudaGetLastError();
 }
 
-/* ---- streams --------------------------------------------------------------------------------------------- */
+/* ---- streams ---------------------------------------------------------------------------------------------
+ */
 
 static void cuda_stream_close(struct stream *stream)
 {
@@ -84,6 +86,8 @@ static void cuda_stream_close(struct stream *stream)
     for (int i = 0; i < CUDA_STAGING_SLOTS; i++)
         if (s->slot_free[i])
             (void)cudaEventDestroy(s->slot_free[i]);
+    if (s->passed)
+        (void)cudaEventDestroy(s->passed);
     if (s->staging)
         (void)cudaFreeHost(s->staging);
     if (s->native)
@@ -107,6 +111,8 @@ static int cuda_stream_open(struct stream **out, struct device *device, struct e
         call = "cudaMallocHost";
         rc = cudaMallocHost((void **)&s->staging, (size_t)CUDA_STAGING_SLOTS * CUDA_STAGING_SLOT_BYTES);
     }
+    if (rc == cudaSuccess)
+        rc = cudaEventCreateWithFlags(&s->passed, cudaEventDisableTiming);
     for (int i = 0; i < CUDA_STAGING_SLOTS && rc == cudaSuccess; i++) {
         call = "cudaEventCreateWithFlags";
         rc = cudaEventCreateWithFlags(&s->slot_free[i], cudaEventDisableTiming);
@@ -140,7 +146,34 @@ static int cuda_stream_sync(struct stream *stream, struct err *err)
     return rc == cudaSuccess && s->fault == cudaSuccess ? 0 : stream_fault(s, rc, "stream_sync", err);
 }
 
-/* ---- copies ---------------------------------------------------------------------------------------------- */
+static int cuda_stream_idle(struct stream *stream, struct err *err)
+{
+    struct cuda_stream *s = cuda_stream_of(stream);
+    cudaError_t rc = use_device(stream->device);
+    if (rc == cudaSuccess)
+        rc = cudaStreamQuery(s->native);
+    if (rc == cudaErrorNotReady)
+        return 0;
+    return rc == cudaSuccess && s->fault == cudaSuccess ? 1 : stream_fault(s, rc, "stream_idle", err);
+}
+
+static void cuda_stream_wait(struct stream *stream, struct stream *other)
+{
+    cudaError_t rc = use_device(stream->device);
+    if (rc == cudaSuccess)
+        rc = cudaEventRecord(cuda_stream_of(other)->passed, cuda_stream_of(other)->native);
+    if (rc == cudaSuccess)
+        rc = cudaStreamWaitEvent(cuda_stream_of(stream)->native, cuda_stream_of(other)->passed, 0);
+    cuda_note(stream, "stream_wait", rc);
+}
+
+static void *cuda_stream_native(struct stream *stream)
+{
+    return cuda_stream_of(stream)->native;
+}
+
+/* ---- copies ----------------------------------------------------------------------------------------------
+ */
 
 static void cuda_upload(struct stream *stream, void *device_memory, const void *host, size_t bytes)
 {
@@ -163,7 +196,8 @@ static void cuda_upload(struct stream *stream, void *device_memory, const void *
     cuda_note(stream, "upload", rc);
 }
 
-/* Into pageable memory the runtime returns once the copy has been made: earlier than promised, never later. */
+/* Into pageable memory the runtime returns once the copy has been made: earlier than promised, never later.
+ */
 static void cuda_download(struct stream *stream, void *host, const void *device_memory, size_t bytes)
 {
     cudaError_t rc = use_device(stream->device);
@@ -181,7 +215,8 @@ static void cuda_copy(struct stream *stream, void *to, const void *from, size_t 
     cuda_note(stream, "copy", rc);
 }
 
-/* ---- the device ------------------------------------------------------------------------------------------ */
+/* ---- the device ------------------------------------------------------------------------------------------
+ */
 
 static void cuda_close(struct device *device)
 {
@@ -200,6 +235,9 @@ static struct device_ops make_ops(void)
     ops.upload = cuda_upload;
     ops.download = cuda_download;
     ops.copy = cuda_copy;
+    ops.wait = cuda_stream_wait;
+    ops.idle = cuda_stream_idle;
+    ops.native = cuda_stream_native;
     ops.pack = cuda_pack;
     ops.matmul = cuda_matmul;
     ops.matmul_transposed = cuda_matmul_transposed;
@@ -254,5 +292,5 @@ static int cuda_open(struct device **out, int index, struct err *err)
     return 0;
 }
 
-extern "C" __attribute__((visibility("default"))) const struct lepton_plugin lepton_plugin = {
-    LEPTON_PLUGIN_VERSION, cuda_probe, cuda_open};
+extern "C" __attribute__((visibility("default")))
+const struct lepton_plugin lepton_plugin = {LEPTON_PLUGIN_VERSION, cuda_probe, cuda_open};

@@ -58,6 +58,13 @@ void stream_upload(struct stream *stream, void *device_memory, const void *host,
 void stream_download(struct stream *stream, void *host, const void *device_memory, size_t bytes);
 void stream_copy(struct stream *stream, void *to, const void *from, size_t bytes); /* both on the device */
 
+/* What is enqueued on `stream` from now on waits for what was enqueued on `other` until now (one device). */
+void stream_wait(struct stream *stream, struct stream *other);
+/* 1 when all work of the stream is done, 0 while it is not, -1 and *err on a fault of the device. */
+int stream_idle(struct stream *stream, struct err *err);
+/* The runtime's own handle, for libraries that enqueue by themselves (cudaStream_t); NULL on the CPU. */
+void *stream_native(struct stream *stream);
+
 #ifdef __cplusplus
 }
 #endif

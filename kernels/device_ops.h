@@ -20,6 +20,10 @@ struct device_ops {
     void (*upload)(struct stream *stream, void *device_memory, const void *host, size_t bytes);
     void (*download)(struct stream *stream, void *host, const void *device_memory, size_t bytes);
     void (*copy)(struct stream *stream, void *to, const void *from, size_t bytes);
+    /* NULL where streams run inline. */
+    void (*wait)(struct stream *stream, struct stream *other);
+    int (*idle)(struct stream *stream, struct err *err);
+    void *(*native)(struct stream *stream);
 
     int (*pack)(struct weight *out, struct device *device, const struct tensor *host, struct err *err);
     void (*matmul)(struct stream *, struct tensor *out, const struct tensor *x, const struct weight *w,

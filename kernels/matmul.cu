@@ -80,8 +80,7 @@ static __global__ void __launch_bounds__(32 * GEMV_WARPS)
  * A block makes BT x BN outputs, a thread RT x RN of them, as groups of 4 x 4 that lie apart so that reads of
  * shared memory do not collide. One chunk of 8 reduced elements at a time goes through shared memory, twice
  * buffered. TRANSPOSED: reduces over the rows of the weight and makes its columns. */
-template <int BT, int BN>
-struct tile_memory {
+template <int BT, int BN> struct tile_memory {
     float x[2][CUDA_CHUNK][BT + 4];
     float w[2][CUDA_CHUNK][BN + 4];
 };
@@ -147,8 +146,7 @@ static __device__ inline void tile_store(struct tile_memory<BT, BN> &mem, int bu
 }
 
 /* Where the i-th of a thread's R elements along one side lies in the tile. */
-template <int SIDE, int R>
-static __device__ inline int tile_at(int thread, int i)
+template <int SIDE, int R> static __device__ inline int tile_at(int thread, int i)
 {
     return i / 4 * (SIDE / (R / 4)) + thread * 4 + i % 4;
 }
@@ -240,7 +238,8 @@ static __global__ void __launch_bounds__((BT / RT) * (BN / RN))
     tile_write<BT, BN, RT, RN>(out, sum, bias, shape, t0, m0);
 }
 
-/* ---- choice of kernel: by shape alone, and free, since all add in one order ------------------------------ */
+/* ---- choice of kernel: by shape alone, and free, since all add in one order ------------------------------
+ */
 
 struct product {
     struct stream *stream;
@@ -252,8 +251,7 @@ struct product {
     struct tile_shape shape;
 };
 
-template <int TYPE, int TB, int ROWS>
-static void run_gemv(const struct product *p)
+template <int TYPE, int TB, int ROWS> static void run_gemv(const struct product *p)
 {
     cuda_launch(p->stream, p->op, gemv<TYPE, TB, ROWS>, dim3(cuda_blocks(p->shape.M, GEMV_WARPS * ROWS)),
                 dim3(32 * GEMV_WARPS), p->out, p->x, p->w, p->bias, (int)p->shape.T, p->shape.M, p->shape.K);
@@ -267,8 +265,7 @@ static void run_tile(const struct product *p)
                 dim3((BT / RT) * (BN / RN)), p->out, p->x, p->w, p->bias, p->shape);
 }
 
-template <int TYPE, bool TRANSPOSED>
-static void run_product(const struct product *p)
+template <int TYPE, bool TRANSPOSED> static void run_product(const struct product *p)
 {
     int64_t T = p->shape.T;
     if (!TRANSPOSED && T <= GEMV_T_MAX) {
@@ -290,8 +287,7 @@ static void run_product(const struct product *p)
         run_tile<TYPE, TRANSPOSED, 32, 64, 4, 4>(p);
 }
 
-template <bool TRANSPOSED>
-static void run_typed(const struct product *p, enum dtype type)
+template <bool TRANSPOSED> static void run_typed(const struct product *p, enum dtype type)
 {
     if (p->shape.T == 0 || p->shape.M == 0)
         return;
@@ -340,9 +336,11 @@ void cuda_matmul_transposed(struct stream *s, struct tensor *dx, const struct te
     run_typed<true>(&p, w->stored.dtype);
 }
 
-/* ---- pack ------------------------------------------------------------------------------------------------ */
+/* ---- pack ------------------------------------------------------------------------------------------------
+ */
 
-/* Q8_0 blocks -> numbers and scales. One thread a block, its 32 numbers as 16 pairs (blocks are 2-aligned). */
+/* Q8_0 blocks -> numbers and scales. One thread a block, its 32 numbers as 16 pairs (blocks are 2-aligned).
+ */
 static __global__ void split_q8_0(uint8_t *elements, uint16_t *scales, const uint16_t *blocks, int64_t count)
 {
     int64_t b = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;

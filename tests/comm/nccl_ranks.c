@@ -10,6 +10,7 @@
 #include "tests/comm/check_comm.h"
 #include "worker/comm_nccl.h"
 
+#include <dlfcn.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,6 +37,20 @@ struct plan {
     uint8_t id[COMM_NCCL_ID_BYTES];
     struct results *results;
 };
+
+/* Streams of the CPU run inline, but the fake library's sends go on behind them: it is asked. */
+static int (*fake_stream_idle)(const void *stream);
+
+static void *stream_as_native(struct stream *s)
+{
+    return s;
+}
+
+static int stream_idle_in_library(struct stream *s, struct err *err)
+{
+    (void)err;
+    return fake_stream_idle(s);
+}
 
 static int steps(struct comm *c, struct device *device, struct stream *s, struct err *err)
 {
@@ -88,6 +103,11 @@ static int rank_main(const struct plan *plan, int rank)
         stream_open(&stream, device, &err) < 0)
         die("%s", err.message);
     options.device = device;
+    *(void **)&fake_stream_idle = dlsym(dlopen(plan->library, RTLD_NOW), "fake_nccl_stream_idle");
+    if (!fake_stream_idle)
+        die("%s is not the fake library", plan->library);
+    options.native_stream = stream_as_native;
+    options.stream_idle = stream_idle_in_library;
     if (comm_nccl_open(&comm, &options, &err) < 0) {
         printf("rank %d: not opened: %s\n", rank, err.message);
     } else if (strcmp(plan->mode, "loop") == 0) {

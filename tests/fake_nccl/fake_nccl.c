@@ -2,10 +2,13 @@
  * processes of one machine over Unix sockets. Ranks meet in a directory whose path is the unique id.
  *
  * It is stricter than NCCL where a program could get away with a mistake:
- *   a send ends only when the peer has received it, so two ranks that both send first wait for ever;
+ *   a send ends only when the peer has received it, and reads its memory as late as it can;
+ *   the groups of one communicator run one after the other;
  *   lengths and kinds of the two ends must agree (ncclInvalidUsage).
- * Work moves inside ncclCommGetAsyncError, so a communicator stays ncclInProgress until its work is done;
- * only non-blocking communicators are offered. One thread.
+ * A group of sends goes on behind the caller, as on a stream of its own; any other keeps the communicator
+ * ncclInProgress until its data is there, since the CPU's streams run inline. fake_nccl_stream_idle tells
+ * whether groups of a stream are under way. Work moves inside ncclCommGetAsyncError, for all communicators;
+ * only non-blocking ones are offered. One thread.
  *
  *   rank 0 --out[1]--> data ->   in[0] rank 1      each direction has its own socket, so that an
  *          <---------- ack  <-                     unread message holds up no acknowledgement
@@ -38,9 +41,21 @@ struct frame {
     uint64_t kind, bytes;
 };
 
+/* What one ncclGroupStart/End gave to one communicator. */
+struct operations {
+    struct operations *next;
+    struct message *waiting; /* not yet begun: an earlier group is under way */
+    int messages;            /* not yet ended */
+    bool behind;             /* sends alone: the caller goes on */
+    const void *stream;
+};
+
 /* One message of an operation, in the queue of one peer and one direction. */
 struct message {
     struct message *next;
+    struct operations *of;
+    bool sends;
+    int peer;
     struct frame frame;
     uint8_t *data;
     size_t moved; /* of frame and data when sending, of data when receiving */
@@ -59,24 +74,18 @@ struct peer {
 };
 
 struct ncclComm {
+    struct ncclComm *next; /* all of the process */
+    struct operations *first;
     int rank, size, listener;
     char directory[NCCL_ABI_ID_BYTES];
     struct peer peer[RANKS_MAX];
-    bool ready, hung;
+    bool ready, hung, open_group;
     int error; /* sticky */
     char message[200];
 };
 
-static struct {
-    int depth;
-    struct group_entry {
-        struct ncclComm *comm;
-        bool sends;
-        int peer;
-        struct message *message;
-    } entry[1024];
-    int count;
-} group;
+static struct ncclComm *all_comms;
+static int group_depth;
 
 static char last_error[200];
 static int calls_made[8]; /* by fault, below */
@@ -181,6 +190,7 @@ static void queue_pop(struct queue *q)
     q->first = m->next;
     if (!q->first)
         q->last = NULL;
+    m->of->messages--;
     free(m);
 }
 
@@ -277,67 +287,128 @@ static bool move_receive(struct ncclComm *c, int p)
     return n > 0;
 }
 
-/* Moves all that can move; true when work is left. */
-static bool progress(struct ncclComm *c)
+/* Ends groups that are done and begins the next one. */
+static void next_operations(struct ncclComm *c)
 {
-    bool moving = true, left = false;
+    while (c->first && c->first->messages == 0) {
+        struct operations *over = c->first;
+        c->first = over->next;
+        free(over);
+    }
+    while (c->first && c->first->waiting && group_depth == 0) {
+        struct message *m = c->first->waiting;
+        c->first->waiting = m->next;
+        m->next = NULL;
+        queue_push(m->sends ? &c->peer[m->peer].sends : &c->peer[m->peer].receives, m);
+    }
+}
+
+static void progress(struct ncclComm *c)
+{
+    bool moving = true;
     if (!c->ready)
         meet(c);
     while (c->ready && moving && !c->error && !c->hung) {
-        moving = left = false;
+        moving = false;
+        next_operations(c);
         for (int p = 0; p < c->size; p++) {
             if (p == c->rank)
                 continue;
             moving |= move_send(c, p);
             moving |= move_receive(c, p);
-            left |= c->peer[p].sends.first || c->peer[p].receives.first;
         }
     }
-    return left || c->hung || !c->ready;
+    next_operations(c);
+}
+
+static void progress_all(void)
+{
+    for (struct ncclComm *c = all_comms; c; c = c->next)
+        progress(c);
+}
+
+/* True while the caller must wait. */
+static bool in_progress(const struct ncclComm *c)
+{
+    bool waits = !c->ready || c->hung;
+    for (const struct operations *o = c->first; o; o = o->next)
+        waits = waits || !o->behind;
+    return waits;
+}
+
+NCCL_CALL int fake_nccl_stream_idle(const void *stream)
+{
+    progress_all();
+    for (struct ncclComm *c = all_comms; c; c = c->next)
+        for (const struct operations *o = c->first; o; o = o->next)
+            if (o->stream == stream || c->hung)
+                return 0;
+    return 1;
 }
 
 /* ---- operations ------------------------------------------------------------------------------------------
  */
 
-static void enqueue(struct ncclComm *c, bool sends, int p, enum kind kind, void *data, size_t bytes)
+static void *allocate(size_t bytes)
 {
-    struct message *m = calloc(1, sizeof(*m));
-    if (!m || group.count == (int)(sizeof(group.entry) / sizeof(group.entry[0])))
+    void *memory = calloc(1, bytes);
+    if (!memory)
         abort();
-    *m = (struct message){.frame = {.kind = kind, .bytes = bytes}, .data = data};
-    group.entry[group.count++] = (struct group_entry){c, sends, p, m};
+    return memory;
 }
 
-/* Hands the finished group to its communicators. */
+/* Adds a message to the open group of the communicator. */
+static void enqueue(struct ncclComm *c, bool sends, int p, enum kind kind, void *data, size_t bytes,
+                    const void *stream)
+{
+    struct operations **last = &c->first;
+    while (*last && (*last)->next)
+        last = &(*last)->next;
+    if (!*last || !c->open_group) {
+        struct operations *o = allocate(sizeof(*o));
+        *o = (struct operations){.behind = true, .stream = stream};
+        last = *last ? &(*last)->next : last;
+        *last = o;
+        c->open_group = true;
+    }
+    struct message *m = allocate(sizeof(*m)), **end = &(*last)->waiting;
+    *m = (struct message){.of = *last, .sends = sends, .peer = p, .data = data};
+    m->frame = (struct frame){.kind = kind, .bytes = bytes};
+    while (*end)
+        end = &(*end)->next;
+    *end = m;
+    (*last)->messages++;
+    (*last)->behind = (*last)->behind && sends && kind == KIND_P2P;
+}
+
+/* Ends the open group of every communicator. */
 static int launch(void)
 {
-    int result = NCCL_ABI_SUCCESS;
-    for (int i = 0; i < group.count; i++) {
-        struct group_entry *e = &group.entry[i];
-        struct peer *peer = &e->comm->peer[e->peer];
-        queue_push(e->sends ? &peer->sends : &peer->receives, e->message);
+    bool waits = false;
+    for (struct ncclComm *c = all_comms; c; c = c->next) {
+        bool given = c->open_group;
+        c->open_group = false;
+        progress(c);
+        waits = waits || (given && in_progress(c));
     }
-    for (int i = 0; i < group.count; i++)
-        if (progress(group.entry[i].comm))
-            result = NCCL_ABI_IN_PROGRESS;
-    group.count = 0;
-    return result;
+    return waits ? NCCL_ABI_IN_PROGRESS : NCCL_ABI_SUCCESS;
 }
 
 NCCL_CALL int ncclGroupStart(void)
 {
-    group.depth++;
+    group_depth++;
     return NCCL_ABI_SUCCESS;
 }
 
 NCCL_CALL int ncclGroupEnd(void)
 {
-    if (group.depth == 0)
+    if (group_depth == 0)
         return NCCL_ABI_INVALID_USAGE;
-    return --group.depth ? NCCL_ABI_SUCCESS : launch();
+    return --group_depth ? NCCL_ABI_SUCCESS : launch();
 }
 
-static int point_to_point(struct ncclComm *c, bool sends, void *data, size_t count, int type, int p)
+static int point_to_point(struct ncclComm *c, bool sends, void *data, size_t count, int type, int p,
+                          const void *stream)
 {
     int rc = fault_of_operation(c, sends ? "send" : "recv", &calls_made[sends ? 0 : 1]);
     if (rc != NCCL_ABI_SUCCESS)
@@ -345,26 +416,23 @@ static int point_to_point(struct ncclComm *c, bool sends, void *data, size_t cou
     if (type != NCCL_ABI_INT8 || p < 0 || p >= c->size || p == c->rank)
         return comm_error(c, NCCL_ABI_INVALID_ARGUMENT, "type or peer", p);
     ncclGroupStart();
-    enqueue(c, sends, p, KIND_P2P, data, count);
+    enqueue(c, sends, p, KIND_P2P, data, count, stream);
     return ncclGroupEnd();
 }
 
 NCCL_CALL int ncclSend(const void *data, size_t count, int type, int peer, struct ncclComm *c, void *stream)
 {
-    (void)stream;
-    return point_to_point(c, true, (void *)data, count, type, peer);
+    return point_to_point(c, true, (void *)data, count, type, peer, stream);
 }
 
 NCCL_CALL int ncclRecv(void *data, size_t count, int type, int peer, struct ncclComm *c, void *stream)
 {
-    (void)stream;
-    return point_to_point(c, false, data, count, type, peer);
+    return point_to_point(c, false, data, count, type, peer, stream);
 }
 
 NCCL_CALL int ncclAllGather(const void *in, void *out, size_t count, int type, struct ncclComm *c,
                             void *stream)
 {
-    (void)stream;
     int rc = fault_of_operation(c, "allgather", &calls_made[2]);
     if (rc != NCCL_ABI_SUCCESS)
         return rc;
@@ -376,8 +444,8 @@ NCCL_CALL int ncclAllGather(const void *in, void *out, size_t count, int type, s
     for (int p = 0; p < c->size; p++) {
         if (p == c->rank)
             continue;
-        enqueue(c, true, p, KIND_ALLGATHER, (void *)in, count);
-        enqueue(c, false, p, KIND_ALLGATHER, to + (size_t)p * count, count);
+        enqueue(c, true, p, KIND_ALLGATHER, (void *)in, count, stream);
+        enqueue(c, false, p, KIND_ALLGATHER, to + (size_t)p * count, count, stream);
     }
     return ncclGroupEnd();
 }
@@ -385,7 +453,6 @@ NCCL_CALL int ncclAllGather(const void *in, void *out, size_t count, int type, s
 NCCL_CALL int ncclBroadcast(const void *in, void *out, size_t count, int type, int root, struct ncclComm *c,
                             void *stream)
 {
-    (void)stream;
     int rc = fault_of_operation(c, "broadcast", &calls_made[3]);
     if (rc != NCCL_ABI_SUCCESS)
         return rc;
@@ -396,9 +463,9 @@ NCCL_CALL int ncclBroadcast(const void *in, void *out, size_t count, int type, i
         memmove(out, in, count);
     for (int p = 0; p < c->size; p++)
         if (c->rank == root && p != root)
-            enqueue(c, true, p, KIND_BROADCAST, (void *)in, count);
+            enqueue(c, true, p, KIND_BROADCAST, (void *)in, count, stream);
     if (c->rank != root)
-        enqueue(c, false, root, KIND_BROADCAST, out, count);
+        enqueue(c, false, root, KIND_BROADCAST, out, count, stream);
     return ncclGroupEnd();
 }
 
@@ -430,6 +497,11 @@ NCCL_CALL int ncclGetUniqueId(struct nccl_abi_id *id)
 static void comm_free(struct ncclComm *c)
 {
     struct sockaddr_un own = address(c, c->rank);
+    struct ncclComm **link = &all_comms;
+    while (*link && *link != c)
+        link = &(*link)->next;
+    if (*link)
+        *link = c->next;
     if (!c->ready)
         unlink(own.sun_path);
     for (int p = 0; p < c->size; p++) {
@@ -443,8 +515,16 @@ static void comm_free(struct ncclComm *c)
         if (peer->in >= 0)
             close(peer->in);
     }
+    while (c->first) {
+        struct operations *over = c->first;
+        for (struct message *m; (m = over->waiting);) {
+            over->waiting = m->next;
+            free(m);
+        }
+        c->first = over->next;
+        free(over);
+    }
     close(c->listener);
-    rmdir(c->directory);
     free(c);
 }
 
@@ -472,21 +552,24 @@ NCCL_CALL int ncclCommInitRankConfig(struct ncclComm **comm, int size, struct nc
         comm_free(c);
         return NCCL_ABI_SYSTEM_ERROR;
     }
+    c->next = all_comms;
+    all_comms = c;
     *comm = c;
     return NCCL_ABI_IN_PROGRESS;
 }
 
 NCCL_CALL int ncclCommGetAsyncError(struct ncclComm *c, int *state)
 {
-    bool left = progress(c);
-    *state = c->error ? c->error : left ? NCCL_ABI_IN_PROGRESS : NCCL_ABI_SUCCESS;
+    progress_all();
+    *state = c->error ? c->error : in_progress(c) ? NCCL_ABI_IN_PROGRESS : NCCL_ABI_SUCCESS;
     return NCCL_ABI_SUCCESS;
 }
 
 NCCL_CALL int ncclCommFinalize(struct ncclComm *c)
 {
     struct frame bye = {.kind = KIND_BYE};
-    bool left = progress(c);
+    progress(c);
+    bool left = c->first || !c->ready;
     for (int p = 0; p < c->size && !left; p++)
         if (p != c->rank)
             left |= send(c->peer[p].out, &bye, sizeof(bye), MSG_NOSIGNAL) < 0 && !c->peer[p].left;
