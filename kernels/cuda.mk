@@ -16,5 +16,5 @@ $(B)/kernels/%.cu.o: kernels/%.cu kernels/cuda.mk
 	$(NVCC) $(NVCC_FLAGS) $(CUDA_GENCODE) -I. -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
 
 $(B)/lepton_cuda.so: $(CUDA_OBJECTS) $(CUDA_HELPERS) kernels/cuda.map
-	$(NVCC) -shared -cudart static -Xlinker --version-script=kernels/cuda.map -Xlinker -z,now -o $@ \
+	$(NVCC) -shared -cudart static -Xlinker --version-script=kernels/cuda.map -Xlinker -z,now -Xcompiler -static-libstdc++,-static-libgcc -o $@ \
 	    $(filter %.o,$^) -ldl -lpthread -lrt

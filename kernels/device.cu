@@ -4,6 +4,7 @@
  * statically, so that the plug-in needs nothing but a driver; a node without one answers at probe, with the
  * runtime's own words. A sticky error (an illegal address, say) is told by stream_sync and stays: the process
  * cannot go on with the device. */
+#include "kernels/device.h"
 #include "kernels/cuda.cuh"
 
 #include <stdio.h>
