@@ -424,10 +424,11 @@ static int synth(const struct synth_settings *s, enum dtype type, const char *pa
 {
     struct gguf_writer *w;
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND};
-    if (gguf_writer_open(&w, path, err))
-        return -1;
+    /* Before there is a temporary file, so that none is ever left. */
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    if (gguf_writer_open(&w, path, err))
+        return -1;
     int rc = write_model(w, s, type, err);
     /* After a failure close removes what was written; the first message is the one to show. */
     int closed = gguf_writer_close(&w, rc ? NULL : err);
