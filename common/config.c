@@ -400,7 +400,10 @@ static int take_argument(struct command_line *c, char *argument)
     return 0;
 }
 
-/* 0, 1 for --help, -1. */
+/* What walk() met instead of work. */
+enum { WALK_HELP = 1, WALK_DESCRIBE = 2 };
+
+/* 0, WALK_HELP, WALK_DESCRIBE or -1. */
 static int walk(struct command_line *c)
 {
     bool options = true;
@@ -412,7 +415,9 @@ static int walk(struct command_line *c)
             options = false;
         else if (options &&
                  (strcmp(at, "--help") == 0 || (strcmp(at, "-h") == 0 && !find_letter(c->table, 'h'))))
-            return 1;
+            return WALK_HELP;
+        else if (options && strcmp(at, "--describe") == 0)
+            return WALK_DESCRIBE;
         else if (options && at[0] == '-' && at[1])
             rc = take_option(c, &i);
         else
@@ -435,10 +440,16 @@ int config_args(const struct config_table *table, void *settings, int argc, char
     ASSERT(table->min_arguments <= table->max_arguments);
     c.config_only = true;
     int rc = walk(&c);
-    if (rc == 1)
+    if (rc == WALK_HELP)
         config_help(table, stdout);
+    if (rc == WALK_DESCRIBE) {
+        struct buffer text = {0};
+        config_describe(table, &text);
+        fwrite(text.data, 1, text.size, stdout);
+        buffer_release(&text);
+    }
     if (rc)
-        return rc;
+        return rc < 0 ? -1 : 1;
     const struct config_option *file = config_find(table, "config", strlen("config"));
     /* given_only: else the file could free the path it is read from. */
     ASSERT(!file || (file->kind == CONFIG_STRING && file->given_only));

@@ -55,7 +55,8 @@ int config_load(const struct config_table *table, void *settings, const char *pa
  * positional. The last of a repeated flag counts, except --config, which may stand once. When the table has
  * an option `config`, that file is loaded first and the flags win. Positional arguments are stored in
  * arguments[max_arguments] (borrowed from argv), *argument_count of them; a wrong number is refused. Returns
- * 0; 1 after printing help for --help or -h (exit 0 then); -1 with *err (usage error: exit 2). */
+ * 0; 1 after printing help for --help or -h, or the Markdown of config_describe for --describe (exit 0 then);
+ * -1 with *err (usage error: exit 2). */
 int config_args(const struct config_table *table, void *settings, int argc, char **argv,
                 const char **arguments, int *argument_count, struct err *err);
 /* Frees the strings of *settings. */

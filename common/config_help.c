@@ -12,29 +12,17 @@
 /* Prints words from column `column` on, broken before HELP_COLUMNS, later lines indented; '\n' is kept. */
 static void print_wrapped(FILE *out, const char *text, size_t column, size_t indent)
 {
-    while (*text) {
+    for (;;) {
         size_t word = strcspn(text, " \n");
-        if (column + word > HELP_COLUMNS && column > indent) {
-            fprintf(out, "\n%*s", (int)indent, "");
-            column = indent;
-        }
         fprintf(out, "%.*s", (int)word, text);
         column += word;
         text += word;
-        if (*text == '\n') {
-            fprintf(out, "\n%*s", (int)indent, "");
-            column = indent;
-            text++;
-        } else if (*text == ' ') {
-            text++;
-            if (column + 1 + strcspn(text, " \n") <= HELP_COLUMNS) {
-                fputc(' ', out);
-                column++;
-            } else {
-                fprintf(out, "\n%*s", (int)indent, "");
-                column = indent;
-            }
-        }
+        if (!*text)
+            break;
+        bool breaks = *text == '\n' || column + 1 + strcspn(text + 1, " \n") > HELP_COLUMNS;
+        fprintf(out, "%s%*s", breaks ? "\n" : " ", breaks ? (int)indent : 0, "");
+        column = breaks ? indent : column + 1;
+        text++;
     }
     fputc('\n', out);
 }

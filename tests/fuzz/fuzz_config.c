@@ -71,7 +71,8 @@ static int words(struct sample *s, const uint8_t *data, size_t size, struct err 
     for (size_t i = 0; i < size && argc < 63; i += strlen(text + i) + 1)
         argv[argc++] = text + i;
     for (int i = 1; i < argc; i++) /* help would only fill the terminal */
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0 ||
+            strcmp(argv[i], "--describe") == 0)
             argv[i] = "-";
     int rc = config_args(&table, s, argc, argv, arguments, &count, err);
     ASSERT(rc != 0 || (count >= 0 && count <= 2));

@@ -451,6 +451,7 @@ static void test_main_exits(void)
 {
     CHECK_INT(exit_code_of_main("--help"), 0);
     CHECK_INT(exit_code_of_main("-h"), 0);
+    CHECK_INT(exit_code_of_main("--describe"), 0);
     CHECK_INT(exit_code_of_main("--bogus"), 2);
     CHECK_INT(exit_code_of_main("model"), 41);
 }
