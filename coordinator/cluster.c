@@ -1,0 +1,221 @@
+#include "coordinator/cluster.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct cluster {
+    struct group *groups; /* [limit] */
+    uint32_t limit, end;  /* slots at or above `end` were never used */
+    uint64_t lease_ms;
+};
+
+const char *group_state_name(enum group_state state)
+{
+    static const char *const names[] = {"ready", "draining", "lost"};
+    return names[state];
+}
+
+struct cluster *cluster_new(uint32_t groups, uint64_t lease_ms)
+{
+    ASSERT(groups > 0 && lease_ms > 0);
+    struct cluster *c = xcalloc(1, sizeof(*c));
+    c->groups = xcalloc(groups, sizeof(*c->groups));
+    c->limit = groups;
+    c->lease_ms = lease_ms;
+    return c;
+}
+
+void cluster_free(struct cluster **c)
+{
+    if (!*c)
+        return;
+    for (uint32_t i = 0; i < (*c)->end; i++)
+        free((*c)->groups[i].stages);
+    free((*c)->groups);
+    free(*c);
+    *c = NULL;
+}
+
+bool cluster_may_serve(const char *identity, struct wire_str name)
+{
+    size_t n = strlen(identity);
+    return n > 0 && name.size >= n && memcmp(name.data, identity, n) == 0 &&
+           (name.size == n || name.data[n] == '-');
+}
+
+static struct group *find(struct cluster *c, struct wire_str name)
+{
+    for (uint32_t i = 0; i < c->end; i++)
+        if (c->groups[i].used && wire_str_is(name, c->groups[i].name))
+            return &c->groups[i];
+    return NULL;
+}
+
+/* A fresh slot, or that of the group lost the longest ago; NULL when all are live. */
+static struct group *make_room(struct cluster *c, bool *forgotten)
+{
+    struct group *oldest = NULL;
+    for (uint32_t i = 0; i < c->limit; i++) {
+        struct group *g = &c->groups[i];
+        if (!g->used) {
+            g->slot = i;
+            if (i >= c->end)
+                c->end = i + 1;
+            return g;
+        }
+        if (g->state == GROUP_LOST && (!oldest || g->heard_ms < oldest->heard_ms))
+            oldest = g;
+    }
+    *forgotten = oldest != NULL;
+    return oldest;
+}
+
+static void copy(char *out, size_t bytes, struct wire_str s)
+{
+    size_t n = s.size < bytes - 1 ? s.size : bytes - 1;
+    if (n > 0)
+        memcpy(out, s.data, n);
+    out[n] = 0;
+}
+
+static void take_description(struct group *g, const struct wire_hello *hello)
+{
+    copy(g->model, sizeof(g->model), hello->model);
+    copy(g->weights, sizeof(g->weights), hello->weights);
+    copy(g->kernels, sizeof(g->kernels), hello->kernels);
+    copy(g->kv_type, sizeof(g->kv_type), hello->kv_type);
+    g->tensor = hello->tensor;
+    g->max_sequences = hello->max_sequences;
+    g->context = hello->context;
+    g->pages = hello->pages;
+    g->page_tokens = hello->page_tokens;
+    g->load_ms = hello->load_ms;
+    g->stage_count = hello->stage_count;
+    g->stages = xcalloc(hello->stage_count ? hello->stage_count : 1, sizeof(*g->stages));
+    for (uint32_t i = 0; i < hello->stage_count; i++) {
+        const struct wire_stage *in = &hello->stages[i];
+        g->stages[i] = (struct group_stage){.first_layer = in->first_layer,
+                                            .last_layer = in->last_layer,
+                                            .tensor = in->tensor,
+                                            .pid = in->pid};
+        copy(g->stages[i].host, sizeof(g->stages[i].host), in->host);
+    }
+}
+
+int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_hello *hello, uint64_t now_ms,
+                  struct group **out, bool *was_live, bool *forgotten, struct err *err)
+{
+    *was_live = *forgotten = false;
+    if (!cluster_may_serve(peer->name, hello->group))
+        return err_set_code(err, 403, "key \"%s\" may serve the groups %s and %s-*, not %.*s", peer->name,
+                            peer->name, peer->name, (int)hello->group.size, hello->group.data);
+    struct group *g = find(c, hello->group);
+    bool live = g && g->state != GROUP_LOST && now_ms < g->lease_end_ms;
+    if (live && (g->incarnation != hello->incarnation || strcmp(g->peer.name, peer->name) != 0))
+        return err_set_code(err, 409, "group %s is held by another job (epoch %llu); its lease ends in %llu ms",
+                            g->name, (unsigned long long)g->epoch,
+                            (unsigned long long)(g->lease_end_ms - now_ms));
+    uint64_t known = hello->epoch;
+    if (g && g->epoch > known)
+        known = g->epoch;
+    if (known >= UINT64_MAX / 2) /* a wrapped epoch would fence nobody */
+        return err_set_code(err, 400, "hello: epoch: expected less than 2^63");
+    *was_live = g && g->state != GROUP_LOST;
+    if (!g)
+        g = make_room(c, forgotten);
+    if (!g)
+        return err_set_code(err, 503, "%u groups are live, more are not taken", c->limit);
+    uint32_t slot = g->slot;
+    free(g->stages);
+    *g = (struct group){.slot = slot,
+                        .used = true,
+                        .state = GROUP_READY,
+                        .peer = *peer,
+                        .epoch = known + 1,
+                        .incarnation = hello->incarnation,
+                        .heard_ms = now_ms,
+                        .lease_end_ms = now_ms + c->lease_ms};
+    copy(g->name, sizeof(g->name), hello->group);
+    take_description(g, hello);
+    *out = g;
+    return 0;
+}
+
+struct group *cluster_current(struct cluster *c, const struct peer *peer, struct wire_str name, uint64_t epoch,
+                              struct err *err)
+{
+    if (!cluster_may_serve(peer->name, name)) {
+        err_set_code(err, 403, "key \"%s\" may not speak for group %.*s", peer->name, (int)name.size, name.data);
+        return NULL;
+    }
+    struct group *g = find(c, name);
+    if (!g || g->state == GROUP_LOST)
+        err_set_code(err, 409, "group %.*s is not live: say hello first", (int)name.size, name.data);
+    else if (!peer_equal(&g->peer, peer))
+        err_set_code(err, 409, "group %s was introduced on another connection: say hello first", g->name);
+    else if (g->epoch != epoch)
+        err_set_code(err, 409, "group %s is in epoch %llu, not %llu", g->name, (unsigned long long)g->epoch,
+                     (unsigned long long)epoch);
+    else
+        return g;
+    return NULL;
+}
+
+bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_heartbeat *beat, uint64_t now_ms)
+{
+    if (g->heartbeat_seen && beat->sequence <= g->sequence)
+        return false;
+    g->heartbeat_seen = true;
+    g->sequence = beat->sequence;
+    g->heard_ms = now_ms;
+    g->lease_end_ms = now_ms + c->lease_ms;
+    g->steps = beat->steps;
+    g->running = beat->running;
+    g->waiting = beat->waiting;
+    g->pages_used = beat->pages_used;
+    g->tokens_generated = beat->tokens_generated;
+    return true;
+}
+
+void cluster_draining(struct group *g)
+{
+    if (g->state == GROUP_READY)
+        g->state = GROUP_DRAINING;
+}
+
+void cluster_lost(struct group *g)
+{
+    g->state = GROUP_LOST;
+}
+
+struct group *cluster_expired(struct cluster *c, uint64_t now_ms)
+{
+    for (uint32_t i = 0; i < c->end; i++) {
+        struct group *g = &c->groups[i];
+        if (g->used && g->state != GROUP_LOST && now_ms >= g->lease_end_ms)
+            return g;
+    }
+    return NULL;
+}
+
+uint64_t cluster_due_ms(const struct cluster *c)
+{
+    uint64_t due = UINT64_MAX;
+    for (uint32_t i = 0; i < c->end; i++) {
+        const struct group *g = &c->groups[i];
+        if (g->used && g->state != GROUP_LOST && g->lease_end_ms < due)
+            due = g->lease_end_ms;
+    }
+    return due;
+}
+
+struct group *cluster_group(struct cluster *c, uint32_t slot)
+{
+    return slot < c->end && c->groups[slot].used ? &c->groups[slot] : NULL;
+}
+
+uint32_t cluster_slots(const struct cluster *c)
+{
+    return c->end;
+}

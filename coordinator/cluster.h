@@ -1,0 +1,73 @@
+/* cluster: the worker groups: who leads them, which epoch they are in, until when their lease runs, what they
+ * can and what they do. PURE: messages and the time come as arguments; nothing is sent from here.
+ *
+ * Invariants: a group name has one holder at a time. Its epoch only grows: every hello gives a new one, above
+ * all that the coordinator or the group itself ever knew. A message counts only with the current epoch and from
+ * the holder's own connection (I5). A lease ends lease_ms after the last heartbeat arrived; the group counts
+ * from when it sent that heartbeat, so it stops first. */
+#ifndef LEPTON_COORDINATOR_CLUSTER_H
+#define LEPTON_COORDINATOR_CLUSTER_H
+
+#include "common/wire.h"
+#include "coordinator/peer.h"
+
+enum group_state { GROUP_READY, GROUP_DRAINING, GROUP_LOST };
+const char *group_state_name(enum group_state state);
+
+struct group_stage {
+    uint64_t first_layer, last_layer, tensor, pid;
+    char host[256];
+};
+
+/* Read-only outside cluster.c. */
+struct group {
+    uint32_t slot; /* below the limit; keeps its name while the cluster remembers the group */
+    bool used;
+    char name[WIRE_MAX_ID + 1];
+    enum group_state state;
+    struct peer peer; /* the leader's connection and identity */
+    uint64_t epoch, incarnation;
+    uint64_t heard_ms;     /* the last hello or heartbeat */
+    uint64_t lease_end_ms; /* monotonic */
+    uint64_t sequence;     /* of the last heartbeat; 0 = none yet */
+    bool heartbeat_seen;
+    char model[129], weights[129], kernels[129], kv_type[33];
+    uint64_t tensor, max_sequences, context, pages, page_tokens, load_ms;
+    uint64_t steps, running, waiting, pages_used, tokens_generated;
+    struct group_stage *stages; /* stage_count of them */
+    uint32_t stage_count;
+};
+
+struct cluster;
+struct cluster *cluster_new(uint32_t groups, uint64_t lease_ms);
+void cluster_free(struct cluster **c);
+
+/* May a worker whose key is called `identity` speak for group `name`? For NAME and NAME-anything. */
+bool cluster_may_serve(const char *identity, struct wire_str name);
+
+/* A leader introduces its group. On success *out holds it under its new epoch, and *was_live says that the
+ * epoch before was still live (its work is void). When an old lost group had to be forgotten to make room, its
+ * slot is the one returned and *forgotten is true. Refusals: 403 not this key's group, 409 the name is held by
+ * another that lives, 503 too many groups. */
+int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_hello *hello, uint64_t now_ms,
+                  struct group **out, bool *was_live, bool *forgotten, struct err *err);
+
+/* The live group that a message from `peer` about (name, epoch) speaks for; NULL with err->code 409 when it is
+ * unknown, lost, stale or introduced on another connection, 403 when it belongs to another key. */
+struct group *cluster_current(struct cluster *c, const struct peer *peer, struct wire_str name, uint64_t epoch,
+                              struct err *err);
+/* Renews the lease and takes the numbers over; false for an old or replayed sequence, which changes nothing. */
+bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_heartbeat *beat, uint64_t now_ms);
+void cluster_draining(struct group *g);
+/* The group is gone: bye, unreachable, or its lease ended. It keeps its name and epoch. */
+void cluster_lost(struct group *g);
+/* A live group whose lease has ended; NULL when there is none. The caller marks it lost and asks again. */
+struct group *cluster_expired(struct cluster *c, uint64_t now_ms);
+/* When the next lease ends; UINT64_MAX without a live group. */
+uint64_t cluster_due_ms(const struct cluster *c);
+
+/* The group in this slot; NULL when the slot is empty. Slots run from 0 to cluster_slots(). */
+struct group *cluster_group(struct cluster *c, uint32_t slot);
+uint32_t cluster_slots(const struct cluster *c);
+
+#endif
