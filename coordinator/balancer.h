@@ -1,8 +1,9 @@
 /* balancer: of the groups that could take a request, which one does. PURE: no socket, no clock, no memory of
  * its own beyond the name it chose last.
  *
- * A policy is two functions and small: may this group take one more, and which of two is better. Ties go round
- * by name, so that equal groups share the work and the result does not depend on the order of the array. */
+ * A policy is two functions and small: may this group take one more, and which of two is better. Ties go
+ * round by name, so that equal groups share the work and the result does not depend on the order of the
+ * array. */
 #ifndef LEPTON_COORDINATOR_BALANCER_H
 #define LEPTON_COORDINATOR_BALANCER_H
 

@@ -113,9 +113,9 @@ int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_
     struct group *g = find(c, hello->group);
     bool live = g && g->state != GROUP_LOST && now_ms < g->lease_end_ms;
     if (live && (g->incarnation != hello->incarnation || strcmp(g->peer.name, peer->name) != 0))
-        return err_set_code(err, 409, "group %s is held by another job (epoch %llu); its lease ends in %llu ms",
-                            g->name, (unsigned long long)g->epoch,
-                            (unsigned long long)(g->lease_end_ms - now_ms));
+        return err_set_code(
+            err, 409, "group %s is held by another job (epoch %llu); its lease ends in %llu ms", g->name,
+            (unsigned long long)g->epoch, (unsigned long long)(g->lease_end_ms - now_ms));
     uint64_t known = hello->epoch;
     if (g && g->epoch > known)
         known = g->epoch;
@@ -142,11 +142,12 @@ int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_
     return 0;
 }
 
-struct group *cluster_current(struct cluster *c, const struct peer *peer, struct wire_str name, uint64_t epoch,
-                              struct err *err)
+struct group *cluster_current(struct cluster *c, const struct peer *peer, struct wire_str name,
+                              uint64_t epoch, struct err *err)
 {
     if (!cluster_may_serve(peer->name, name)) {
-        err_set_code(err, 403, "key \"%s\" may not speak for group %.*s", peer->name, (int)name.size, name.data);
+        err_set_code(err, 403, "key \"%s\" may not speak for group %.*s", peer->name, (int)name.size,
+                     name.data);
         return NULL;
     }
     struct group *g = find(c, name);

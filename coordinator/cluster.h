@@ -2,9 +2,9 @@
  * can and what they do. PURE: messages and the time come as arguments; nothing is sent from here.
  *
  * Invariants: a group name has one holder at a time. Its epoch only grows: every hello gives a new one, above
- * all that the coordinator or the group itself ever knew. A message counts only with the current epoch and from
- * the holder's own connection (I5). A lease ends lease_ms after the last heartbeat arrived; the group counts
- * from when it sent that heartbeat, so it stops first. */
+ * all that the coordinator or the group itself ever knew. A message counts only with the current epoch and
+ * from the holder's own connection (I5). A lease ends lease_ms after the last heartbeat arrived; the group
+ * counts from when it sent that heartbeat, so it stops first. */
 #ifndef LEPTON_COORDINATOR_CLUSTER_H
 #define LEPTON_COORDINATOR_CLUSTER_H
 
@@ -46,18 +46,20 @@ void cluster_free(struct cluster **c);
 bool cluster_may_serve(const char *identity, struct wire_str name);
 
 /* A leader introduces its group. On success *out holds it under its new epoch, and *was_live says that the
- * epoch before was still live (its work is void). When an old lost group had to be forgotten to make room, its
- * slot is the one returned and *forgotten is true. Refusals: 403 not this key's group, 409 the name is held by
- * another that lives, 503 too many groups. */
+ * epoch before was still live (its work is void). When an old lost group had to be forgotten to make room,
+ * its slot is the one returned and *forgotten is true. Refusals: 403 not this key's group, 409 the name is
+ * held by another that lives, 503 too many groups. */
 int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_hello *hello, uint64_t now_ms,
                   struct group **out, bool *was_live, bool *forgotten, struct err *err);
 
-/* The live group that a message from `peer` about (name, epoch) speaks for; NULL with err->code 409 when it is
- * unknown, lost, stale or introduced on another connection, 403 when it belongs to another key. */
-struct group *cluster_current(struct cluster *c, const struct peer *peer, struct wire_str name, uint64_t epoch,
-                              struct err *err);
-/* Renews the lease and takes the numbers over; false for an old or replayed sequence, which changes nothing. */
-bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_heartbeat *beat, uint64_t now_ms);
+/* The live group that a message from `peer` about (name, epoch) speaks for; NULL with err->code 409 when it
+ * is unknown, lost, stale or introduced on another connection, 403 when it belongs to another key. */
+struct group *cluster_current(struct cluster *c, const struct peer *peer, struct wire_str name,
+                              uint64_t epoch, struct err *err);
+/* Renews the lease and takes the numbers over; false for an old or replayed sequence, which changes nothing.
+ */
+bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_heartbeat *beat,
+                       uint64_t now_ms);
 void cluster_draining(struct group *g);
 /* The group is gone: bye, unreachable, or its lease ended. It keeps its name and epoch. */
 void cluster_lost(struct group *g);

@@ -156,12 +156,14 @@ uint32_t requests_count(const struct requests *r)
     return r->count;
 }
 
-void request_assigned(struct request *q, uint32_t group, uint64_t epoch, uint64_t now_us)
+void request_assigned(struct request *q, const struct request_place *place, uint64_t now_us)
 {
     ASSERT(q->waits && q->outcome == OUTCOME_NONE);
     q->waits = false;
-    q->group = group;
-    q->epoch = epoch;
+    q->group = place->group;
+    q->epoch = place->epoch;
+    q->stage_count = place->stage_count;
+    snprintf(q->group_name, sizeof(q->group_name), "%s", place->name);
     q->assigned_us = now_us;
 }
 
@@ -178,8 +180,8 @@ enum request_token_result request_token(struct request *q, const struct wire_tok
     if (token->choice != 0)
         err_set_code(err, 500, "its group sent a token of choice %llu", (unsigned long long)token->choice);
     else if (token->index != q->token_count)
-        err_set_code(err, 500, "its group sent token %llu where %llu was due", (unsigned long long)token->index,
-                     (unsigned long long)q->token_count);
+        err_set_code(err, 500, "its group sent token %llu where %llu was due",
+                     (unsigned long long)token->index, (unsigned long long)q->token_count);
     else if (q->token_count >= q->max_tokens)
         err_set_code(err, 500, "its group sent more than %llu tokens", (unsigned long long)q->max_tokens);
     else if (token->id > UINT32_MAX || q->text.size + token->text.size > text_limit(q))
@@ -198,26 +200,26 @@ enum request_token_result request_token(struct request *q, const struct wire_tok
     return REQUEST_TOKEN_BROKEN;
 }
 
-bool request_done(struct request *q, const struct wire_done *done, const char *group)
+bool request_done(struct request *q, const struct wire_done *done)
 {
     if (q->outcome != OUTCOME_NONE)
         return false;
     /* One more than was sent is right: the token that ends a text is generated, never sent. */
     if (done->choice != 0 || done->completion_tokens < q->token_count ||
         done->completion_tokens > q->token_count + 1)
-        return request_error(q, 500, "group %s says it generated %llu tokens, %llu came", group,
+        return request_error(q, 500, "group %s says it generated %llu tokens, %llu came", q->group_name,
                              (unsigned long long)done->completion_tokens, (unsigned long long)q->token_count);
     q->outcome = OUTCOME_DONE;
     q->done = *done;
     snprintf(q->finish_reason, sizeof(q->finish_reason), "%.*s", (int)done->finish_reason.size,
              done->finish_reason.data);
-    snprintf(q->done_group, sizeof(q->done_group), "%s", group);
     q->done_text = wire_str_dup(done->text);
     q->done.text.data = q->done_text;
     q->done.request = wire_string(q->client_request);
     q->done.finish_reason = wire_string(q->finish_reason);
-    q->done.group = group[0] ? wire_string(q->done_group) : wire_string(NULL);
-    q->done.epoch = group[0] ? q->epoch : 0;
+    q->done.group = wire_string(q->group_name[0] ? q->group_name : NULL);
+    q->done.epoch = q->epoch;
+    q->done.stages = q->stage_count;
     q->done.queue_us = q->waits ? 0 : q->assigned_us - q->accepted_us;
     return true;
 }
@@ -233,6 +235,7 @@ bool request_error(struct request *q, int code, const char *fmt, ...)
     va_start(args, fmt);
     vsnprintf(q->error_message, 500, fmt, args);
     va_end(args);
+    wire_string_mend(q->error_message, 499); /* the cut may have split a character */
     return true;
 }
 
@@ -247,8 +250,7 @@ bool request_next(const struct request *q, struct wire_message *out)
         out->token.index = q->sent;
         out->token.id = t->id;
         if (t->text_bytes > 0)
-            out->token.text =
-                (struct wire_str){(const char *)q->text.data + t->text_offset, t->text_bytes};
+            out->token.text = (struct wire_str){(const char *)q->text.data + t->text_offset, t->text_bytes};
         return true;
     }
     if (q->outcome == OUTCOME_DONE) {

@@ -4,9 +4,9 @@
  *   client's connection + client's id  <->  slot  <->  the coordinator's own id ("r17") that groups see
  *
  * Invariants: one connection has each id at most once among its live requests. The log takes tokens in the
- * order 0, 1, 2, ... alone (I2), at most max_tokens of them, and bounded text. Exactly one outcome is ever set
- * (I1). An entry outlives its outcome until both its client has been told (or is gone) and no group holds it.
- * The log stays complete while the request lives: a later migration hands it to another group. */
+ * order 0, 1, 2, ... alone (I2), at most max_tokens of them, and bounded text. Exactly one outcome is ever
+ * set (I1). An entry outlives its outcome until both its client has been told (or is gone) and no group holds
+ * it. The log stays complete while the request lives: a later migration hands it to another group. */
 #ifndef LEPTON_COORDINATOR_REQUESTS_H
 #define LEPTON_COORDINATOR_REQUESTS_H
 
@@ -26,7 +26,7 @@ enum request_outcome { OUTCOME_NONE, OUTCOME_DONE, OUTCOME_ERROR };
 struct request {
     uint32_t slot; /* below the limit */
     bool used;
-    char id[24];         /* "r17": as groups know it; never used twice */
+    char id[24]; /* "r17": as groups know it; never used twice */
     struct peer client;
     bool client_gone;
     char client_request[WIRE_MAX_ID + 1];
@@ -40,8 +40,10 @@ struct request {
     /* where it runs: REQUEST_NO_GROUP while it waits, and again when its group has let go of it */
     uint32_t group;
     uint64_t epoch;
-    bool waits;     /* not assigned yet */
-    bool cancelled; /* the group was told to cancel */
+    char group_name[WIRE_MAX_ID + 1]; /* of the group it was given to last; empty before */
+    uint64_t stage_count;             /* of that group */
+    bool waits;                       /* not assigned yet */
+    bool cancelled;                   /* the group was told to cancel */
     uint64_t accepted_us, assigned_us;
     /* the log: tokens 0..token_count-1, of which the client was sent `sent` */
     struct request_token *tokens;
@@ -53,10 +55,9 @@ struct request {
     bool outcome_sent;
     int error_code;
     char *error_message;
-    struct wire_done done; /* its strings are the three below */
+    struct wire_done done; /* its strings are the two below and group_name */
     char finish_reason[16];
     char *done_text;
-    char done_group[WIRE_MAX_ID + 1];
     uint32_t next; /* in its hash bucket */
 };
 
@@ -64,8 +65,8 @@ struct requests;
 struct requests *requests_new(uint32_t limit);
 void requests_free(struct requests **r);
 
-/* Takes a request in; *in is copied. The seed must be set. 409: the client has a live request of this id; 429:
- * all slots are taken. */
+/* Takes a request in; *in is copied. The seed must be set. 409: the client has a live request of this id;
+ * 429: all slots are taken. */
 struct request *requests_add(struct requests *r, const struct peer *client, const struct wire_generate *in,
                              uint64_t now_us, struct err *err);
 void requests_remove(struct requests *r, struct request *q);
@@ -75,20 +76,27 @@ struct request *requests_of_group(struct requests *r, struct wire_str id); /* by
 uint32_t requests_limit(const struct requests *r);
 uint32_t requests_count(const struct requests *r);
 
-void request_assigned(struct request *q, uint32_t group, uint64_t epoch, uint64_t now_us);
+struct request_place {
+    uint32_t group;
+    uint64_t epoch;
+    const char *name; /* copied */
+    uint64_t stage_count;
+};
+void request_assigned(struct request *q, const struct request_place *place, uint64_t now_us);
 
-/* Logs a token. REQUEST_TOKEN_DUPLICATE: already delivered, changes nothing; REQUEST_TOKEN_BROKEN: it cannot be
- * part of this stream (a gap, too many, too much text), *err says what: the stream can never be whole again. */
+/* Logs a token. REQUEST_TOKEN_DUPLICATE: already delivered, changes nothing; REQUEST_TOKEN_BROKEN: it cannot
+ * be part of this stream (a gap, too many, too much text), *err says what: the stream can never be whole
+ * again. */
 enum request_token_result { REQUEST_TOKEN_LOGGED, REQUEST_TOKEN_DUPLICATE, REQUEST_TOKEN_BROKEN };
 enum request_token_result request_token(struct request *q, const struct wire_token *token, struct err *err);
 
 /* Sets the outcome; false when there is one already (the first one stands). A `done` that claims tokens which
- * never came becomes an error. queue_us is filled in. */
-bool request_done(struct request *q, const struct wire_done *done, const char *group);
+ * never came becomes an error. Where it ran and how long it waited is filled in. */
+bool request_done(struct request *q, const struct wire_done *done);
 bool request_error(struct request *q, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
-/* The message that the client must get next, its strings borrowed from *q; false when there is none now. After
- * it was sent: request_sent. */
+/* The message that the client must get next, its strings borrowed from *q; false when there is none now.
+ * After it was sent: request_sent. */
 bool request_next(const struct request *q, struct wire_message *out);
 void request_sent(struct request *q);
 /* Nothing is left to do: the outcome was sent (or the client is gone), and no group holds it. */

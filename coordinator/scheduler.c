@@ -35,10 +35,10 @@ struct group {
 struct scheduler {
     struct scheduler_limits limits;
     struct balancer balancer;
-    struct entry *entries;              /* [live_requests] */
-    struct group *groups;               /* [groups] */
-    struct balancer_group *candidates;  /* [groups], scratch of one assignment */
-    uint32_t group_end;                 /* groups at or above were never known */
+    struct entry *entries;             /* [live_requests] */
+    struct group *groups;              /* [groups] */
+    struct balancer_group *candidates; /* [groups], scratch of one assignment */
+    uint32_t group_end;                /* groups at or above were never known */
     struct list queue, lost;
     uint32_t live;
     uint64_t bytes;
@@ -84,6 +84,19 @@ static void list_append(struct scheduler *s, struct list *l, uint32_t request)
     else
         s->entries[l->last].next = request;
     l->last = request;
+    l->count++;
+}
+
+static void list_prepend(struct scheduler *s, struct list *l, uint32_t request)
+{
+    struct entry *e = &s->entries[request];
+    e->previous = SCHEDULER_NONE;
+    e->next = l->first;
+    if (l->first == SCHEDULER_NONE)
+        l->last = request;
+    else
+        s->entries[l->first].previous = request;
+    l->first = request;
     l->count++;
 }
 
@@ -253,8 +266,21 @@ void scheduler_finished(struct scheduler *s, uint32_t request)
 void scheduler_ending(struct scheduler *s, uint32_t request)
 {
     struct entry *e = entry_at(s, request);
-    ASSERT(e->state == RUNNING || e->state == ENDING);
-    e->state = ENDING;
+    ASSERT(e->state == RUNNING || e->state == ENDING || e->state == LOST);
+    if (e->state == RUNNING)
+        e->state = ENDING;
+}
+
+void scheduler_unassign(struct scheduler *s, uint32_t request)
+{
+    struct entry *e = entry_at(s, request);
+    ASSERT(e->state == RUNNING || e->state == LOST);
+    entry_leave(s, request);
+    e->state = QUEUED;
+    e->group = SCHEDULER_NONE;
+    list_prepend(s, &s->queue, request);
+    s->assignable = true;
+    due_at(s, 0); /* its deadline, or the drain, may have come meanwhile */
 }
 
 /* ---- events of groups ---- */
@@ -345,10 +371,11 @@ static void end(struct scheduler *s, struct output *out, uint32_t request, int c
 /* When and why this entry ends though nothing happens to it; SCHEDULER_NEVER for those that are ending. */
 static uint64_t entry_due(const struct scheduler *s, const struct entry *e, int *code, const char **reason)
 {
+    *code = 408;
+    *reason = NULL;
     if (e->state != QUEUED && e->state != RUNNING)
         return SCHEDULER_NEVER;
     uint64_t due = e->deadline_ms, absent_since;
-    *code = 408;
     *reason = e->state == QUEUED ? "the deadline passed in the queue" : "the deadline passed while it ran";
     if (e->state == QUEUED && !model_served(s, e->model, &absent_since)) {
         uint64_t from = absent_since > e->submitted_ms ? absent_since : e->submitted_ms;

@@ -1,6 +1,7 @@
 /* scheduler: which request runs where and when, and which one has waited too long. PURE: (state, event, now)
  * -> actions. No socket, no clock, no message: time is an argument, requests and groups are numbers below
- * limits that the caller hands out. So one seed replays a whole cluster, and a simulation runs the real thing.
+ * limits that the caller hands out. So one seed replays a whole cluster, and a simulation runs the real
+ * thing.
  *
  *      submit ──> QUEUED ──assign──> RUNNING ──finished──> gone
  *                    │                  │ deadline, drain
@@ -9,9 +10,9 @@
  *                    v                  │    until it confirms, so that no group is given too much)
  *                   gone <──────────────┘ finished, or the group is gone
  *
- * Events change the state at once; what must be done about it comes out of scheduler_step, in a bounded array.
- * Every request that was submitted leaves by exactly one of: scheduler_finished by the caller, or one END action
- * without a group (I1). Memory is taken once, in scheduler_new. */
+ * Events change the state at once; what must be done about it comes out of scheduler_step, in a bounded
+ * array. Every request that was submitted leaves by exactly one of: scheduler_finished by the caller, or one
+ * END action without a group (I1). Memory is taken once, in scheduler_new. */
 #ifndef LEPTON_COORDINATOR_SCHEDULER_H
 #define LEPTON_COORDINATOR_SCHEDULER_H
 
@@ -60,6 +61,9 @@ int scheduler_submit(struct scheduler *s, const struct scheduler_submission *in,
 void scheduler_finished(struct scheduler *s, uint32_t request);
 /* The client no longer waits for a running request, its group was told to cancel: RUNNING -> ENDING. */
 void scheduler_ending(struct scheduler *s, uint32_t request);
+
+/* The assignment could not be delivered: back to the head of the queue. */
+void scheduler_unassign(struct scheduler *s, uint32_t request);
 
 /* ---- events of groups ---- */
 struct scheduler_group_info {

@@ -1,0 +1,345 @@
+#include "coordinator/dispatch_internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+
+/* How often a client that does not read is tried again. */
+#define STALL_RETRY_MS 50
+/* After the drain's deadline, errors and cancels get this long to leave. */
+#define DRAIN_GRACE_MS 1000
+
+struct dispatch *dispatch_new(struct router *router, const struct dispatch_options *options)
+{
+    struct dispatch *d = xcalloc(1, sizeof(*d));
+    d->options = *options;
+    d->router = router;
+    d->cluster = cluster_new(options->limits.groups, options->lease_ms);
+    d->scheduler = scheduler_new(&options->limits, &balancer_least_loaded);
+    d->requests = requests_new(options->limits.live_requests);
+    d->started_ms = clock_now_ms();
+    return d;
+}
+
+void dispatch_free(struct dispatch **d)
+{
+    if (!*d)
+        return;
+    cluster_free(&(*d)->cluster);
+    scheduler_free(&(*d)->scheduler);
+    requests_free(&(*d)->requests);
+    free(*d);
+    *d = NULL;
+}
+
+/* ---- requests ---- */
+static void remove_if_over(struct dispatch *d, struct request *q)
+{
+    if (!request_over(q))
+        return;
+    if (q->stalled_ms)
+        d->stalled--;
+    requests_remove(d->requests, q);
+}
+
+static void count_outcome(struct dispatch *d, const struct request *q)
+{
+    if (q->outcome == OUTCOME_ERROR)
+        d->failed++;
+    else if (wire_str_is(q->done.finish_reason, "cancelled"))
+        d->cancelled++;
+    else
+        d->completed++;
+}
+
+void dispatch_cancel_at_group(struct dispatch *d, struct request *q)
+{
+    if (q->group == REQUEST_NO_GROUP || q->cancelled)
+        return;
+    q->cancelled = true;
+    struct group *g = cluster_group(d->cluster, q->group);
+    if (!g || g->state == GROUP_LOST || g->epoch != q->epoch)
+        return; /* it lost the request together with its epoch */
+    struct wire_message m;
+    wire_init(&m, WIRE_CANCEL);
+    m.cancel.request = wire_string(q->id);
+    m.cancel.group = wire_string(g->name);
+    m.cancel.epoch = g->epoch;
+    if (router_send(d->router, &g->peer, &m) != ROUTER_SENT)
+        dispatch_group_lost(d, g, "it cannot be reached");
+}
+
+/* The client of this request will hear nothing more; what was done for it ends. */
+static void abandon(struct dispatch *d, struct request *q)
+{
+    q->client_gone = true;
+    if (q->outcome == OUTCOME_NONE) {
+        request_error(q, 499, "the client left");
+        d->cancelled++;
+        if (q->waits) {
+            scheduler_finished(d->scheduler, q->slot);
+            q->waits = false;
+        } else {
+            scheduler_ending(d->scheduler, q->slot);
+            dispatch_cancel_at_group(d, q);
+        }
+    }
+}
+
+/* Everything of a connection that is no more. `but` is left to the caller. */
+static void client_left(struct dispatch *d, const struct peer *client, const struct request *but)
+{
+    struct peer gone = *client;
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < requests_limit(d->requests); i++) {
+        struct request *q = requests_at(d->requests, i);
+        if (!q || q->client_gone || !peer_equal(&q->client, &gone))
+            continue;
+        count++;
+        abandon(d, q);
+        if (q != but)
+            remove_if_over(d, q);
+    }
+    log_info("dispatch", "client %s left with %u live requests", gone.name, count);
+}
+
+void dispatch_flush(struct dispatch *d, struct request *q)
+{
+    struct wire_message m;
+    while (request_next(q, &m)) {
+        enum router_sent sent = router_send(d->router, &q->client, &m);
+        if (sent == ROUTER_GONE) {
+            client_left(d, &q->client, q);
+            break;
+        }
+        if (sent == ROUTER_FULL) {
+            if (!q->stalled_ms) {
+                q->stalled_ms = clock_now_ms();
+                d->stalled++;
+            }
+            return;
+        }
+        request_sent(q);
+    }
+    if (q->stalled_ms) {
+        q->stalled_ms = 0;
+        d->stalled--;
+    }
+    remove_if_over(d, q);
+}
+
+void dispatch_fail(struct dispatch *d, struct request *q, int code, const char *message)
+{
+    if (request_error(q, code, "%s", message))
+        count_outcome(d, q);
+    if (q->waits) {
+        q->waits = false;
+        scheduler_finished(d->scheduler, q->slot);
+    } else if (q->group != REQUEST_NO_GROUP) {
+        scheduler_ending(d->scheduler, q->slot);
+        dispatch_cancel_at_group(d, q);
+    }
+    dispatch_flush(d, q);
+}
+
+/* ---- groups ---- */
+void dispatch_group_lost(struct dispatch *d, struct group *g, const char *why)
+{
+    if (g->state == GROUP_LOST)
+        return;
+    log_warn("cluster", "group %s (epoch %llu, %u requests) is gone: %s", g->name,
+             (unsigned long long)g->epoch, scheduler_assigned(d->scheduler, g->slot), why);
+    cluster_lost(g);
+    scheduler_group_gone(d->scheduler, g->slot, clock_now_ms());
+}
+
+static bool send_assign(struct dispatch *d, struct request *q, struct group *g)
+{
+    struct wire_message m;
+    wire_init(&m, WIRE_ASSIGN);
+    m.assign.group = wire_string(g->name);
+    m.assign.epoch = g->epoch;
+    m.assign.request = wire_string(q->id);
+    m.assign.prompt = (struct wire_str){q->prompt, q->prompt_bytes};
+    m.assign.max_tokens = q->max_tokens;
+    m.assign.no_bos = q->no_bos;
+    m.assign.sampling = q->sampling;
+    return router_send(d->router, &g->peer, &m) == ROUTER_SENT;
+}
+
+static void act_assign(struct dispatch *d, const struct scheduler_action *action)
+{
+    struct request *q = requests_at(d->requests, action->request);
+    struct group *g = cluster_group(d->cluster, action->group);
+    ASSERT(q && g);
+    if (g->state == GROUP_READY && send_assign(d, q, g)) {
+        struct request_place place = {
+            .group = g->slot, .epoch = g->epoch, .name = g->name, .stage_count = g->stage_count};
+        request_assigned(q, &place, clock_now_us());
+        log_debug("dispatch", "request %s goes to group %s", q->id, g->name);
+        return;
+    }
+    /* First out of the group's hands, so that its loss does not end a request that it never saw. */
+    scheduler_unassign(d->scheduler, action->request);
+    dispatch_group_lost(d, g, "it cannot be reached");
+}
+
+static void act_end(struct dispatch *d, const struct scheduler_action *action)
+{
+    struct request *q = requests_at(d->requests, action->request);
+    ASSERT(q);
+    bool set = action->code == 502
+                   ? request_error(q, 502, "group %s was lost while it served the request", q->group_name)
+                   : request_error(q, action->code, "%s", action->reason);
+    if (set)
+        count_outcome(d, q);
+    if (action->group == SCHEDULER_NONE) {
+        q->waits = false;
+        q->group = REQUEST_NO_GROUP;
+    } else {
+        dispatch_cancel_at_group(d, q);
+    }
+    dispatch_flush(d, q);
+}
+
+/* One action at a time: carrying one out may find that a client or a group is gone, which changes the others.
+ */
+static void act(struct dispatch *d, uint64_t now_ms)
+{
+    struct scheduler_action action;
+    while (scheduler_step(d->scheduler, now_ms, &action, 1) == 1) {
+        if (action.kind == SCHEDULER_ASSIGN)
+            act_assign(d, &action);
+        else
+            act_end(d, &action);
+    }
+}
+
+static void retry_stalled(struct dispatch *d, uint64_t now_ms)
+{
+    for (uint32_t i = 0; d->stalled > 0 && i < requests_limit(d->requests); i++) {
+        struct request *q = requests_at(d->requests, i);
+        if (!q || !q->stalled_ms)
+            continue;
+        if (now_ms >= q->stalled_ms + d->options.stall_timeout_ms) {
+            log_warn("dispatch", "request %s of client %s is cut: the client does not read", q->id,
+                     q->client.name);
+            abandon(d, q);
+        }
+        dispatch_flush(d, q);
+    }
+}
+
+/* ---- the turn ---- */
+void dispatch_tick(struct dispatch *d)
+{
+    uint64_t now_ms = clock_now_ms();
+    struct group *g;
+    while ((g = cluster_expired(d->cluster, now_ms)))
+        dispatch_group_lost(d, g, "its lease has ended");
+    act(d, now_ms);
+    retry_stalled(d, now_ms);
+}
+
+uint64_t dispatch_due_ms(const struct dispatch *d)
+{
+    uint64_t due = scheduler_due_ms(d->scheduler), lease = cluster_due_ms(d->cluster);
+    if (lease < due)
+        due = lease;
+    if (d->stalled > 0 || scheduler_draining(d->scheduler)) {
+        uint64_t soon = clock_now_ms() + STALL_RETRY_MS;
+        if (soon < due)
+            due = soon;
+    }
+    return due;
+}
+
+void dispatch_drain(struct dispatch *d, uint64_t timeout_ms)
+{
+    d->drain_deadline_ms = clock_now_ms() + timeout_ms;
+    scheduler_drain(d->scheduler, d->drain_deadline_ms);
+    for (uint32_t i = 0; i < cluster_slots(d->cluster); i++) {
+        struct group *g = cluster_group(d->cluster, i);
+        if (!g || g->state != GROUP_READY)
+            continue;
+        cluster_draining(g);
+        scheduler_group_draining(d->scheduler, i);
+        struct wire_message m;
+        wire_init(&m, WIRE_DRAIN);
+        m.drain.group = wire_string(g->name);
+        m.drain.epoch = g->epoch;
+        if (router_send(d->router, &g->peer, &m) != ROUTER_SENT)
+            dispatch_group_lost(d, g, "it cannot be reached");
+    }
+}
+
+bool dispatch_drained(const struct dispatch *d)
+{
+    uint64_t now_ms = clock_now_ms();
+    if (requests_count(d->requests) == 0 || now_ms >= d->drain_deadline_ms + DRAIN_GRACE_MS)
+        return true;
+    if (now_ms < d->drain_deadline_ms)
+        return false;
+    for (uint32_t i = 0; i < requests_limit(d->requests); i++) { /* groups need not confirm to the end */
+        const struct request *q = requests_at(d->requests, i);
+        if (q && !q->outcome_sent && !q->client_gone)
+            return false;
+    }
+    return true;
+}
+
+/* ---- messages by sender ---- */
+static bool from_client(struct dispatch *d, const struct peer *from, const struct wire_message *m)
+{
+    switch (m->type) {
+    case WIRE_GENERATE:
+        dispatch_generate(d, from, &m->generate);
+        return true;
+    case WIRE_CANCEL:
+        dispatch_cancel(d, from, &m->cancel);
+        return true;
+    case WIRE_STATUS:
+        dispatch_status(d, from, &m->status);
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool from_worker(struct dispatch *d, const struct peer *from, const struct wire_message *m)
+{
+    switch (m->type) {
+    case WIRE_HELLO:
+        dispatch_hello(d, from, &m->hello);
+        return true;
+    case WIRE_HEARTBEAT:
+        dispatch_heartbeat(d, from, &m->heartbeat);
+        return true;
+    case WIRE_BYE:
+        dispatch_bye(d, from, &m->bye);
+        return true;
+    case WIRE_TOKEN:
+        dispatch_token(d, from, &m->token);
+        return true;
+    case WIRE_DONE:
+        dispatch_done(d, from, &m->done);
+        return true;
+    case WIRE_ERROR:
+        dispatch_error(d, from, &m->error);
+        return true;
+    default:
+        return false;
+    }
+}
+
+void dispatch_message(struct dispatch *d, const struct router_message *m)
+{
+    bool handled = m->from.role == CURVE_CLIENT   ? from_client(d, &m->from, &m->wire)
+                   : m->from.role == CURVE_WORKER ? from_worker(d, &m->from, &m->wire)
+                                                  : false;
+    if (!handled)
+        router_refuse(d->router, &m->from, &(struct wire_error){.code = 403}, "a %s may not send %s",
+                      curve_role_name(m->from.role), wire_type_name(m->wire.type));
+}

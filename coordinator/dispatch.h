@@ -1,0 +1,39 @@
+/* dispatch: what each message means: it checks the sender's role and state, feeds the pure modules, and
+ * carries out what they decide. The one place where cluster, scheduler, requests and router meet; it owns the
+ * first three.
+ *
+ *      client ── generate, cancel, status ──>            ── assign, cancel, drain, welcome, lease ──> group
+ *             <── accepted, token*, done | error ── dispatch <── hello, heartbeat, token*, done | error, bye
+ * ──
+ *
+ * Tokens go through the request's log: what a client does not take now waits there and is sent when it reads
+ * again, or the stream is cut after stall_timeout_ms. */
+#ifndef LEPTON_COORDINATOR_DISPATCH_H
+#define LEPTON_COORDINATOR_DISPATCH_H
+
+#include "coordinator/router.h"
+#include "coordinator/scheduler.h"
+
+struct dispatch_options {
+    uint64_t lease_ms, heartbeat_ms;
+    uint64_t request_timeout_ms; /* of requests that name none */
+    uint64_t stall_timeout_ms;
+    struct scheduler_limits limits;
+};
+
+struct dispatch;
+struct dispatch *dispatch_new(struct router *router, const struct dispatch_options *options);
+void dispatch_free(struct dispatch **d);
+
+void dispatch_message(struct dispatch *d, const struct router_message *m);
+/* Ends leases and requests that are due, assigns, sends on to clients that read again. After every turn. */
+void dispatch_tick(struct dispatch *d);
+/* When dispatch_tick must be called though no message came; monotonic; UINT64_MAX = never. */
+uint64_t dispatch_due_ms(const struct dispatch *d);
+
+/* Refuses new requests, lets the running ones finish for `timeout_ms`, tells the groups. */
+void dispatch_drain(struct dispatch *d, uint64_t timeout_ms);
+/* After dispatch_drain: nobody waits for anything any more, or the time is over. */
+bool dispatch_drained(const struct dispatch *d);
+
+#endif

@@ -1,0 +1,157 @@
+/* What clients send: generate, cancel, status. */
+#include "coordinator/dispatch_internal.h"
+
+#include <stdlib.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+
+/* A generate that is not taken: its one outcome, and no strike, for the client did nothing wrong. */
+static void reject(struct dispatch *d, const struct peer *from, struct wire_str request,
+                   const struct err *err)
+{
+    char text[sizeof(err->message)];
+    memcpy(text, err->message, sizeof(text));
+    d->rejected++;
+    struct wire_message m;
+    wire_init(&m, WIRE_ERROR);
+    m.error.request = request;
+    m.error.code = (uint64_t)err->code;
+    m.error.message = wire_string_mend(text, sizeof(text) - 1);
+    router_send(d->router, from, &m);
+    log_debug("dispatch", "rejected a request of client %s: %d %s", from->name, err->code, text);
+}
+
+void dispatch_generate(struct dispatch *d, const struct peer *from, const struct wire_generate *in)
+{
+    struct err err;
+    struct wire_generate asked = *in;
+    if (!asked.sampling.has_seed) {
+        asked.sampling.has_seed = true;
+        asked.sampling.seed = clock_entropy() >> 11; /* 53 bits: every JSON reader keeps them */
+    }
+    uint64_t now_us = clock_now_us(), queued;
+    struct request *q = requests_add(d->requests, from, &asked, now_us, &err);
+    if (!q) {
+        reject(d, from, in->request, &err);
+        return;
+    }
+    uint64_t timeout_ms = in->timeout_ms ? in->timeout_ms : d->options.request_timeout_ms;
+    struct scheduler_submission submission = {.request = q->slot,
+                                              .model = q->model,
+                                              .bytes = q->prompt_bytes,
+                                              .deadline_ms = now_us / 1000 + timeout_ms};
+    if (scheduler_submit(d->scheduler, &submission, now_us / 1000, &queued, &err) != 0) {
+        requests_remove(d->requests, q);
+        reject(d, from, in->request, &err);
+        return;
+    }
+    struct wire_message m;
+    wire_init(&m, WIRE_ACCEPTED);
+    m.accepted.request = in->request;
+    m.accepted.seed = asked.sampling.seed;
+    m.accepted.queued = queued;
+    if (router_send(d->router, from, &m) != ROUTER_SENT) { /* who does not read this reads no stream either */
+        scheduler_finished(d->scheduler, q->slot);
+        requests_remove(d->requests, q);
+        d->rejected++;
+        return;
+    }
+    d->accepted++;
+    log_debug("dispatch", "request %s of client %s: %u prompt bytes, up to %llu tokens", q->id, from->name,
+              q->prompt_bytes, (unsigned long long)q->max_tokens);
+}
+
+void dispatch_cancel(struct dispatch *d, const struct peer *from, const struct wire_cancel *in)
+{
+    struct request *q = requests_of_client(d->requests, from, in->request);
+    if (!q || q->outcome != OUTCOME_NONE)
+        return; /* it crossed the outcome on the wire; a second outcome would break I1 */
+    if (!q->waits) {
+        dispatch_cancel_at_group(d, q); /* the group's `done` will say what came out until then */
+        return;
+    }
+    struct wire_message m;
+    wire_init(&m, WIRE_DONE);
+    m.done.finish_reason = wire_string("cancelled");
+    request_done(q, &m.done);
+    d->cancelled++;
+    q->waits = false;
+    scheduler_finished(d->scheduler, q->slot);
+    dispatch_flush(d, q);
+}
+
+/* ---- status ---- */
+static void fill_stages(struct wire_group_status *out, const struct group *g)
+{
+    out->stage_count = g->stage_count;
+    out->stages = xcalloc(g->stage_count ? g->stage_count : 1, sizeof(*out->stages));
+    for (uint32_t i = 0; i < g->stage_count; i++)
+        out->stages[i] = (struct wire_stage){.first_layer = g->stages[i].first_layer,
+                                             .last_layer = g->stages[i].last_layer,
+                                             .tensor = g->stages[i].tensor,
+                                             .pid = g->stages[i].pid,
+                                             .host = wire_string(g->stages[i].host)};
+}
+
+static void fill_group(struct dispatch *d, struct wire_group_status *out, const struct group *g,
+                       uint64_t now_ms)
+{
+    *out = (struct wire_group_status){.group = wire_string(g->name),
+                                      .state = wire_string(group_state_name(g->state)),
+                                      .model = wire_string(g->model),
+                                      .weights = wire_string(g->weights),
+                                      .kernels = wire_string(g->kernels),
+                                      .kv_type = wire_string(g->kv_type),
+                                      .epoch = g->epoch,
+                                      .tensor = g->tensor,
+                                      .max_sequences = g->max_sequences,
+                                      .context = g->context,
+                                      .pages = g->pages,
+                                      .pages_used = g->pages_used,
+                                      .running = g->running,
+                                      .waiting = g->waiting,
+                                      .assigned = scheduler_assigned(d->scheduler, g->slot),
+                                      .steps = g->steps,
+                                      .tokens_generated = g->tokens_generated,
+                                      .heartbeat_age_ms = now_ms - g->heard_ms,
+                                      .load_ms = g->load_ms};
+}
+
+void dispatch_status(struct dispatch *d, const struct peer *from, const struct wire_status *in)
+{
+    uint64_t now_ms = clock_now_ms();
+    struct wire_message m;
+    wire_init(&m, WIRE_STATUS_REPLY);
+    struct wire_status_reply *s = &m.status_reply;
+    s->version = wire_string(LEPTON_VERSION);
+    s->uptime_ms = now_ms - d->started_ms;
+    s->queued = scheduler_queued(d->scheduler);
+    s->queue_limit = d->options.limits.queue_requests;
+    s->live = scheduler_live(d->scheduler);
+    s->accepted_total = d->accepted;
+    s->completed_total = d->completed;
+    s->failed_total = d->failed;
+    s->cancelled_total = d->cancelled;
+    s->rejected_total = d->rejected;
+    s->bad_frames_total = router_bad_frames(d->router);
+    s->refused_peers_total = router_refused_peers(d->router);
+    s->draining = scheduler_draining(d->scheduler);
+    uint32_t slots = cluster_slots(d->cluster), stages = 0;
+    s->groups = xcalloc(slots ? slots : 1, sizeof(*s->groups));
+    for (uint32_t i = 0; i < slots; i++) {
+        const struct group *g = cluster_group(d->cluster, i);
+        if (!g)
+            continue;
+        struct wire_group_status *out = &s->groups[s->group_count++];
+        fill_group(d, out, g, now_ms);
+        if (in->verbose && stages + g->stage_count <= WIRE_MAX_REPLY_STAGES) {
+            fill_stages(out, g);
+            stages += out->stage_count;
+        }
+    }
+    router_send(d->router, from, &m); /* lost only when the client does not read: it may ask again */
+    for (uint32_t i = 0; i < s->group_count; i++)
+        free(s->groups[i].stages);
+    free(s->groups);
+}

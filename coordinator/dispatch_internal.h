@@ -1,0 +1,46 @@
+/* dispatch_internal: what dispatch.c (requests and actions), dispatch_client.c and dispatch_worker.c (one
+ * function per message) share. Nobody else includes it. */
+#ifndef LEPTON_COORDINATOR_DISPATCH_INTERNAL_H
+#define LEPTON_COORDINATOR_DISPATCH_INTERNAL_H
+
+#include "coordinator/cluster.h"
+#include "coordinator/dispatch.h"
+#include "coordinator/requests.h"
+#include "coordinator/throttle.h"
+
+struct dispatch {
+    struct dispatch_options options;
+    struct router *router; /* borrowed */
+    struct cluster *cluster;
+    struct scheduler *scheduler;
+    struct requests *requests;
+    uint64_t started_ms;
+    uint64_t drain_deadline_ms;
+    uint32_t stalled; /* requests whose client does not read */
+    uint64_t accepted, completed, failed, cancelled, rejected;
+    struct throttle stale_log, token_log;
+};
+
+/* Sends the client what its request has for it; forgets the request when nothing is left to do. *q may be
+ * gone afterwards. */
+void dispatch_flush(struct dispatch *d, struct request *q);
+/* The request fails: the client gets the error, and a group that holds it is told to cancel. *q may be gone.
+ */
+void dispatch_fail(struct dispatch *d, struct request *q, int code, const char *message);
+/* Tells the group that holds the request to cancel it, once. */
+void dispatch_cancel_at_group(struct dispatch *d, struct request *q);
+/* The group is gone; its requests end at the next tick. */
+void dispatch_group_lost(struct dispatch *d, struct group *g, const char *why);
+
+void dispatch_generate(struct dispatch *d, const struct peer *from, const struct wire_generate *m);
+void dispatch_cancel(struct dispatch *d, const struct peer *from, const struct wire_cancel *m);
+void dispatch_status(struct dispatch *d, const struct peer *from, const struct wire_status *m);
+
+void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wire_hello *m);
+void dispatch_heartbeat(struct dispatch *d, const struct peer *from, const struct wire_heartbeat *m);
+void dispatch_bye(struct dispatch *d, const struct peer *from, const struct wire_bye *m);
+void dispatch_token(struct dispatch *d, const struct peer *from, const struct wire_token *m);
+void dispatch_done(struct dispatch *d, const struct peer *from, const struct wire_done *m);
+void dispatch_error(struct dispatch *d, const struct peer *from, const struct wire_error *m);
+
+#endif

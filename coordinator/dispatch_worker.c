@@ -1,0 +1,185 @@
+/* What the leaders of worker groups send: hello, heartbeat, bye, token, done, error. Every message but hello
+ * counts only under the group's current epoch and from the connection that introduced it (I5). */
+#include "coordinator/dispatch_internal.h"
+
+#include <stdio.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+
+void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wire_hello *in)
+{
+    struct err err = {0};
+    struct group *g;
+    bool was_live, forgotten;
+    uint64_t now_ms = clock_now_ms();
+    struct wire_error about = {.group = in->group, .epoch = in->epoch};
+    if (scheduler_draining(d->scheduler)) {
+        about.code = 409; /* not its fault: no strike */
+        router_refuse(d->router, from, &about, "the coordinator is draining and takes no new groups");
+        return;
+    }
+    if (cluster_hello(d->cluster, from, in, now_ms, &g, &was_live, &forgotten, &err) != 0) {
+        log_warn("cluster", "audit: refused group %.*s of worker %s: %s", (int)in->group.size, in->group.data,
+                 from->name, err.message);
+        about.code = (uint64_t)err.code;
+        router_refuse(d->router, from, &about, "%s", err.message);
+        return;
+    }
+    if (was_live)
+        scheduler_group_gone(d->scheduler, g->slot, now_ms);
+    if (forgotten)
+        scheduler_group_forget(d->scheduler, g->slot);
+    struct scheduler_group_info info = {
+        .name = g->name, .model = g->model, .max_sequences = (uint32_t)g->max_sequences, .pages = g->pages};
+    scheduler_group_ready(d->scheduler, g->slot, &info);
+    log_info("cluster", "group %s of worker %s is ready: epoch %llu, model %s, %u stages, %llu sequences",
+             g->name, from->name, (unsigned long long)g->epoch, g->model, g->stage_count,
+             (unsigned long long)g->max_sequences);
+    struct wire_message m;
+    wire_init(&m, WIRE_WELCOME);
+    m.welcome.group = wire_string(g->name);
+    m.welcome.epoch = g->epoch;
+    m.welcome.lease_ms = d->options.lease_ms;
+    m.welcome.heartbeat_ms = d->options.heartbeat_ms;
+    if (router_send(d->router, from, &m) != ROUTER_SENT)
+        dispatch_group_lost(d, g, "its welcome could not be sent");
+}
+
+/* The group that `from` speaks for, or NULL after the frame was refused. */
+static struct group *current(struct dispatch *d, const struct peer *from, const char *what,
+                             struct wire_str name, uint64_t epoch, struct wire_str request)
+{
+    struct err err = {0};
+    if (name.size == 0) {
+        router_refuse(d->router, from, &(struct wire_error){.code = 400, .request = request},
+                      "%s: group: a worker must name its group and epoch", what);
+        return NULL;
+    }
+    struct group *g = cluster_current(d->cluster, from, name, epoch, &err);
+    if (!g)
+        router_refuse(d->router, from,
+                      &(struct wire_error){
+                          .code = (uint64_t)err.code, .request = request, .group = name, .epoch = epoch},
+                      "%s: %s", what, err.message);
+    return g;
+}
+
+void dispatch_heartbeat(struct dispatch *d, const struct peer *from, const struct wire_heartbeat *in)
+{
+    uint32_t suppressed;
+    uint64_t now_ms = clock_now_ms();
+    struct group *g = current(d, from, "heartbeat", in->group, in->epoch, (struct wire_str){NULL, 0});
+    if (!g)
+        return;
+    if (!cluster_heartbeat(d->cluster, g, in, now_ms)) {
+        if (throttle_allows(&d->stale_log, now_ms, 10, &suppressed))
+            log_warn("cluster", "group %s: ignored heartbeat %llu after %llu", g->name,
+                     (unsigned long long)in->sequence, (unsigned long long)g->sequence);
+        return;
+    }
+    scheduler_group_load(d->scheduler, g->slot, g->pages_used);
+    struct wire_message m;
+    wire_init(&m, WIRE_LEASE);
+    m.lease.group = wire_string(g->name);
+    m.lease.epoch = g->epoch;
+    m.lease.sequence = in->sequence;
+    if (router_send(d->router, from, &m) == ROUTER_GONE)
+        dispatch_group_lost(d, g, "it closed its connection");
+}
+
+void dispatch_bye(struct dispatch *d, const struct peer *from, const struct wire_bye *in)
+{
+    struct group *g = current(d, from, "bye", in->group, in->epoch, (struct wire_str){NULL, 0});
+    if (!g)
+        return;
+    char why[200];
+    snprintf(why, sizeof(why), "it said bye: %.*s", (int)in->reason.size,
+             in->reason.data ? in->reason.data : "");
+    dispatch_group_lost(d, g, why);
+}
+
+/* The live request that group g speaks of; NULL when g does not hold it (late, or never its own). */
+static struct request *held(struct dispatch *d, const struct group *g, const char *what, struct wire_str id)
+{
+    struct request *q = requests_of_group(d->requests, id);
+    if (q && q->group == g->slot && q->epoch == g->epoch)
+        return q;
+    uint32_t suppressed;
+    if (throttle_allows(&d->stale_log, clock_now_ms(), 10, &suppressed))
+        log_warn("dispatch",
+                 "group %s: ignored %s of request %.*s, which it does not hold (%u not logged before)",
+                 g->name, what, (int)id.size, id.data, suppressed);
+    return NULL;
+}
+
+void dispatch_token(struct dispatch *d, const struct peer *from, const struct wire_token *in)
+{
+    struct group *g = current(d, from, "token", in->group, in->epoch, in->request);
+    struct request *q = g ? held(d, g, "a token", in->request) : NULL;
+    if (!q || q->outcome != OUTCOME_NONE)
+        return; /* its client has its outcome already; the group was told to cancel */
+    struct err err;
+    uint32_t suppressed;
+    switch (request_token(q, in, &err)) {
+    case REQUEST_TOKEN_LOGGED:
+        dispatch_flush(d, q);
+        break;
+    case REQUEST_TOKEN_DUPLICATE:
+        if (throttle_allows(&d->token_log, clock_now_ms(), 10, &suppressed))
+            log_warn("dispatch",
+                     "group %s: dropped token %llu of request %s, which came before (%u not logged)", g->name,
+                     (unsigned long long)in->index, q->id, suppressed);
+        break;
+    case REQUEST_TOKEN_BROKEN:
+        log_warn("dispatch", "group %s, request %s: %s", g->name, q->id, err.message);
+        dispatch_fail(d, q, 500, err.message);
+        break;
+    }
+}
+
+/* The group lets go of the request: its sequence is free. */
+static void release(struct dispatch *d, struct request *q)
+{
+    q->group = REQUEST_NO_GROUP;
+    scheduler_finished(d->scheduler, q->slot);
+}
+
+void dispatch_done(struct dispatch *d, const struct peer *from, const struct wire_done *in)
+{
+    struct group *g = current(d, from, "done", in->group, in->epoch, in->request);
+    struct request *q = g ? held(d, g, "done", in->request) : NULL;
+    if (!q)
+        return;
+    if (request_done(q, in)) {
+        if (q->outcome == OUTCOME_ERROR) {
+            log_warn("dispatch", "group %s, request %s: %s", g->name, q->id, q->error_message);
+            d->failed++;
+        } else if (wire_str_is(q->done.finish_reason, "cancelled")) {
+            d->cancelled++;
+        } else {
+            d->completed++;
+        }
+    }
+    release(d, q);
+    dispatch_flush(d, q);
+}
+
+void dispatch_error(struct dispatch *d, const struct peer *from, const struct wire_error *in)
+{
+    struct group *g = current(d, from, "error", in->group, in->epoch, in->request);
+    if (!g)
+        return;
+    if (in->request.size == 0) {
+        log_warn("cluster", "group %s: error %llu: %.*s", g->name, (unsigned long long)in->code,
+                 (int)in->message.size, in->message.data);
+        return;
+    }
+    struct request *q = held(d, g, "an error", in->request);
+    if (!q)
+        return;
+    if (request_error(q, (int)in->code, "%.*s", (int)in->message.size, in->message.data))
+        d->failed++;
+    release(d, q);
+    dispatch_flush(d, q);
+}

@@ -1,0 +1,254 @@
+/* lepton-coordinator: options, wiring, and the loop: wait, handle a bounded number of messages, tick. One
+ * thread decides everything; ZeroMQ's own threads and the ZAP handler do the rest. SIGTERM or SIGINT drains,
+ * a second one ends at once. */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/config.h"
+#include "common/log.h"
+#include "coordinator/dispatch.h"
+
+/* Messages handled before leases, deadlines and signals get their turn. */
+#define TURN_MESSAGES 256
+/* Final messages get this long to leave the socket. */
+#define LINGER_MS 1000
+
+struct settings {
+    char *config, *endpoint, *endpoint_file, *key, *authorized, *log_level, *log_format;
+    bool public;
+    int64_t lease_ms, heartbeat_ms, request_timeout_ms, group_wait_ms, stall_timeout_ms, drain_timeout_ms;
+    int64_t queue_requests, queue_bytes, live_requests, max_groups, max_peers;
+};
+
+#define TEXT(member, preset, example, sentence)                                              \
+    {                                                                                        \
+        .name = #member, .kind = CONFIG_STRING, .offset = offsetof(struct settings, member), \
+        .standard = preset, .value = example, .help = sentence                               \
+    }
+#define CHOICE(member, preset, words, sentence)                                              \
+    {                                                                                        \
+        .name = #member, .kind = CONFIG_STRING, .offset = offsetof(struct settings, member), \
+        .standard = preset, .value = "NAME", .choices = words, .help = sentence              \
+    }
+#define NUMBER(member, low, high, preset, sentence)                                                   \
+    {                                                                                                 \
+        .name = #member, .kind = CONFIG_INT, .offset = offsetof(struct settings, member), .min = low, \
+        .max = high, .standard = preset, .value = "N", .help = sentence                               \
+    }
+
+static const struct config_option options[] = {
+    {.name = "config",
+     .letter = 'c',
+     .kind = CONFIG_STRING,
+     .offset = offsetof(struct settings, config),
+     .value = "PATH",
+     .help = "Read options from this file; options on the command line win.",
+     .given_only = true},
+    TEXT(endpoint, "tcp://127.0.0.1:5555", "tcp://ADDRESS:PORT",
+         "Where clients and workers connect: an address or an interface of this machine and a port (* picks "
+         "a free "
+         "one), or ipc://PATH."),
+    {.name = "public",
+     .kind = CONFIG_BOOL,
+     .offset = offsetof(struct settings, public),
+     .help = "Allow an endpoint that listens on every interface (tcp://*:5555)."},
+    TEXT(endpoint_file, NULL, "PATH",
+         "Write the endpoint, with the port that was chosen, to this file once connections are taken."),
+    TEXT(key, NULL, "PATH", "The coordinator's own key file (lepton keygen); always needed."),
+    TEXT(authorized, NULL, "DIR",
+         "The directory of .pub files: whose key may connect, as worker or as client; always needed."),
+    NUMBER(lease_ms, 100, 3600000, "3000",
+           "Milliseconds that a group counts as alive after its last heartbeat."),
+    NUMBER(heartbeat_ms, 10, 3600000, "500",
+           "Milliseconds between the heartbeats of a group; at most a third of lease_ms."),
+    NUMBER(queue_requests, 1, 1000000, "1024", "Most requests that wait for a group."),
+    NUMBER(queue_bytes, 1, 1e12, "268435456",
+           "Most bytes of prompts that are held, of waiting and running requests together."),
+    NUMBER(live_requests, 1, 1000000, "4096", "Most requests that wait and run."),
+    NUMBER(request_timeout_ms, 1, 86400000, "300000",
+           "Deadline of a request that names none, in milliseconds after it was accepted."),
+    NUMBER(group_wait_ms, 0, 86400000, "30000",
+           "Milliseconds that a request waits while no group serves its model."),
+    NUMBER(stall_timeout_ms, 100, 3600000, "10000",
+           "Milliseconds after which the stream of a client that does not read is cut."),
+    NUMBER(drain_timeout_ms, 0, 86400000, "30000",
+           "Milliseconds that running requests get to finish after SIGTERM."),
+    NUMBER(max_groups, 1, WIRE_MAX_GROUPS, "256", "Most worker groups that are remembered."),
+    NUMBER(max_peers, 1, 60000, "4096", "Most connections; also bounded by the limit of open files."),
+    CHOICE(log_level, "info", "debug|info|warn|error", "The least level that is logged."),
+    CHOICE(log_format, "text", "text|json", "Log lines for people or for machines."),
+};
+
+static const struct config_table table = {
+    .program = "lepton-coordinator",
+    .about =
+        "Takes requests from clients and spreads them over worker groups. It speaks ZeroMQ with CURVE: every "
+        "client and worker needs a key whose .pub file lies in the authorized directory.",
+    .after = "signals:\n"
+             "  TERM, INT  drain: refuse new requests, let the running ones finish, exit; a second one exits "
+             "at once\n"
+             "exit codes:\n"
+             "  0 drained and stopped   1 could not start   2 wrong usage   130 stopped at once\n",
+    .options = options,
+    .option_count = ARRAY_LEN(options),
+    .settings_bytes = sizeof(struct settings),
+};
+
+/* What the table cannot say. */
+static int check(const struct settings *s, struct err *err)
+{
+    if (!s->key)
+        return err_set(err, "key: expected the path of the coordinator's key file (lepton keygen makes one)");
+    if (!s->authorized)
+        return err_set(err, "authorized: expected the directory of the .pub files that may connect");
+    if (s->heartbeat_ms * 3 > s->lease_ms)
+        return err_set(err, "heartbeat_ms: expected at most a third of lease_ms (%lld), found %lld",
+                       (long long)s->lease_ms, (long long)s->heartbeat_ms);
+    return 0;
+}
+
+/* Whole or not at all: a reader that waits for the file never sees half of it. */
+static int write_endpoint(const char *path, const char *endpoint, struct err *err)
+{
+    char *temporary = xasprintf("%s.%ld", path, (long)getpid());
+    FILE *file = fopen(temporary, "w");
+    bool written = file && fprintf(file, "%s\n", endpoint) > 0;
+    if (file && fclose(file) != 0)
+        written = false;
+    if (written && rename(temporary, path) != 0)
+        written = false;
+    if (!written) {
+        err_set(err, "%s: %s", path, strerror(errno));
+        unlink(temporary);
+    }
+    free(temporary);
+    return written ? 0 : -1;
+}
+
+static int open_signals(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigprocmask(SIG_BLOCK, &set, NULL); /* before ZeroMQ's threads, which inherit it */
+    int fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    if (fd < 0)
+        die("signalfd: %s", strerror(errno));
+    return fd;
+}
+
+static void handle_messages(struct router *router, struct dispatch *dispatch)
+{
+    for (int i = 0; i < TURN_MESSAGES; i++) {
+        struct router_message message;
+        int received = router_receive(router, &message);
+        if (received == 0)
+            return;
+        if (received == 1) {
+            dispatch_message(dispatch, &message);
+            wire_release(&message.wire);
+        }
+    }
+}
+
+/* Runs until drained (0) or told twice to stop (130). */
+static int serve(struct router *router, struct dispatch *dispatch, int signals, uint64_t drain_timeout_ms)
+{
+    bool draining = false;
+    for (;;) {
+        uint64_t due = dispatch_due_ms(dispatch), now = clock_now_ms();
+        uint64_t timeout_ms = due == UINT64_MAX ? UINT64_MAX : due > now ? due - now : 0;
+        struct signalfd_siginfo signal;
+        if (router_wait(router, signals, timeout_ms) &&
+            read(signals, &signal, sizeof(signal)) == (ssize_t)sizeof(signal)) {
+            log_info("main", "signal %u: %s", signal.ssi_signo, draining ? "stop at once" : "drain");
+            if (draining)
+                return 130;
+            draining = true;
+            dispatch_drain(dispatch, drain_timeout_ms);
+        }
+        handle_messages(router, dispatch);
+        dispatch_tick(dispatch);
+        if (draining && dispatch_drained(dispatch))
+            return 0;
+    }
+}
+
+static void setup_log(const struct settings *s)
+{
+    enum log_level level = LOG_INFO;
+    bool known = log_level_from_name(s->log_level, &level);
+    ASSERT(known);
+    log_setup("coordinator", level, strcmp(s->log_format, "json") == 0 ? LOG_JSON : LOG_TEXT);
+}
+
+static struct dispatch *make_dispatch(struct router *router, const struct settings *s)
+{
+    struct dispatch_options o = {
+        .lease_ms = (uint64_t)s->lease_ms,
+        .heartbeat_ms = (uint64_t)s->heartbeat_ms,
+        .request_timeout_ms = (uint64_t)s->request_timeout_ms,
+        .stall_timeout_ms = (uint64_t)s->stall_timeout_ms,
+        .limits = {.live_requests = (uint32_t)s->live_requests,
+                   .groups = (uint32_t)s->max_groups,
+                   .queue_requests = (uint32_t)s->queue_requests,
+                   .prompt_bytes = (uint64_t)s->queue_bytes,
+                   .group_wait_ms = (uint64_t)s->group_wait_ms},
+    };
+    return dispatch_new(router, &o);
+}
+
+int main(int argc, char **argv)
+{
+    struct settings s;
+    struct curve_key key = {0};
+    struct router *router = NULL;
+    struct dispatch *dispatch = NULL;
+    struct err err;
+    int code = 1;
+    config_main(&table, &s, argc, argv, NULL, 0);
+    setup_log(&s);
+    int signals = open_signals();
+    if (check(&s, &err) != 0) {
+        code = 2;
+        goto fail;
+    }
+    if (curve_load(&key, s.key, false, &err) != 0)
+        goto fail;
+    struct router_options ro = {.endpoint = s.endpoint,
+                                .public = s.public,
+                                .key = &key,
+                                .authorized = s.authorized,
+                                .max_peers = (uint32_t)s.max_peers};
+    if (key.role != CURVE_COORDINATOR) {
+        err_set(&err, "%s: expected a key of role coordinator, found %s", s.key, curve_role_name(key.role));
+        goto fail;
+    }
+    if (router_open(&router, &ro, &err) != 0)
+        goto fail;
+    dispatch = make_dispatch(router, &s);
+    if (s.endpoint_file && write_endpoint(s.endpoint_file, router_endpoint(router), &err) != 0)
+        goto fail;
+    log_info("main", "listening on %s as %s, version " LEPTON_VERSION, router_endpoint(router), key.name);
+    code = serve(router, dispatch, signals, (uint64_t)s.drain_timeout_ms);
+    log_info("main", "stopped");
+    goto out;
+fail:
+    fprintf(stderr, "lepton-coordinator: %s\n", err.message);
+out:
+    if (s.endpoint_file && router)
+        unlink(s.endpoint_file);
+    dispatch_free(&dispatch);
+    router_close(&router, code == 0 ? LINGER_MS : 0);
+    curve_wipe(&key);
+    close(signals);
+    config_release(&table, &s);
+    return code;
+}

@@ -1,0 +1,375 @@
+#include "coordinator/router.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zmq.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "coordinator/throttle.h"
+
+/* Connections with bad frames that are remembered; the oldest is forgotten. */
+#define OFFENDERS 1024
+/* Refusals logged and answered per second, all peers together. */
+#define REFUSALS_PER_SECOND 20
+/* Messages that wait for one peer; a reader this slow is the caller's business. */
+#define SEND_HIGH_WATER_MARK 1000
+/* Frames of one peer that are held unread: few, since each may have WIRE_MAX_FRAME bytes; TCP holds the rest.
+ */
+#define RECEIVE_HIGH_WATER_MARK 64
+
+struct offender {
+    struct peer peer; /* size 0: free */
+    uint32_t strikes;
+};
+
+struct router {
+    void *context, *socket, *monitor;
+    struct curve_zap *zap;
+    char endpoint[512];
+    struct buffer out; /* the frame being sent */
+    struct offender *offenders;
+    uint32_t next_offender, offender_count;
+    uint64_t bad_frames, refused_peers;
+    struct throttle refusals, handshakes, ignored;
+};
+
+/* ---- opening ---- */
+/* An address that means "every interface" hands the socket to networks nobody thought of. */
+static int check_endpoint(const struct router_options *o, struct err *err)
+{
+    const char *e = o->endpoint;
+    if (strncmp(e, "ipc://", 6) == 0 && e[6])
+        return 0;
+    const char *port = strrchr(e, ':');
+    if (strncmp(e, "tcp://", 6) != 0 || port < e + 6 || port[1] == 0)
+        return err_set(err, "%s: expected tcp://ADDRESS:PORT, tcp://INTERFACE:PORT or ipc://PATH", e);
+    static const char *const everywhere[] = {"*", "0.0.0.0", "[::]", "::", "0"};
+    for (size_t i = 0; i < ARRAY_LEN(everywhere); i++)
+        if (strlen(everywhere[i]) == (size_t)(port - (e + 6)) &&
+            strncmp(e + 6, everywhere[i], (size_t)(port - (e + 6))) == 0 && !o->public)
+            return err_set(err,
+                           "%s: would listen on every interface; name an address or an interface, or set "
+                           "public = true",
+                           e);
+    return 0;
+}
+
+static void set_int(void *socket, int option, int value)
+{
+    int rc = zmq_setsockopt(socket, option, &value, sizeof(value));
+    ASSERT(rc == 0);
+}
+
+static void set_options(void *socket, const char *endpoint)
+{
+    int64_t max_frame = WIRE_MAX_FRAME;
+    int rc = zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &max_frame, sizeof(max_frame));
+    ASSERT(rc == 0);
+    set_int(socket, ZMQ_ROUTER_MANDATORY, 1); /* a send to nobody is an error, not silence */
+    set_int(socket, ZMQ_ROUTER_HANDOVER, 0);  /* nobody takes a connection's routing id over */
+    set_int(socket, ZMQ_SNDHWM, SEND_HIGH_WATER_MARK);
+    set_int(socket, ZMQ_RCVHWM, RECEIVE_HIGH_WATER_MARK);
+    set_int(socket, ZMQ_HEARTBEAT_IVL, 1000); /* half-open connections close within seconds */
+    set_int(socket, ZMQ_HEARTBEAT_TIMEOUT, 5000);
+    set_int(socket, ZMQ_HEARTBEAT_TTL, 5000);
+    set_int(socket, ZMQ_HANDSHAKE_IVL, 5000);
+    set_int(socket, ZMQ_BACKLOG, 256);
+    set_int(socket, ZMQ_LINGER, 0);
+    if (strchr(endpoint, '['))
+        set_int(socket, ZMQ_IPV6, 1);
+}
+
+static int open_monitor(struct router *r, struct err *err)
+{
+    const char *address = "inproc://router-monitor";
+    int events = ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                 ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_ACCEPT_FAILED;
+    if (zmq_socket_monitor(r->socket, address, events) != 0)
+        return err_set(err, "socket monitor: %s", zmq_strerror(errno));
+    r->monitor = zmq_socket(r->context, ZMQ_PAIR);
+    if (!r->monitor || zmq_connect(r->monitor, address) != 0)
+        return err_set(err, "socket monitor: %s", zmq_strerror(errno));
+    set_int(r->monitor, ZMQ_LINGER, 0);
+    return 0;
+}
+
+int router_open(struct router **out, const struct router_options *o, struct err *err)
+{
+    struct router *r = xcalloc(1, sizeof(*r));
+    if (check_endpoint(o, err) != 0)
+        goto fail;
+    r->offenders = xcalloc(OFFENDERS, sizeof(*r->offenders));
+    r->context = zmq_ctx_new();
+    if (!r->context)
+        die("zmq_ctx_new: %s", zmq_strerror(errno));
+    if (zmq_ctx_set(r->context, ZMQ_MAX_SOCKETS, (int)o->max_peers + 16) != 0) {
+        err_set(err, "max_peers: %u connections are more than ZeroMQ takes", o->max_peers);
+        goto fail;
+    }
+    if (curve_zap_start(&r->zap, r->context, o->authorized, err) != 0)
+        goto fail;
+    r->socket = zmq_socket(r->context, ZMQ_ROUTER);
+    if (!r->socket)
+        die("zmq_socket: %s", zmq_strerror(errno));
+    set_options(r->socket, o->endpoint);
+    if (curve_server(r->socket, o->key, err) != 0 || open_monitor(r, err) != 0)
+        goto fail;
+    if (zmq_bind(r->socket, o->endpoint) != 0) {
+        err_set(err, "%s: cannot bind: %s", o->endpoint, zmq_strerror(errno));
+        goto fail;
+    }
+    size_t bytes = sizeof(r->endpoint);
+    if (zmq_getsockopt(r->socket, ZMQ_LAST_ENDPOINT, r->endpoint, &bytes) != 0)
+        die("%s: no last endpoint: %s", o->endpoint, zmq_strerror(errno));
+    *out = r;
+    return 0;
+fail:
+    router_close(&r, 0);
+    return -1;
+}
+
+void router_close(struct router **router, uint32_t linger_ms)
+{
+    struct router *r = *router;
+    if (!r)
+        return;
+    if (r->monitor) {
+        zmq_socket_monitor(r->socket, NULL, 0);
+        zmq_close(r->monitor);
+    }
+    if (r->socket) {
+        set_int(r->socket, ZMQ_LINGER, (int)linger_ms);
+        zmq_close(r->socket);
+    }
+    curve_zap_stop(&r->zap);
+    if (r->context)
+        zmq_ctx_term(r->context);
+    buffer_release(&r->out);
+    free(r->offenders);
+    free(r);
+    *router = NULL;
+}
+
+const char *router_endpoint(const struct router *r)
+{
+    return r->endpoint;
+}
+
+uint64_t router_bad_frames(const struct router *r)
+{
+    return r->bad_frames;
+}
+
+uint64_t router_refused_peers(const struct router *r)
+{
+    return r->refused_peers;
+}
+
+/* ---- failed handshakes ---- */
+static const char *handshake_reason(unsigned event, uint32_t value)
+{
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+        return "its key is not authorized";
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+        return "it left or sent no valid greeting in time";
+    if (event == ZMQ_EVENT_ACCEPT_FAILED)
+        return "it could not be accepted (file descriptors exhausted?)";
+    if (value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
+        return "it does not use CURVE";
+    if (value == ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
+        return "it used another server's key";
+    return "it broke the protocol";
+}
+
+/* An event is two parts: number and value, then the address. */
+static bool monitor_one(struct router *r)
+{
+    uint8_t head[6];
+    int n = zmq_recv(r->monitor, head, sizeof(head), ZMQ_DONTWAIT);
+    if (n < 0)
+        return false;
+    char address[256] = "";
+    int address_bytes = zmq_recv(r->monitor, address, sizeof(address) - 1, ZMQ_DONTWAIT);
+    if (address_bytes > 0)
+        address[(size_t)address_bytes < sizeof(address) ? (size_t)address_bytes : sizeof(address) - 1] = 0;
+    if (n != (int)sizeof(head))
+        return true;
+    uint16_t event;
+    uint32_t value, suppressed;
+    memcpy(&event, head, sizeof(event));
+    memcpy(&value, head + sizeof(event), sizeof(value));
+    if (event == ZMQ_EVENT_MONITOR_STOPPED)
+        return true;
+    r->refused_peers++;
+    if (throttle_allows(&r->handshakes, clock_now_ms(), REFUSALS_PER_SECOND, &suppressed))
+        log_warn("router", "refused a connection to %s: %s (event %u, value %u, %u not logged before)",
+                 address, handshake_reason(event, value), event, value, suppressed);
+    return true;
+}
+
+bool router_wait(struct router *r, int other_fd, uint64_t timeout_ms)
+{
+    zmq_pollitem_t items[3] = {{.socket = r->socket, .events = ZMQ_POLLIN},
+                               {.socket = r->monitor, .events = ZMQ_POLLIN},
+                               {.fd = other_fd, .events = ZMQ_POLLIN}};
+    long timeout = timeout_ms == UINT64_MAX ? -1 : (long)(timeout_ms > 3600000 ? 3600000 : timeout_ms);
+    if (zmq_poll(items, 3, timeout) < 0 && errno != EINTR)
+        die("zmq_poll: %s", zmq_strerror(errno));
+    for (int i = 0; i < 64 && (items[1].revents & ZMQ_POLLIN) && monitor_one(r); i++)
+        ;
+    return (items[2].revents & ZMQ_POLLIN) != 0;
+}
+
+/* ---- bad frames ---- */
+static struct offender *offender_find(struct router *r, const struct peer *peer)
+{
+    for (uint32_t i = 0; i < r->offender_count; i++)
+        if (peer_equal(&r->offenders[i].peer, peer))
+            return &r->offenders[i];
+    return NULL;
+}
+
+static uint32_t strike(struct router *r, const struct peer *peer)
+{
+    struct offender *o = offender_find(r, peer);
+    if (!o) {
+        o = &r->offenders[r->next_offender];
+        r->next_offender = (r->next_offender + 1) % OFFENDERS;
+        if (r->offender_count < OFFENDERS)
+            r->offender_count++;
+        *o = (struct offender){.peer = *peer};
+    }
+    return ++o->strikes;
+}
+
+void router_refuse(struct router *r, const struct peer *peer, const struct wire_error *about, const char *fmt,
+                   ...)
+{
+    char text[500];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof(text), fmt, args);
+    va_end(args);
+    struct wire_message m;
+    wire_init(&m, WIRE_ERROR);
+    m.error = *about;
+    m.error.message = wire_string_mend(text, sizeof(text) - 1);
+    r->bad_frames++;
+    uint32_t strikes = about->code == 409 ? 0 : strike(r, peer), suppressed = 0;
+    bool last = strikes == ROUTER_MAX_STRIKES;
+    if (throttle_allows(&r->refusals, clock_now_ms(), REFUSALS_PER_SECOND, &suppressed) || last)
+        log_warn("router", "bad frame from %s:%s: %d %s (strike %u, %u not logged before)",
+                 curve_role_name(peer->role), peer->name, (int)about->code, text, strikes, suppressed);
+    router_send(r, peer, &m); /* best effort: who sends garbage may well not listen */
+    if (last)
+        log_warn("router", "audit: the connection of %s:%s is ignored after %u bad frames",
+                 curve_role_name(peer->role), peer->name, strikes);
+}
+
+/* ---- receiving ---- */
+/* Drops the other parts of a multipart message; the last one ends it. */
+static unsigned drain_parts(struct router *r, zmq_msg_t *part)
+{
+    unsigned dropped = 0;
+    while (zmq_msg_more(part)) {
+        zmq_msg_close(part);
+        zmq_msg_init(part);
+        if (zmq_msg_recv(part, r->socket, ZMQ_DONTWAIT) < 0)
+            break; /* a multipart message arrives whole: never */
+        dropped++;
+    }
+    return dropped;
+}
+
+static bool identify(struct peer *peer, zmq_msg_t *body)
+{
+    const char *user = zmq_msg_gets(body, "User-Id"), *name;
+    if (!user || !curve_user_parse(user, &peer->role, &name))
+        return false;
+    snprintf(peer->name, sizeof(peer->name), "%s", name);
+    return true;
+}
+
+static int receive_body(struct router *r, const struct peer *from, zmq_msg_t *body,
+                        struct router_message *out)
+{
+    struct wire_error about = {.code = 400};
+    unsigned extra = drain_parts(r, body);
+    if (extra > 0) {
+        router_refuse(r, from, &about, "a message of %u parts; expected one frame", extra + 1);
+        return -1;
+    }
+    struct err err;
+    if (wire_decode(&out->wire, zmq_msg_data(body), zmq_msg_size(body), &err) != 0) {
+        if (err.code)
+            about.code = (uint64_t)err.code;
+        router_refuse(r, from, &about, "%s", err.message);
+        return -1;
+    }
+    out->from = *from;
+    return 1;
+}
+
+int router_receive(struct router *r, struct router_message *out)
+{
+    struct peer from = {.size = 0};
+    zmq_msg_t part;
+    zmq_msg_init(&part);
+    int result = -1;
+    if (zmq_msg_recv(&part, r->socket, ZMQ_DONTWAIT) < 0) {
+        if (errno != EAGAIN && errno != EINTR)
+            die("zmq_msg_recv: %s", zmq_strerror(errno));
+        result = 0;
+        goto out;
+    }
+    ASSERT(zmq_msg_size(&part) > 0 && zmq_msg_size(&part) <= PEER_MAX_ID && zmq_msg_more(&part));
+    from.size = (uint8_t)zmq_msg_size(&part);
+    memcpy(from.id, zmq_msg_data(&part), from.size);
+    zmq_msg_close(&part);
+    zmq_msg_init(&part);
+    if (zmq_msg_recv(&part, r->socket, ZMQ_DONTWAIT) < 0)
+        die("a message ended after its routing id: %s", zmq_strerror(errno));
+    struct offender *o = offender_find(r, &from);
+    uint32_t suppressed;
+    if (o && o->strikes >= ROUTER_MAX_STRIKES) {
+        drain_parts(r, &part);
+        r->bad_frames++;
+        if (throttle_allows(&r->ignored, clock_now_ms(), 1, &suppressed))
+            log_debug("router", "ignored a frame of %s:%s", curve_role_name(o->peer.role), o->peer.name);
+        goto out;
+    }
+    /* Identities come from ZAP alone: a message without one cannot be (CURVE is always on). */
+    if (!identify(&from, &part)) {
+        drain_parts(r, &part);
+        r->bad_frames++;
+        log_error("router", "dropped a frame without an identity");
+        goto out;
+    }
+    result = receive_body(r, &from, &part, out);
+out:
+    zmq_msg_close(&part);
+    return result;
+}
+
+/* ---- sending ---- */
+enum router_sent router_send(struct router *r, const struct peer *to, const struct wire_message *m)
+{
+    r->out.size = 0;
+    wire_encode(m, &r->out);
+    if (zmq_send(r->socket, to->id, to->size, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0) {
+        if (errno == EAGAIN)
+            return ROUTER_FULL;
+        if (errno == EHOSTUNREACH || errno == EINTR)
+            return errno == EINTR ? ROUTER_FULL : ROUTER_GONE;
+        die("zmq_send: %s", zmq_strerror(errno));
+    }
+    /* The peer was chosen by the part above; the body follows or the peer vanished, which is silent. */
+    if (zmq_send(r->socket, r->out.data, r->out.size, ZMQ_DONTWAIT) < 0)
+        return ROUTER_GONE;
+    if (r->out.capacity > (1u << 20)) /* one long prompt must not hold its memory for ever */
+        buffer_release(&r->out);
+    return ROUTER_SENT;
+}
