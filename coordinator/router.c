@@ -26,14 +26,14 @@ struct offender {
 };
 
 struct router {
-    void *context, *socket, *monitor;
+    void *context, *socket;
     struct curve_zap *zap;
     char endpoint[512];
     struct buffer out; /* the frame being sent */
     struct offender *offenders;
     uint32_t next_offender, offender_count;
-    uint64_t bad_frames, refused_peers;
-    struct throttle refusals, handshakes, ignored;
+    uint64_t bad_frames;
+    struct throttle refusals, ignored;
 };
 
 /* ---- opening ---- */
@@ -82,20 +82,6 @@ static void set_options(void *socket, const char *endpoint)
         set_int(socket, ZMQ_IPV6, 1);
 }
 
-static int open_monitor(struct router *r, struct err *err)
-{
-    const char *address = "inproc://router-monitor";
-    int events = ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
-                 ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_ACCEPT_FAILED;
-    if (zmq_socket_monitor(r->socket, address, events) != 0)
-        return err_set(err, "socket monitor: %s", zmq_strerror(errno));
-    r->monitor = zmq_socket(r->context, ZMQ_PAIR);
-    if (!r->monitor || zmq_connect(r->monitor, address) != 0)
-        return err_set(err, "socket monitor: %s", zmq_strerror(errno));
-    set_int(r->monitor, ZMQ_LINGER, 0);
-    return 0;
-}
-
 int router_open(struct router **out, const struct router_options *o, struct err *err)
 {
     struct router *r = xcalloc(1, sizeof(*r));
@@ -115,7 +101,7 @@ int router_open(struct router **out, const struct router_options *o, struct err 
     if (!r->socket)
         die("zmq_socket: %s", zmq_strerror(errno));
     set_options(r->socket, o->endpoint);
-    if (curve_server(r->socket, o->key, err) != 0 || open_monitor(r, err) != 0)
+    if (curve_server(r->socket, o->key, err) != 0 || curve_zap_watch(r->zap, r->socket, err) != 0)
         goto fail;
     if (zmq_bind(r->socket, o->endpoint) != 0) {
         err_set(err, "%s: cannot bind: %s", o->endpoint, zmq_strerror(errno));
@@ -136,10 +122,6 @@ void router_close(struct router **router, uint32_t linger_ms)
     struct router *r = *router;
     if (!r)
         return;
-    if (r->monitor) {
-        zmq_socket_monitor(r->socket, NULL, 0);
-        zmq_close(r->monitor);
-    }
     if (r->socket) {
         set_int(r->socket, ZMQ_LINGER, (int)linger_ms);
         zmq_close(r->socket);
@@ -165,62 +147,17 @@ uint64_t router_bad_frames(const struct router *r)
 
 uint64_t router_refused_peers(const struct router *r)
 {
-    return r->refused_peers;
-}
-
-/* ---- failed handshakes ---- */
-static const char *handshake_reason(unsigned event, uint32_t value)
-{
-    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
-        return "its key is not authorized";
-    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL)
-        return "it left or sent no valid greeting in time";
-    if (event == ZMQ_EVENT_ACCEPT_FAILED)
-        return "it could not be accepted (file descriptors exhausted?)";
-    if (value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
-        return "it does not use CURVE";
-    if (value == ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
-        return "it used another server's key";
-    return "it broke the protocol";
-}
-
-/* An event is two parts: number and value, then the address. */
-static bool monitor_one(struct router *r)
-{
-    uint8_t head[6];
-    int n = zmq_recv(r->monitor, head, sizeof(head), ZMQ_DONTWAIT);
-    if (n < 0)
-        return false;
-    char address[256] = "";
-    int address_bytes = zmq_recv(r->monitor, address, sizeof(address) - 1, ZMQ_DONTWAIT);
-    if (address_bytes > 0)
-        address[(size_t)address_bytes < sizeof(address) ? (size_t)address_bytes : sizeof(address) - 1] = 0;
-    if (n != (int)sizeof(head))
-        return true;
-    uint16_t event;
-    uint32_t value, suppressed;
-    memcpy(&event, head, sizeof(event));
-    memcpy(&value, head + sizeof(event), sizeof(value));
-    if (event == ZMQ_EVENT_MONITOR_STOPPED)
-        return true;
-    r->refused_peers++;
-    if (throttle_allows(&r->handshakes, clock_now_ms(), REFUSALS_PER_SECOND, &suppressed))
-        log_warn("router", "refused a connection to %s: %s (event %u, value %u, %u not logged before)",
-                 address, handshake_reason(event, value), event, value, suppressed);
-    return true;
+    return curve_zap_refused(r->zap);
 }
 
 bool router_wait(struct router *r, int other_fd, uint64_t timeout_ms)
 {
-    zmq_pollitem_t items[3] = {{.socket = r->socket, .events = ZMQ_POLLIN},
-                               {.socket = r->monitor, .events = ZMQ_POLLIN},
+    zmq_pollitem_t items[2] = {{.socket = r->socket, .events = ZMQ_POLLIN},
                                {.fd = other_fd, .events = ZMQ_POLLIN}};
     long timeout = timeout_ms == UINT64_MAX ? -1 : (long)(timeout_ms > 3600000 ? 3600000 : timeout_ms);
-    if (zmq_poll(items, 3, timeout) < 0 && errno != EINTR)
+    if (zmq_poll(items, 2, timeout) < 0 && errno != EINTR)
         die("zmq_poll: %s", zmq_strerror(errno));
-    for (int i = 0; i < 64 && (items[1].revents & ZMQ_POLLIN) && monitor_one(r); i++)
-        ;
-    return (items[2].revents & ZMQ_POLLIN) != 0;
+    return (items[1].revents & ZMQ_POLLIN) != 0;
 }
 
 /* ---- bad frames ---- */

@@ -28,8 +28,8 @@ void router_close(struct router **r, uint32_t linger_ms);
 /* The endpoint with the port that was chosen: "tcp://127.0.0.1:40123". */
 const char *router_endpoint(const struct router *r);
 
-/* Sleeps until something arrives, `other_fd` can be read, or the time is over (UINT64_MAX: for ever). Failed
- * handshakes are dealt with here. True when other_fd can be read. */
+/* Sleeps until something arrives, `other_fd` can be read, or the time is over (UINT64_MAX: for ever). True
+ * when other_fd can be read. */
 bool router_wait(struct router *r, int other_fd, uint64_t timeout_ms);
 
 struct router_message {
