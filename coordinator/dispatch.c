@@ -1,10 +1,11 @@
-#include "coordinator/dispatch_internal.h"
+#include "coordinator/dispatch.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "coordinator/dispatch_internal.h"
 
 /* How often a client that does not read is tried again. */
 #define STALL_RETRY_MS 50

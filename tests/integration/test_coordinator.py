@@ -1,0 +1,579 @@
+#!/usr/bin/python3
+"""The coordinator as its peers meet it: clients and worker groups played by this script against the real program."""
+import os
+import signal
+import socket
+import sys
+import time
+
+import zmq
+
+sys.path.insert(0, __file__.rsplit("/", 1)[0])
+from coordinator_harness import Peer, encode, public_key, run, secret_key  # noqa: E402
+
+
+def with_options(**options):
+    def mark(test):
+        test.options = options
+        return test
+    return mark
+
+
+def generate(client, request="q", **fields):
+    client.send("generate", **dict(dict(request=request, prompt="Once", max_tokens=16), **fields))
+    return client.expect("accepted")
+
+
+class Bystander:
+    """A second client whose stream must come through whatever the others do."""
+
+    def __init__(self, coordinator):
+        self.worker = coordinator.worker("g1", "g1").join()
+        self.client = coordinator.client("other")
+        generate(self.client, "bystander")
+        self.assign = self.worker.expect("assign")
+        self.index = 0
+
+    def check(self):
+        """One more token goes from its group to its client."""
+        self.worker.beat()
+        self.worker.token(self.assign, self.index)
+        token = self.client.expect("token")
+        assert (token.request, token.index, token.id) == ("bystander", self.index, 100 + self.index), token
+        self.index += 1
+
+    def finish(self):
+        self.check()
+        self.worker.done(self.assign, self.index)
+        assert self.client.expect("done").finish_reason == "length"
+
+
+def test_happy_path(c):
+    """a prompt goes to a group and its tokens come back in order, then done with the group's name"""
+    worker, client = c.worker().join(), c.client()
+    accepted = generate(client, "q1", seed=42, temperature=0.5)
+    assert accepted.seed == 42 and accepted.queued == 0
+    assign = worker.expect("assign")
+    assert (assign.prompt, assign.max_tokens, assign.seed, assign.temperature) == ("Once", 16, 42, 0.5)
+    assert (assign.group, assign.epoch) == ("g0", worker.epoch)
+    worker.serve(assign, 4)
+    for index in range(4):
+        token = client.expect("token")
+        assert (token.request, token.index, token.id, token.text) == ("q1", index, 100 + index, "t%d " % index)
+        assert "group" not in token.fields
+    done = client.expect("done")
+    assert (done.request, done.completion_tokens, done.group, done.stages) == ("q1", 4, "g0", 2), done
+    assert done.queue_us < 5e6 and done.prefill_us == 10
+    status = c.status()
+    assert (status.accepted_total, status.completed_total, status.live) == (1, 1, 0)
+    assert status.groups[0]["state"] == "ready" and status.groups[0]["stages"][1]["host"] == "node-b"
+
+
+def test_waits_for_group(c):
+    """a request that comes before any group waits for one"""
+    client = c.client()
+    generate(client)
+    worker = c.worker().join()
+    worker.serve(worker.expect("assign"), 1)
+    client.expect("token")
+    client.expect("done")
+
+
+def test_seed_is_drawn(c):
+    """a request without a seed gets one, told to client and group alike"""
+    worker, client = c.worker().join(), c.client()
+    seeds = [generate(client, "q%d" % i).seed for i in range(2)]
+    assert seeds[0] != seeds[1]
+    assert sorted(worker.expect("assign").seed for _ in range(2)) == sorted(seeds)
+
+
+def test_spreads_over_groups(c):
+    """requests spread over the groups by their load"""
+    a, b = c.worker("g0", "g0").join(sequences=2), c.worker("g1", "g1").join(sequences=2)
+    client = c.client()
+    for i in range(4):
+        generate(client, "q%d" % i)
+    for worker in (a, b):
+        for assign in [worker.expect("assign"), worker.expect("assign")]:
+            worker.serve(assign, 2)
+    outcomes = {}
+    while len(outcomes) < 4:
+        m = client.expect("token", "done")
+        if m.name == "done":
+            outcomes[m.request] = m.group
+    assert sorted(outcomes.values()) == ["g0", "g0", "g1", "g1"], outcomes
+
+
+def test_wrong_key(c):
+    """a key that is not authorized, and a wrong server key, are refused, counted and logged"""
+    bystander = Bystander(c)
+    stranger = Peer(c, c.path("keys/stranger.key"))
+    stranger.send("status")
+    c.until(lambda: c.status().refused_peers_total >= 1, "the refusal to be counted")
+    misled = Peer(c, c.path("keys/client.key"), server_public=public_key(c.path("keys/stranger.pub")))
+    misled.send("status")
+    bystander.check()
+    assert stranger.receive(0.3) is None and misled.receive(0.1) is None
+    c.logged("refused")
+    bystander.finish()
+
+
+def test_no_key(c):
+    """a peer without CURVE, and one that speaks no ZeroMQ, are refused and counted"""
+    bystander = Bystander(c)
+    before = c.status().refused_peers_total
+    bare = Peer(c, None)
+    bare.send("status")
+    host, port = c.endpoint[6:].rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=5) as raw:
+        raw.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        c.until(lambda: c.status().refused_peers_total > before, "the refusals to be counted")
+        bystander.check()
+    assert bare.receive(0.2) is None
+    bystander.finish()
+
+
+def test_garbage(c):
+    """garbage frames are answered with 400 and logged; after sixteen the connection is ignored"""
+    bystander = Bystander(c)
+    client = c.client()
+    for i in range(16):
+        client.socket.send(b"\xc1garbage%d" % i)
+        assert client.expect("error").code == 400
+    client.send("status")
+    c.logged("audit: the connection of client:client is ignored after 16 bad frames")
+    assert client.receive(0.3) is None
+    bystander.check()
+    status = c.status()  # a new connection of the same key is heard
+    assert status.bad_frames_total >= 16
+    bystander.finish()
+
+
+def test_bombs(c):
+    """msgpack bombs, deep nests and multipart floods are refused in bounded memory"""
+    bystander = Bystander(c)
+    bystander.check()
+    before = c.memory_kib("VmHWM")
+    client = c.client()
+    for bomb in (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\x91" * 100000,
+                 b"\x93\x01\x01\xdd\xff\xff\xff\xff"):
+        client.socket.send(bomb)
+        assert client.expect("error").code == 400
+    client.socket.send_multipart([encode("status")] + [b"x" * 100] * 500)
+    assert client.expect("error").code == 400
+    client.socket.send(b"")
+    assert client.expect("error").code == 400
+    client.send("status")
+    client.expect("status_reply")
+    bystander.check()
+    grown = c.memory_kib("VmHWM") - before
+    assert grown < 64 * 1024, "%d KiB more" % grown
+    c.logged("a message of 501 parts")
+    bystander.finish()
+
+
+def test_oversized_frame(c):
+    """a frame beyond the limit costs its sender the connection, nobody else"""
+    bystander = Bystander(c)
+    client = c.client()
+    client.send("status")
+    client.expect("status_reply")
+    client.socket.send(b"\x93" + b"x" * (17 << 20))
+    assert client.receive(0.5) is None
+    bystander.finish()
+
+
+def test_wrong_role(c):
+    """a client may not play a worker, nor a worker a client"""
+    bystander = Bystander(c)
+    client, worker = c.client(), c.worker().join()
+    client.send("bye", group="g1", epoch=1)
+    error = client.expect("error")
+    assert error.code == 403 and "client may not send bye" in error.message
+    client.send("welcome", group="g1", epoch=1, lease_ms=1, heartbeat_ms=1)
+    assert client.expect("error").code == 403
+    worker.send("generate", request="q", prompt="x")
+    assert worker.expect("error").code == 403
+    worker.send("status")
+    assert worker.expect("error").code == 403
+    bystander.finish()
+
+
+def test_wrong_state(c):
+    """what a group may not say before hello is refused with 409, and hello still works afterwards"""
+    bystander = Bystander(c)
+    worker = c.worker()
+    for _ in range(20):
+        worker.send("token", group="g0", epoch=1, request="r1", index=0, id=1)
+        assert worker.expect("error").code == 409
+    worker.beat(epoch=1)
+    error = worker.expect("error")
+    assert error.code == 409 and "say hello first" in error.message and error.group == "g0"
+    worker.send("done", request="r1", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
+    assert worker.expect("error").code == 400  # no group named
+    worker.join()
+    bystander.finish()
+
+
+def test_foreign_group(c):
+    """a key speaks for its own groups alone"""
+    bystander = Bystander(c)
+    thief = c.worker("g1", "g0")
+    thief.hello()
+    assert thief.expect("error").code == 403
+    thief.send("token", group="g1", epoch=bystander.worker.epoch, request=bystander.assign.request, index=0, id=1)
+    assert thief.expect("error").code == 403
+    c.logged("audit: refused group g1 of worker g0")
+    own = c.worker("g0-extra", "g0").join()
+    assert own.epoch == 1
+    bystander.finish()
+
+
+def test_stale_epoch(c):
+    """messages under an old epoch change nothing"""
+    worker, client = c.worker().join(), c.client()
+    old = worker.epoch
+    worker.join(epoch=old)
+    assert worker.epoch == old + 1
+    generate(client)
+    assign = worker.expect("assign")
+    worker.token(assign, 0, text="stale", epoch=old)
+    assert worker.expect("error").code == 409
+    worker.done(assign, 0, epoch=old)
+    assert worker.expect("error").code == 409
+    worker.beat(epoch=old)
+    assert worker.expect("error").code == 409
+    worker.token(assign, 0, text="fresh")
+    assert client.expect("token").text == "fresh"
+    worker.done(assign, 1)
+    client.expect("done")
+    c.logged("is in epoch 2, not 1")
+
+
+def test_new_epoch_ends_requests(c):
+    """a group that comes back under a new epoch has lost its requests: 502"""
+    worker, client = c.worker().join(), c.client()
+    generate(client)
+    worker.expect("assign")
+    worker.join()
+    error = client.expect("error")
+    assert error.code == 502 and "g0" in error.message
+    generate(client, "q2")
+    worker.serve(worker.expect("assign"), 1)
+    client.expect("token")
+    client.expect("done")
+
+
+@with_options(lease_ms=1000)
+def test_duplicate_group(c):
+    """a second job under the name of a live group is refused and audited until the lease ends"""
+    first = c.worker().join()
+    second = c.worker()
+    second.hello()
+    error = second.expect("error")
+    assert error.code == 409
+    c.logged("audit: refused group g0")
+    first.beat()
+    assert first.expect("lease").sequence == 1
+    first.close()
+    end = time.monotonic() + 8
+    while True:  # as a worker does: ask again until the lease has ended
+        second.hello()
+        message = second.expect("error", "welcome")
+        if message.name == "welcome":
+            break
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert message.epoch == 2
+
+
+def test_replayed_heartbeat(c):
+    """an old heartbeat is ignored and renews nothing"""
+    worker = c.worker().join()
+    worker.beat(sequence=5)
+    assert worker.expect("lease").sequence == 5
+    worker.beat(sequence=5)
+    worker.beat(sequence=3)
+    worker.beat(sequence=6)
+    assert worker.expect("lease").sequence == 6
+    c.logged("ignored heartbeat 3 after 5")
+
+
+def test_client_vanishes(c):
+    """a client that vanishes has its request cancelled at the group, and the sequence is free again"""
+    bystander = Bystander(c)
+    worker, client = c.worker().join(sequences=1), c.client()
+    generate(client)
+    assign = worker.expect("assign")  # the bystander's group is busier
+    client.close()
+    index, cancel = 0, None
+    end = time.monotonic() + 5
+    while cancel is None and time.monotonic() < end:
+        worker.token(assign, index)
+        index += 1
+        cancel = worker.receive(0.05)
+    assert cancel and cancel.name == "cancel" and cancel.request == assign.request, cancel
+    worker.done(assign, index, reason="cancelled")
+    c.until(lambda: c.status().live == 1, "the request to be forgotten")
+    bystander.finish()
+
+
+@with_options(lease_ms=1000)
+def test_worker_vanishes(c):
+    """a group that vanishes ends its requests with 502 within the lease; others go on"""
+    bystander = Bystander(c)
+    worker, client = c.worker().join(), c.client()
+    generate(client)
+    assign = worker.expect("assign")
+    worker.token(assign, 0)
+    client.expect("token")
+    start = time.monotonic()
+    worker.close()
+    error = None
+    while error is None:
+        bystander.check()
+        message = client.receive(0.1)
+        assert time.monotonic() - start < 5
+        error = message if message and message.name == "error" else None
+    assert error.code == 502 and "g0" in error.message
+    assert time.monotonic() - start < 3
+    states = {g["group"]: g["state"] for g in c.status().groups}
+    assert states == {"g0": "lost", "g1": "ready"}, states
+    bystander.finish()
+
+
+def test_bye(c):
+    """a group that says bye is gone at once"""
+    worker, client = c.worker().join(), c.client()
+    generate(client)
+    worker.expect("assign")
+    worker.send("bye", group="g0", epoch=worker.epoch, reason="maintenance")
+    assert client.expect("error", timeout_s=0.9).code == 502
+    c.logged("it said bye: maintenance")
+
+
+@with_options(queue_requests=3)
+def test_queue_full(c):
+    """a full queue answers 429 at once and what was accepted is served"""
+    worker, client = c.worker().join(sequences=1), c.client()
+    generate(client, "running")
+    assign = worker.expect("assign")
+    for i in range(3):
+        assert generate(client, "w%d" % i).queued == i
+    client.send("generate", request="over", prompt="x")
+    error = client.expect("error", timeout_s=1)
+    assert (error.request, error.code) == ("over", 429)
+    for _ in range(4):
+        worker.serve(assign, 1)
+        client.expect("token")
+        client.expect("done")
+        assign = worker.receive(0.5)
+    assert c.status().rejected_total == 1
+
+
+@with_options(queue_bytes=1000000)
+def test_prompt_bytes(c):
+    """prompts are bounded in bytes: 413 for one that never fits, 429 while there is no room"""
+    client = c.client()
+    client.send("generate", request="huge", prompt="x" * 1000001)
+    assert client.expect("error").code == 413
+    generate(client, "a", prompt="x" * 900000)
+    client.send("generate", request="b", prompt="x" * 200000)
+    assert client.expect("error").code == 429
+
+
+def test_duplicate_request(c):
+    """a live request id is refused with 409; another client may use the same"""
+    worker, client, other = c.worker().join(), c.client(), c.client("other")
+    generate(client)
+    client.send("generate", request="q", prompt="x")
+    assert client.expect("error").code == 409
+    generate(other)
+    for _ in range(2):
+        worker.serve(worker.expect("assign"), 1)
+    for peer in (client, other):
+        peer.expect("token")
+        peer.expect("done")
+    generate(client)  # the id is free again
+
+
+def test_cancel(c):
+    """cancel ends a waiting request at once and a running one through its group"""
+    worker, client = c.worker().join(sequences=1), c.client()
+    generate(client, "running")
+    generate(client, "waiting")
+    assign = worker.expect("assign")
+    client.send("cancel", request="waiting")
+    done = client.expect("done")
+    assert (done.request, done.finish_reason, done.completion_tokens) == ("waiting", "cancelled", 0)
+    worker.token(assign, 0)
+    client.expect("token")
+    client.send("cancel", request="running")
+    cancel = worker.expect("cancel")
+    assert (cancel.request, cancel.group, cancel.epoch) == (assign.request, "g0", worker.epoch)
+    worker.done(assign, 1, reason="cancelled")
+    done = client.expect("done")
+    assert (done.request, done.finish_reason, done.completion_tokens) == ("running", "cancelled", 1)
+    client.send("cancel", request="running")
+    client.send("cancel", request="never")
+    assert client.receive(0.2) is None
+    assert c.status().cancelled_total == 2
+
+
+def test_timeouts(c):
+    """a deadline that passes gives 408, in the queue as well as in a group, which is told to cancel"""
+    worker, client = c.worker().join(sequences=1), c.client()
+    generate(client, "running", timeout_ms=400)
+    assign = worker.expect("assign")
+    generate(client, "waiting", timeout_ms=100)
+    error = client.expect("error")
+    assert (error.request, error.code) == ("waiting", 408)
+    error = client.expect("error")
+    assert (error.request, error.code) == ("running", 408)
+    assert worker.expect("cancel").request == assign.request
+    worker.token(assign, 0)  # late: dropped
+    worker.done(assign, 1, reason="cancelled")
+    assert client.receive(0.2) is None
+    c.until(lambda: c.status().live == 0, "the sequence to be free")
+
+
+@with_options(group_wait_ms=200)
+def test_no_group(c):
+    """a request for which no group comes gets 503; an unknown model gets 404"""
+    client = c.client()
+    generate(client)
+    assert client.expect("error").code == 503
+    c.worker().join()
+    client.send("generate", request="q2", prompt="x", model="no-such")
+    error = client.expect("error")
+    assert error.code == 404 and "no-such" in error.message
+
+
+def test_stream_is_checked(c):
+    """duplicate tokens are dropped; a gap or a false count ends the request with 500"""
+    worker, client = c.worker().join(), c.client()
+    generate(client, "a")
+    assign = worker.expect("assign")
+    for index in (0, 1, 1, 0, 2):
+        worker.token(assign, index)
+    assert [client.expect("token").index for _ in range(3)] == [0, 1, 2]
+    worker.token(assign, 5)
+    error = client.expect("error")
+    assert error.code == 500 and "token 5 where 3 was due" in error.message
+    assert worker.expect("cancel").request == assign.request
+    worker.done(assign, 3, reason="cancelled")
+    generate(client, "b")
+    assign = worker.expect("assign")
+    worker.token(assign, 0)
+    client.expect("token")
+    worker.done(assign, 9)
+    assert client.expect("error").code == 500
+
+
+def test_group_error(c):
+    """an error of the group goes to the client with its code"""
+    worker, client = c.worker().join(), c.client()
+    generate(client)
+    assign = worker.expect("assign")
+    worker.send("error", group="g0", epoch=worker.epoch, request=assign.request, code=500, message="NaN in logits")
+    error = client.expect("error")
+    assert (error.request, error.code, error.message) == ("q", 500, "NaN in logits")
+    assert "group" not in error.fields
+
+
+@with_options(stall_timeout_ms=500)
+def test_slow_reader(c):
+    """a client that does not read is paused in bounded memory, then cut; others go on"""
+    bystander = Bystander(c)
+    worker = c.worker().join()
+    client = c.context.socket(zmq.DEALER)
+    client.linger = 0
+    client.rcvhwm = 1
+    client.setsockopt(zmq.RCVBUF, 4096)
+    client.curve_serverkey = public_key(c.path("keys/coordinator.pub"))
+    slow = Peer.__new__(Peer)
+    client.curve_publickey = public_key(c.path("keys/client.key"))
+    client.curve_secretkey = secret_key(c.path("keys/client.key"))
+    client.connect(c.endpoint)
+    slow.socket = client
+    generate(slow, max_tokens=100000)
+    assign = worker.expect("assign")
+    before = c.memory_kib()
+    text, index, cancel = "x" * 4096, 0, None
+    end = time.monotonic() + 20
+    while cancel is None and time.monotonic() < end:
+        if index < 8000:
+            for _ in range(50):
+                worker.token(assign, index, text=text)
+                index += 1
+        if index % 1000 == 0:
+            worker.beat()
+            bystander.check()
+        message = worker.receive(0 if index < 8000 else 0.1)
+        cancel = message if message and message.name == "cancel" else None
+    assert cancel, "not cut after %d tokens" % index
+    assert c.memory_kib() - before < 100 * 1024
+    c.logged("the client does not read")
+    bystander.finish()
+
+
+def test_drain(c):
+    """SIGTERM drains: new requests get 503, running ones finish, groups are told, exit code 0"""
+    worker, client = c.worker().join(sequences=1), c.client()
+    generate(client, "running")
+    generate(client, "waiting")
+    assign = worker.expect("assign")
+    c.process.send_signal(signal.SIGTERM)
+    error = client.expect("error")
+    assert (error.request, error.code) == ("waiting", 503)
+    drain = worker.receive()
+    assert drain.name == "drain" and drain.epoch == worker.epoch
+    client.send("generate", request="late", prompt="x")
+    error = client.expect("error")
+    assert (error.request, error.code) == ("late", 503)
+    worker.serve(assign, 3)
+    for _ in range(3):
+        client.expect("token")
+    assert client.expect("done").finish_reason == "length"
+    assert c.process.wait(5) == 0
+
+
+@with_options(drain_timeout_ms=300)
+def test_drain_deadline(c):
+    """a drain does not wait for ever: at its deadline the running requests get 503"""
+    worker, client = c.worker().join(), c.client()
+    generate(client)
+    worker.expect("assign")
+    c.process.send_signal(signal.SIGTERM)
+    assert client.expect("error").code == 503
+    assert c.process.wait(5) == 0
+
+
+def test_second_signal(c):
+    """a second signal ends at once"""
+    worker, client = c.worker().join(), c.client()
+    generate(client)
+    worker.expect("assign")
+    c.process.send_signal(signal.SIGTERM)
+    c.logged("drain")
+    c.process.send_signal(signal.SIGINT)
+    assert c.process.wait(5) == 130
+
+
+def test_revoked_key(c):
+    """a key whose file is removed is refused from then on"""
+    client = c.client("other")
+    client.send("status")
+    client.expect("status_reply")
+    os.unlink(c.path("authorized/other.pub"))
+    again = c.client("other")
+    again.send("status")
+    assert again.receive(0.5) is None
+    assert c.status().refused_peers_total >= 1
+
+
+TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]
+
+if __name__ == "__main__":
+    chosen = [t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]]
+    sys.exit(run(chosen))

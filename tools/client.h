@@ -1,0 +1,102 @@
+/* client: a connection to a coordinator, for every subcommand that needs one: connect with clear reasons when
+ * it does not work, send and receive with timeouts, and the streaming core: any number of prompts at once.
+ *
+ * It speaks common/wire alone and knows no model. A lost connection is an error, never a hang: a monitor on
+ * the socket tells. One thread. */
+#ifndef LEPTON_TOOLS_CLIENT_H
+#define LEPTON_TOOLS_CLIENT_H
+
+#include "common/config.h"
+#include "common/wire.h"
+
+/* Where the coordinator is and who we are. In a table of options: CLIENT_OPTIONS(struct, member). */
+struct client_settings {
+    char *config;     /* the file that was given, or NULL */
+    char *endpoint;   /* tcp://HOST:PORT */
+    char *server_key; /* path of the coordinator's .pub file */
+    char *key;        /* path of our own .key file */
+};
+
+#define CLIENT_OPTIONS(type, member)                                                                      \
+    {.name = "config",                                                                                    \
+     .letter = 'c',                                                                                       \
+     .kind = CONFIG_STRING,                                                                               \
+     .offset = offsetof(type, member.config),                                                             \
+     .value = "PATH",                                                                                     \
+     .help = "A file with endpoint, server_key and key, such as `lepton run` writes; default client.cfg " \
+             "in $LEPTON_HOME, else $XDG_RUNTIME_DIR/lepton, else /tmp/lepton-UID.",                      \
+     .given_only = true},                                                                                 \
+        {.name = "endpoint",                                                                              \
+         .kind = CONFIG_STRING,                                                                           \
+         .offset = offsetof(type, member.endpoint),                                                       \
+         .value = "tcp://HOST:PORT",                                                                      \
+         .help = "Where the coordinator listens."},                                                       \
+        {.name = "server_key",                                                                            \
+         .kind = CONFIG_STRING,                                                                           \
+         .offset = offsetof(type, member.server_key),                                                     \
+         .value = "PATH",                                                                                 \
+         .help = "The coordinator's .pub file."},                                                         \
+    {                                                                                                     \
+        .name = "key", .kind = CONFIG_STRING, .offset = offsetof(type, member.key), .value = "PATH",      \
+        .help = "Our own .key file, of role client."                                                      \
+    }
+
+/* The directory of the files that `lepton run` leaves for other commands: $LEPTON_HOME, else
+ * $XDG_RUNTIME_DIR/lepton, else /tmp/lepton-UID. With `create` it is made (0700). Refused unless it is ours
+ * and closed to others. Returns a path to free(), or NULL. */
+char *client_home(bool create, struct err *err);
+
+struct client;
+/* Connects and waits until the coordinator let us in. Settings that name no endpoint are read from client.cfg
+ * in client_home(). Errors (code 503 unreachable, 401 refused by key, 0 bad settings) say what to do. */
+int client_open(struct client **out, const struct client_settings *settings, uint64_t timeout_ms,
+                struct err *err);
+void client_close(struct client **c);
+const char *client_endpoint(const struct client *c);
+/* While requests run, this descriptor (a signalfd) becoming readable cancels them all; it is not read. */
+void client_interrupt_on(struct client *c, int fd);
+
+int client_send(struct client *c, const struct wire_message *m, struct err *err);
+/* 1: *m is the next message (release it); 0: none came in time; -1: the connection is lost. */
+int client_receive(struct client *c, struct wire_message *m, uint64_t timeout_ms, struct err *err);
+/* As client_receive; with `watch` also 2: the descriptor of client_interrupt_on can be read. */
+int client_receive_watching(struct client *c, struct wire_message *m, uint64_t timeout_ms, bool watch,
+                            struct err *err);
+/* Asks for the status; *reply is to be released. */
+int client_status(struct client *c, bool verbose, uint64_t timeout_ms, struct wire_message *reply,
+                  struct err *err);
+
+/* One prompt and what became of it. */
+struct client_job {
+    struct wire_generate ask; /* wire_init'ed; the request id is chosen here */
+    /* Called for every piece of text as it comes, the rest at the end included; may be NULL. */
+    void (*on_text)(struct client_job *job, const char *text, size_t bytes);
+    void *context; /* the caller's */
+    /* the result */
+    bool over;
+    struct err error; /* code 0: it went well */
+    uint32_t *tokens;
+    size_t token_count;
+    struct buffer text;
+    char finish_reason[16];
+    char group[WIRE_MAX_ID + 1];
+    uint64_t epoch, stages, seed, prompt_tokens, completion_tokens;
+    uint64_t queue_us, prefill_us, decode_us;  /* as the cluster measured */
+    uint64_t sent_us, first_token_us, over_us; /* as we saw it, monotonic; 0 = never */
+};
+
+/* Runs all jobs at once until each has its outcome. Returns 0 then, though jobs may have failed (job->error);
+ * -1 when the connection was lost or the coordinator does not answer: the jobs that were not over carry that
+ * error too. *interrupted (may be NULL): they were cancelled through client_interrupt_on. */
+int client_generate_many(struct client *c, struct client_job *jobs, size_t count, bool *interrupted,
+                         struct err *err);
+void client_job_release(struct client_job *job);
+double client_job_tokens_per_second(const struct client_job *job); /* 0 for less than two tokens */
+/* The result as one line of JSON: tokens, text, finish_reason, prompt_tokens, completion_tokens, seed, group,
+ * stages, timings{queue_ms, ttft_ms, total_ms, tokens_per_second}; of a failed one error{code, message} as
+ * well. */
+char *client_job_json(const struct client_job *job);
+/* The exit code that fits how the job ended (tools/command.h). */
+int client_job_exit_code(const struct client_job *job);
+
+#endif

@@ -1,0 +1,280 @@
+#include "tools/client.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "tools/command.h"
+
+/* The coordinator answers a generate at once; a silence this long means that it is gone or stuck. */
+#define ANSWER_TIMEOUT_MS 10000
+/* After a cancel the outcomes get this long. */
+#define CANCEL_TIMEOUT_MS 3000
+
+struct run {
+    struct client *client;
+    struct client_job *jobs;
+    size_t count, live;
+    size_t unanswered; /* jobs without accepted or error */
+    bool *accepted;    /* [count] */
+    bool interrupted;
+    uint64_t give_up_ms; /* when to stop waiting; UINT64_MAX = never */
+};
+
+static void job_id(char out[32], size_t job)
+{
+    snprintf(out, 32, "g%zu", job);
+}
+
+/* The job that a request id names; NULL for an id that is not ours. */
+static struct client_job *find_job(struct run *r, struct wire_str id, size_t *index)
+{
+    char text[32];
+    if (id.size < 2 || id.size >= sizeof(text) || id.data[0] != 'g')
+        return NULL;
+    memcpy(text, id.data, id.size);
+    text[id.size] = 0;
+    char *end;
+    unsigned long long n = strtoull(text + 1, &end, 10);
+    if (*end || n >= r->count)
+        return NULL;
+    *index = (size_t)n;
+    return &r->jobs[n];
+}
+
+static void append_text(struct client_job *job, struct wire_str text)
+{
+    if (text.size == 0)
+        return;
+    buffer_append(&job->text, text.data, text.size);
+    if (job->on_text)
+        job->on_text(job, text.data, text.size);
+}
+
+static void answered(struct run *r, size_t index)
+{
+    if (!r->accepted[index]) {
+        r->accepted[index] = true;
+        r->unanswered--;
+    }
+}
+
+static void finish(struct run *r, struct client_job *job)
+{
+    job->over = true;
+    job->over_us = clock_now_us();
+    r->live--;
+}
+
+static void take_token(struct run *r, struct client_job *job, const struct wire_token *t)
+{
+    if (t->index != job->token_count || t->choice != 0) { /* I2: this must never happen; never hide it */
+        err_set_code(&job->error, 500, "token %llu came where %zu was due", (unsigned long long)t->index,
+                     job->token_count);
+        finish(r, job);
+        return;
+    }
+    if (job->token_count == 0)
+        job->first_token_us = clock_now_us();
+    if ((job->token_count & (job->token_count - 1)) == 0) /* doubles at every power of two */
+        job->tokens =
+            xrealloc(job->tokens, (job->token_count ? job->token_count * 2 : 1) * sizeof(*job->tokens));
+    job->tokens[job->token_count++] = (uint32_t)t->id;
+    append_text(job, t->text);
+}
+
+static void take_done(struct run *r, struct client_job *job, const struct wire_done *d)
+{
+    append_text(job, d->text);
+    snprintf(job->finish_reason, sizeof(job->finish_reason), "%.*s", (int)d->finish_reason.size,
+             d->finish_reason.data);
+    if (d->group.size > 0)
+        snprintf(job->group, sizeof(job->group), "%.*s", (int)d->group.size, d->group.data);
+    job->epoch = d->epoch;
+    job->stages = d->stages;
+    job->prompt_tokens = d->prompt_tokens;
+    job->completion_tokens = d->completion_tokens;
+    job->queue_us = d->queue_us;
+    job->prefill_us = d->prefill_us;
+    job->decode_us = d->decode_us;
+    finish(r, job);
+}
+
+static void take(struct run *r, const struct wire_message *m)
+{
+    size_t index = 0;
+    struct wire_str id = m->type == WIRE_ACCEPTED ? m->accepted.request
+                         : m->type == WIRE_TOKEN  ? m->token.request
+                         : m->type == WIRE_DONE   ? m->done.request
+                         : m->type == WIRE_ERROR  ? m->error.request
+                                                  : (struct wire_str){NULL, 0};
+    struct client_job *job = find_job(r, id, &index);
+    if (!job || job->over)
+        return;
+    answered(r, index);
+    switch (m->type) {
+    case WIRE_ACCEPTED:
+        job->seed = m->accepted.seed;
+        break;
+    case WIRE_TOKEN:
+        take_token(r, job, &m->token);
+        break;
+    case WIRE_DONE:
+        take_done(r, job, &m->done);
+        break;
+    case WIRE_ERROR:
+        err_set_code(&job->error, (int)m->error.code, "%.*s", (int)m->error.message.size,
+                     m->error.message.data);
+        finish(r, job);
+        break;
+    default:
+        break;
+    }
+}
+
+static int send_all(struct run *r, struct err *err)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        struct wire_message m;
+        char id[32];
+        wire_init(&m, WIRE_GENERATE);
+        m.generate = r->jobs[i].ask;
+        job_id(id, i);
+        m.generate.request = wire_string(id);
+        r->jobs[i].sent_us = clock_now_us();
+        if (client_send(r->client, &m, err) != 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int cancel_all(struct run *r, struct err *err)
+{
+    r->interrupted = true;
+    r->give_up_ms = clock_now_ms() + CANCEL_TIMEOUT_MS;
+    for (size_t i = 0; i < r->count; i++) {
+        struct wire_message m;
+        char id[32];
+        if (r->jobs[i].over)
+            continue;
+        wire_init(&m, WIRE_CANCEL);
+        job_id(id, i);
+        m.cancel.request = wire_string(id);
+        if (client_send(r->client, &m, err) != 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* One message, or one event. */
+static int step(struct run *r, struct err *err)
+{
+    uint64_t now_ms = clock_now_ms();
+    uint64_t wait_ms = r->give_up_ms == UINT64_MAX ? UINT64_MAX
+                       : r->give_up_ms > now_ms    ? r->give_up_ms - now_ms
+                                                   : 0;
+    struct wire_message m;
+    int rc = client_receive_watching(r->client, &m, wait_ms, !r->interrupted, err);
+    if (rc < 0)
+        return -1;
+    if (rc == 0)
+        return err_set_code(err, 503, "%s: the coordinator does not answer", client_endpoint(r->client));
+    if (rc == 2)
+        return cancel_all(r, err);
+    take(r, &m);
+    wire_release(&m);
+    if (r->unanswered == 0 && !r->interrupted)
+        r->give_up_ms = UINT64_MAX; /* all have a deadline at the coordinator now */
+    return 0;
+}
+
+int client_generate_many(struct client *c, struct client_job *jobs, size_t count, bool *interrupted,
+                         struct err *err)
+{
+    struct run r = {.client = c,
+                    .jobs = jobs,
+                    .count = count,
+                    .live = count,
+                    .unanswered = count,
+                    .accepted = xcalloc(count ? count : 1, sizeof(bool)),
+                    .give_up_ms = clock_now_ms() + ANSWER_TIMEOUT_MS};
+    int rc = send_all(&r, err);
+    while (rc == 0 && r.live > 0)
+        rc = step(&r, err);
+    for (size_t i = 0; rc != 0 && i < count; i++)
+        if (!jobs[i].over) {
+            err_set_code(&jobs[i].error, err->code ? err->code : 503, "%s", err->message);
+            finish(&r, &jobs[i]);
+        }
+    if (interrupted)
+        *interrupted = r.interrupted;
+    free(r.accepted);
+    return rc;
+}
+
+void client_job_release(struct client_job *job)
+{
+    free(job->tokens);
+    job->tokens = NULL;
+    buffer_release(&job->text);
+}
+
+double client_job_tokens_per_second(const struct client_job *job)
+{
+    if (job->token_count < 2 || job->over_us <= job->first_token_us)
+        return 0;
+    return (double)(job->token_count - 1) * 1e6 / (double)(job->over_us - job->first_token_us);
+}
+
+int client_job_exit_code(const struct client_job *job)
+{
+    if (job->error.code == 0)
+        return EXIT_OK;
+    return job->error.code == 401 || job->error.code == 502 || job->error.code == 503 ? EXIT_UNREACHABLE
+                                                                                      : EXIT_FAILED;
+}
+
+static json_t *timings_json(const struct client_job *job)
+{
+    json_t *t = json_object();
+    json_object_set_new(t, "queue_ms", json_real((double)job->queue_us / 1e3));
+    if (job->first_token_us)
+        json_object_set_new(t, "ttft_ms", json_real((double)(job->first_token_us - job->sent_us) / 1e3));
+    else
+        json_object_set_new(t, "ttft_ms", json_null());
+    json_object_set_new(t, "total_ms", json_real((double)(job->over_us - job->sent_us) / 1e3));
+    json_object_set_new(t, "tokens_per_second", json_real(client_job_tokens_per_second(job)));
+    return t;
+}
+
+char *client_job_json(const struct client_job *job)
+{
+    json_t *o = json_object(), *tokens = json_array();
+    for (size_t i = 0; i < job->token_count; i++)
+        json_array_append_new(tokens, json_integer(job->tokens[i]));
+    json_object_set_new(o, "tokens", tokens);
+    /* JSON strings of jansson may hold NUL; the text is valid UTF-8 by the wire's rules. */
+    json_object_set_new(o, "text",
+                        json_stringn(job->text.size ? (const char *)job->text.data : "", job->text.size));
+    json_object_set_new(o, "finish_reason",
+                        job->finish_reason[0] ? json_string(job->finish_reason) : json_null());
+    json_object_set_new(o, "prompt_tokens", json_integer((json_int_t)job->prompt_tokens));
+    json_object_set_new(o, "completion_tokens", json_integer((json_int_t)job->completion_tokens));
+    json_object_set_new(o, "seed", json_integer((json_int_t)job->seed));
+    json_object_set_new(o, "group", job->group[0] ? json_string(job->group) : json_null());
+    json_object_set_new(o, "stages", json_integer((json_int_t)job->stages));
+    json_object_set_new(o, "timings", timings_json(job));
+    if (job->error.code != 0) {
+        json_t *e = json_object();
+        json_object_set_new(e, "code", json_integer(job->error.code));
+        json_object_set_new(e, "message", json_string(job->error.message));
+        json_object_set_new(o, "error", e);
+    }
+    char *text = json_dumps(o, JSON_COMPACT | JSON_PRESERVE_ORDER);
+    if (!text)
+        die("json_dumps failed");
+    json_decref(o);
+    return text;
+}
