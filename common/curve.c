@@ -63,8 +63,7 @@ void curve_wipe(struct curve_key *key)
         sodium_memzero(key, sizeof(*key));
 }
 
-/* ---- reading
- * ------------------------------------------------------------------------------------------------ */
+/* ---- reading ---- */
 
 /* What a certificate may say; each at most once. */
 struct certificate {
@@ -258,8 +257,7 @@ out:
     return rc;
 }
 
-/* ---- writing
- * ------------------------------------------------------------------------------------------------- */
+/* ---- writing ---- */
 
 static int write_new(const char *path, mode_t mode, const struct curve_key *key, bool secret, struct err *err)
 {
@@ -341,8 +339,7 @@ int curve_generate(struct curve_key *out, const char *directory, const char *nam
     return rc;
 }
 
-/* ---- sockets
- * ------------------------------------------------------------------------------------------------- */
+/* ---- sockets ---- */
 
 static int set(void *socket, int option, const char *what, const void *value, size_t bytes, struct err *err)
 {

@@ -43,6 +43,7 @@ struct curve_zap {
     void *monitors[MOST_WATCHED];
     size_t monitor_count;
     unsigned watched; /* the caller's: numbers the monitor endpoints */
+    uint64_t unique;  /* in the names of inproc endpoints: libzmq frees a name some time after the close */
     pthread_t thread;
 
     /* the thread's */
@@ -55,8 +56,7 @@ struct curve_zap {
     _Atomic uint64_t refused;
 };
 
-/* ---- the authorized keys
- * ------------------------------------------------------------------------------------- */
+/* ---- the authorized keys ---- */
 
 static int by_name(const void *a, const void *b)
 {
@@ -182,8 +182,7 @@ static const struct zap_key *find_key(const struct curve_zap *zap, const uint8_t
     return found;
 }
 
-/* ---- one request
- * ---------------------------------------------------------------------------------------------- */
+/* ---- one request ---- */
 
 static void refuse(struct curve_zap *zap, const char *peer, const char *why)
 {
@@ -277,8 +276,7 @@ static void answer(struct curve_zap *zap)
         zmq_msg_close(&r.frames[i]);
 }
 
-/* ---- refusals that ZAP never sees
- * ------------------------------------------------------------------------------ */
+/* ---- refusals that ZAP never sees ---- */
 
 static void read_monitor(struct curve_zap *zap, size_t which)
 {
@@ -311,7 +309,8 @@ static void read_monitor(struct curve_zap *zap, size_t which)
 int curve_zap_watch(struct curve_zap *zap, void *socket, struct err *err)
 {
     char endpoint[64];
-    snprintf(endpoint, sizeof(endpoint), "inproc://lepton.curve.%p.%u", (void *)zap, zap->watched);
+    snprintf(endpoint, sizeof(endpoint), "inproc://lepton.curve.%llx.%u", (unsigned long long)zap->unique,
+             zap->watched);
     if (zap->watched == MOST_WATCHED)
         return err_set(err, "cannot watch more than %d sockets", MOST_WATCHED);
     if (zmq_socket_monitor(socket, endpoint,
@@ -334,8 +333,7 @@ int curve_zap_watch(struct curve_zap *zap, void *socket, struct err *err)
     return 0;
 }
 
-/* ---- the thread
- * ------------------------------------------------------------------------------------------------- */
+/* ---- the thread ---- */
 
 /* False: stop. */
 static bool obey(struct curve_zap *zap)
@@ -401,7 +399,8 @@ int curve_zap_start(struct curve_zap **out, void *context, const char *authorize
     struct curve_zap *zap = xcalloc(1, sizeof(*zap));
     zap->context = context;
     zap->directory = xstrdup(authorized_directory);
-    snprintf(endpoint, sizeof(endpoint), "inproc://lepton.zap.%p", (void *)zap);
+    zap->unique = clock_entropy();
+    snprintf(endpoint, sizeof(endpoint), "inproc://lepton.zap.%llx", (unsigned long long)zap->unique);
     zap->handler = new_socket(context, ZMQ_REP);
     zap->control = new_socket(context, ZMQ_PAIR);
     zap->controlled = new_socket(context, ZMQ_PAIR);

@@ -88,8 +88,7 @@ static const char *printable(char out[48], struct wire_str s)
     return out;
 }
 
-/* ---- one value: checks shared by both directions
- * ------------------------------------------------------------- */
+/* ---- one value: checks shared by both directions ---- */
 
 static int check_uint(const struct wire_field *f, uint64_t v, struct err *err)
 {
@@ -135,8 +134,7 @@ static int check_count(const struct wire_field *f, uint64_t count, struct err *e
                         (unsigned long long)f->max, (unsigned long long)count);
 }
 
-/* ---- decode
- * ------------------------------------------------------------------------------------------------- */
+/* ---- decode ---- */
 
 struct decoder {
     msgpack_zone *memory; /* of the message: strings and arrays */
@@ -404,8 +402,7 @@ void wire_init(struct wire_message *m, enum wire_type type)
     set_defaults(record, &m->generate); /* every member of the union begins at the same place */
 }
 
-/* ---- encode
- * ------------------------------------------------------------------------------------------------- */
+/* ---- encode ---- */
 
 static void encode_record(msgpack_packer *p, const struct wire_record *record, const void *base);
 

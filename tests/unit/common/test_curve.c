@@ -39,8 +39,7 @@ static void write_text(const char *file, const char *text, mode_t mode)
     fclose(f);
 }
 
-/* ---- key files
- * ------------------------------------------------------------------------------------------------ */
+/* ---- key files ---- */
 
 static void test_a_pair_is_written_and_read(void)
 {
@@ -251,8 +250,7 @@ static void test_user_ids_split(void)
     CHECK(!curve_user_parse("averyveryverylongword:x", &role, &name));
 }
 
-/* ---- real sockets
- * ------------------------------------------------------------------------------------------------ */
+/* ---- real sockets ---- */
 
 /* A coordinator that trusts DIR/authorized, and a context of its own for the peers: inproc never mixes them.
  */

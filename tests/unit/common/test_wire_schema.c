@@ -291,8 +291,7 @@ static void test_the_table_is_whole(void)
     }
 }
 
-/* ---- memory that is not there
- * ---------------------------------------------------------------------------------- */
+/* ---- memory that is not there ---- */
 
 #if !defined(LEPTON_SANITIZE) && defined(__GLIBC__)
 #define COUNTS_MEMORY 1
