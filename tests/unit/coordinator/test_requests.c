@@ -1,0 +1,274 @@
+#include "coordinator/requests.h"
+#include "tests/test.h"
+
+static struct peer client(int connection)
+{
+    struct peer p = {.size = 4, .role = CURVE_CLIENT, .name = "c"};
+    memcpy(p.id, &connection, 4);
+    return p;
+}
+
+static struct request *add(struct requests *r, int connection, const char *id, struct err *err)
+{
+    struct wire_message m;
+    struct peer p = client(connection);
+    wire_init(&m, WIRE_GENERATE);
+    m.generate.request = wire_string(id);
+    m.generate.prompt = wire_string("Once");
+    m.generate.max_tokens = 4;
+    m.generate.sampling.has_seed = true;
+    return requests_add(r, &p, &m.generate, 1000, err);
+}
+
+static void assign(struct request *q)
+{
+    request_assigned(q, &(struct request_place){.group = 2, .epoch = 9, .name = "g", .stage_count = 3}, 1500);
+}
+
+static enum request_token_result token(struct request *q, uint64_t index, const char *text)
+{
+    struct err err;
+    struct wire_token t = {.index = index, .id = 100 + index, .text = wire_string(text)};
+    return request_token(q, &t, &err);
+}
+
+static bool done(struct request *q, uint64_t tokens)
+{
+    struct wire_done d = {.finish_reason = wire_string("stop"), .completion_tokens = tokens};
+    return request_done(q, &d);
+}
+
+static void test_ids(void)
+{
+    struct requests *r = requests_new(4);
+    struct err err = {0};
+    struct peer one = client(1), two = client(2);
+    struct request *a = add(r, 1, "q", &err), *b = add(r, 2, "q", &err);
+    CHECK(a && b && a != b && strcmp(a->id, b->id) != 0);
+    CHECK(!add(r, 1, "q", &err));
+    CHECK_INT(err.code, 409);
+    CHECK(requests_of_client(r, &one, wire_string("q")) == a);
+    CHECK(requests_of_client(r, &two, wire_string("q")) == b);
+    CHECK(requests_of_client(r, &two, wire_string("p")) == NULL);
+    CHECK(requests_of_group(r, wire_string(b->id)) == b);
+    const char *wrong[] = {"", "r", "x5", "r-1", "r99999999999999999999", "r0", "q", "r5 "};
+    for (size_t i = 0; i < ARRAY_LEN(wrong); i++)
+        CHECK(requests_of_group(r, wire_string(wrong[i])) == NULL);
+    requests_free(&r);
+}
+
+static void test_old_ids_name_nothing(void)
+{
+    struct requests *r = requests_new(1);
+    struct err err;
+    char old[24];
+    struct request *q = add(r, 1, "q", &err);
+    memcpy(old, q->id, sizeof(old));
+    requests_remove(r, q);
+    q = add(r, 1, "q", &err); /* the same slot */
+    CHECK(requests_of_group(r, wire_string(old)) == NULL);
+    CHECK(requests_of_group(r, wire_string(q->id)) == q);
+    requests_free(&r);
+}
+
+static void test_bounded(void)
+{
+    struct requests *r = requests_new(2);
+    struct err err = {0};
+    add(r, 1, "a", &err);
+    struct request *b = add(r, 1, "b", &err);
+    CHECK(!add(r, 1, "c", &err));
+    CHECK_INT(err.code, 429);
+    requests_remove(r, b);
+    CHECK(add(r, 1, "c", &err) != NULL);
+    CHECK_INT(requests_count(r), 2);
+    requests_free(&r);
+}
+
+static void test_tokens_in_order_once(void)
+{
+    struct requests *r = requests_new(2);
+    struct err err;
+    struct request *q = add(r, 1, "q", &err);
+    assign(q);
+    CHECK_INT(token(q, 0, "a"), REQUEST_TOKEN_LOGGED);
+    CHECK_INT(token(q, 1, ""), REQUEST_TOKEN_LOGGED);
+    CHECK_INT(token(q, 1, "x"), REQUEST_TOKEN_DUPLICATE);
+    CHECK_INT(token(q, 0, "x"), REQUEST_TOKEN_DUPLICATE);
+    CHECK_INT(token(q, 3, "d"), REQUEST_TOKEN_BROKEN);
+    struct wire_token other_choice = {.choice = 1, .index = 2};
+    CHECK_INT(request_token(q, &other_choice, &err), REQUEST_TOKEN_BROKEN);
+    CHECK_INT(token(q, 2, "c"), REQUEST_TOKEN_LOGGED);
+    CHECK_INT(token(q, 3, "d"), REQUEST_TOKEN_LOGGED);
+    CHECK_INT(token(q, 4, "e"), REQUEST_TOKEN_BROKEN); /* max_tokens is 4 */
+    struct wire_message m;
+    const char *texts[] = {"a", "", "c", "d"};
+    for (uint64_t i = 0; i < 4; i++) {
+        CHECK(request_next(q, &m));
+        CHECK_INT(m.type, WIRE_TOKEN);
+        CHECK_INT(m.token.index, i);
+        CHECK_INT(m.token.id, 100 + i);
+        CHECK(wire_str_is(m.token.text, texts[i]));
+        request_sent(q);
+    }
+    CHECK(!request_next(q, &m));
+    requests_free(&r);
+}
+
+static void test_text_is_bounded(void)
+{
+    struct requests *r = requests_new(1);
+    struct err err;
+    struct request *q = add(r, 1, "q", &err);
+    assign(q);
+    char *text = xmalloc(65536);
+    memset(text, 'x', 65536);
+    struct wire_token t = {.index = 0, .text = {text, 65536}};
+    CHECK_INT(request_token(q, &t, &err), REQUEST_TOKEN_LOGGED);
+    t.index = 1;
+    CHECK_INT(request_token(q, &t, &err), REQUEST_TOKEN_BROKEN);
+    CHECK_CONTAINS(err.message, "more text");
+    free(text);
+    requests_free(&r);
+}
+
+static void test_one_outcome_after_all_tokens(void)
+{
+    struct requests *r = requests_new(1);
+    struct err err;
+    struct request *q = add(r, 1, "q", &err);
+    assign(q);
+    CHECK_INT(token(q, 0, "a"), REQUEST_TOKEN_LOGGED);
+    CHECK(done(q, 1));
+    CHECK(!done(q, 1));
+    CHECK(!request_error(q, 500, "late"));
+    struct wire_message m;
+    CHECK(request_next(q, &m) && m.type == WIRE_TOKEN);
+    request_sent(q);
+    CHECK(request_next(q, &m) && m.type == WIRE_DONE);
+    CHECK(wire_str_is(m.done.request, "q") && wire_str_is(m.done.group, "g"));
+    CHECK_INT(m.done.stages, 3);
+    CHECK_INT(m.done.queue_us, 500);
+    CHECK(!request_over(q));
+    request_sent(q);
+    CHECK(!request_next(q, &m));
+    CHECK(!request_over(q)); /* its group holds it still */
+    q->group = REQUEST_NO_GROUP;
+    CHECK(request_over(q));
+    requests_free(&r);
+}
+
+static void test_false_counts_become_errors(void)
+{
+    struct requests *r = requests_new(3);
+    struct err err;
+    const uint64_t claims[] = {0, 1, 2, 3};
+    const enum request_outcome expected[] = {OUTCOME_ERROR, OUTCOME_DONE, OUTCOME_DONE, OUTCOME_ERROR};
+    for (size_t i = 0; i < ARRAY_LEN(claims); i++) {
+        struct request *q = add(r, 1, "q", &err);
+        assign(q);
+        token(q, 0, "a");
+        CHECK(done(q, claims[i]));
+        CHECK_INT(q->outcome, expected[i]);
+        requests_remove(r, q);
+    }
+    requests_free(&r);
+}
+
+static void test_client_id_is_free_after_the_outcome(void)
+{
+    struct requests *r = requests_new(2);
+    struct err err;
+    struct peer one = client(1);
+    struct request *old = add(r, 1, "q", &err);
+    assign(old);
+    request_error(old, 408, "late");
+    CHECK(!add(r, 1, "q", &err)); /* the outcome has not been sent */
+    request_sent(old);
+    struct request *q = add(r, 1, "q", &err); /* its group has not let go */
+    CHECK(q != NULL && q != old);
+    CHECK(requests_of_client(r, &one, wire_string("q")) == q);
+    requests_remove(r, old);
+    CHECK(requests_of_client(r, &one, wire_string("q")) == q);
+    requests_free(&r);
+}
+
+/* Random lives of requests: whatever happens, each client sees 0, 1, 2, ... and then one outcome. */
+static void test_random_events(void)
+{
+    enum { LIMIT = 16 };
+    struct requests *r = requests_new(LIMIT);
+    struct err err;
+    unsigned long long random = 7;
+    uint64_t next_index[LIMIT] = {0};
+    int outcomes[LIMIT] = {0}, lives = 0;
+    for (int step = 0; step < 10000 && test_failures == 0; step++) {
+        uint32_t slot = (uint32_t)(test_random(&random) % LIMIT);
+        struct request *q = requests_at(r, slot);
+        if (!q) {
+            char id[16];
+            snprintf(id, sizeof(id), "q%llu", test_random(&random) % 8);
+            q = add(r, (int)(test_random(&random) % 3), id, &err);
+            if (q) {
+                next_index[q->slot] = 0;
+                outcomes[q->slot] = 0;
+                lives++;
+            }
+            continue;
+        }
+        struct wire_message m;
+        switch (test_random(&random) % 6) {
+        case 0:
+            if (q->waits && q->outcome == OUTCOME_NONE)
+                assign(q);
+            break;
+        case 1:
+            if (!q->waits && q->outcome == OUTCOME_NONE)
+                token(q, test_random(&random) % 5, "ab");
+            break;
+        case 2:
+            if (!q->waits && test_random(&random) % 4 == 0)
+                done(q, test_random(&random) % 5);
+            break;
+        case 3:
+            if (test_random(&random) % 4 == 0)
+                request_error(q, 500, "made up");
+            break;
+        case 4:
+            if (!request_next(q, &m))
+                break;
+            CHECK_INT(outcomes[slot], 0);
+            if (m.type == WIRE_TOKEN)
+                CHECK_INT(m.token.index, next_index[slot]++);
+            else
+                outcomes[slot]++;
+            request_sent(q);
+            break;
+        default:
+            if (q->outcome != OUTCOME_NONE) {
+                q->waits = false;
+                q->group = REQUEST_NO_GROUP;
+            }
+            if (request_over(q)) {
+                CHECK_INT(outcomes[slot], 1);
+                requests_remove(r, q);
+            }
+        }
+    }
+    CHECK(lives > 100);
+    requests_free(&r);
+}
+
+int main(void)
+{
+    TEST(test_ids, "a connection has each id once, and both ids find the request");
+    TEST(test_old_ids_name_nothing, "the id of a request that is gone names nothing");
+    TEST(test_bounded, "live requests are bounded");
+    TEST(test_tokens_in_order_once, "the log takes tokens in order, once, up to max_tokens");
+    TEST(test_text_is_bounded, "the text of a stream is bounded");
+    TEST(test_one_outcome_after_all_tokens, "one outcome comes after all tokens, and only then is it over");
+    TEST(test_false_counts_become_errors, "a done that counts tokens which never came is an error");
+    TEST(test_client_id_is_free_after_the_outcome, "a client may use an id again after its outcome");
+    TEST(test_random_events, "10000 random events: tokens in order, one outcome each");
+    return test_result();
+}
