@@ -18,8 +18,7 @@ static void *member(const void *base, uint32_t offset)
     return (char *)base + offset; /* the callers that read only go through this too */
 }
 
-/* ---- strings ----------------------------------------------------------------------------------------------
- */
+/* ---- strings ---- */
 
 struct wire_str wire_string(const char *s)
 {
