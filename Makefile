@@ -27,7 +27,7 @@ MPI_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(MPI_PACKAGE) 2>/dev/null)
 MPI_LIBS := $(shell $(PKG_CONFIG) --libs $(MPI_PACKAGE) 2>/dev/null)
 
 # Say what is missing before a compiler does.
-ifneq ($(filter-out help clean format,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help clean format gpu-check gpu-bench,$(or $(MAKECMDGOALS),all)),)
 MISSING := $(shell for p in $(PACKAGES) $(MPI_PACKAGE); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
 ifneq ($(MISSING),)
 $(error pkg-config does not find: $(MISSING). tools/deps.sh installs what Lepton needs)

@@ -3,12 +3,12 @@ FAKE_NCCL := $(B)/tests/libfake_nccl.so
 NCCL_RANKS := $(B)/tests/comm/nccl_ranks
 
 $(FAKE_NCCL): $(B)/tests/fake_nccl/fake_nccl.o
-	$(CC) $(LDFLAGS_ALL) -shared -o $@ $^
+	$(Q)$(CC) $(LDFLAGS_ALL) -shared -o $@ $^
 $(B)/tests/fake_nccl/%.o: CFLAGS_ALL += -fvisibility=hidden -Wno-missing-prototypes
 
 $(NCCL_RANKS): $(B)/tests/comm/nccl_ranks.o $(B)/tests/comm/check_comm.o $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
 
 # Where nccl.h is installed, our own declarations of its interface are compared with it when this is compiled.
 NCCL_H := $(firstword $(wildcard /usr/local/cuda/include/nccl.h /usr/include/nccl.h))

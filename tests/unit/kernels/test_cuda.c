@@ -1,0 +1,440 @@
+/* test_cuda: the GPU beside the CPU. The plug-in is LEPTON_CUDA_PLUGIN, or lepton_cuda.so of this build.
+ * Where it finds no GPU, it must say so, and the comparisons are skipped;
+ * tests/integration/test_cuda_emulated.sh runs them on the emulated GPU of tests/fake_cuda. */
+#include "kernels/kernels.h"
+#include "tests/test.h"
+
+#include <limits.h>
+
+#define GUARD_BYTES 64
+#define GUARD       0xA5
+
+static char plugin[PATH_MAX];
+static struct err gpu_missing; /* why there is no GPU */
+static int gpus;               /* usable ones; -1 when the probe failed */
+
+static struct device_options gpu_options(void)
+{
+    return (struct device_options){.plugin_path = plugin};
+}
+
+static void find_plugin(void)
+{
+    const char *wanted = getenv("LEPTON_CUDA_PLUGIN");
+    char self[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+    self[n > 0 ? n : 0] = '\0';
+    for (int up = 0; up < 4 && strrchr(self, '/'); up++) /* build/V/tests/unit/kernels/test_cuda */
+        *strrchr(self, '/') = '\0';
+    if (wanted)
+        snprintf(plugin, sizeof(plugin), "%s", wanted);
+    else
+        snprintf(plugin, sizeof(plugin), "%.*s/lepton_cuda.so", PATH_MAX - 20, self);
+    if (access(plugin, R_OK) != 0) {
+        plugin[0] = '\0';
+        err_set(&gpu_missing, "no GPU: no plug-in was built");
+        gpus = -1;
+        return;
+    }
+    struct device_options options = gpu_options();
+    gpus = device_gpu_count(&options, &gpu_missing);
+    if (gpus == 0)
+        err_set(&gpu_missing, "no GPU: the probe found none");
+    else if (gpus < 0)
+        err_prefix(&gpu_missing, "no GPU");
+}
+
+#define NEED_GPU()                     \
+    do {                               \
+        if (gpus <= 0)                 \
+            SKIP(gpu_missing.message); \
+    } while (0)
+
+/* ---- a bed: both devices ------------------------------------------------------------------------------- */
+
+struct bed {
+    struct device *cpu, *gpu;
+    struct stream *cpu_stream, *gpu_stream;
+    unsigned long long random;
+};
+
+/* The same tensor on both devices. The CPU's copy is written directly; the GPU's has guard bytes around it.
+ */
+struct twin {
+    struct tensor cpu, gpu;
+    uint8_t *gpu_memory; /* guard, data, guard */
+};
+
+static void bed_open(struct bed *b)
+{
+    struct err err;
+    struct device_options options = gpu_options();
+    *b = (struct bed){.random = 7};
+    if (device_open(&b->cpu, "cpu", &(struct device_options){.threads = 1}, &err) < 0 ||
+        device_open(&b->gpu, "cuda:0", &options, &err) < 0 || stream_open(&b->cpu_stream, b->cpu, &err) < 0 ||
+        stream_open(&b->gpu_stream, b->gpu, &err) < 0)
+        die("%s", err.message);
+}
+
+static void bed_close(struct bed *b)
+{
+    stream_close(&b->gpu_stream);
+    stream_close(&b->cpu_stream);
+    device_close(&b->gpu);
+    device_close(&b->cpu);
+}
+
+static struct twin twin_new(struct bed *b, enum dtype type, int ndim, const int64_t *dim)
+{
+    struct twin t = {.cpu = {.device = b->cpu, .dtype = type, .ndim = ndim}};
+    struct err err;
+    memcpy(t.cpu.dim, dim, (size_t)ndim * sizeof(*dim));
+    t.gpu = t.cpu;
+    t.gpu.device = b->gpu;
+    size_t bytes = tensor_bytes(&t.cpu);
+    t.cpu.data = device_alloc(b->cpu, bytes, &err);
+    t.gpu_memory = device_alloc(b->gpu, bytes + 2 * GUARD_BYTES, &err);
+    if (!t.cpu.data || !t.gpu_memory)
+        die("%s", err.message);
+    uint8_t *host = xmalloc(bytes + 2 * GUARD_BYTES);
+    memset(host, GUARD, bytes + 2 * GUARD_BYTES);
+    memset(host + GUARD_BYTES, 0xFF, bytes); /* NaN: what is left unwritten never compares */
+    memset(t.cpu.data, 0xFF, bytes);
+    stream_upload(b->gpu_stream, t.gpu_memory, host, bytes + 2 * GUARD_BYTES);
+    free(host);
+    t.gpu.data = t.gpu_memory + GUARD_BYTES;
+    return t;
+}
+
+#define TWIN(b, type, ...) twin_new(b, type, ARRAY_LEN(((int64_t[]){__VA_ARGS__})), (int64_t[]){__VA_ARGS__})
+
+static void twin_free(struct twin *t)
+{
+    device_free(t->cpu.device, t->cpu.data);
+    device_free(t->gpu.device, t->gpu_memory);
+}
+
+static void twin_upload(struct bed *b, struct twin *t)
+{
+    stream_upload(b->gpu_stream, t->gpu.data, t->cpu.data, tensor_bytes(&t->cpu));
+}
+
+static void twin_random(struct bed *b, struct twin *t)
+{
+    int64_t n = tensor_elements(&t->cpu);
+    float *values = xmalloc((size_t)(n + 1) * sizeof(float));
+    for (int64_t i = 0; i < n; i++)
+        values[i] = test_uniform(&b->random);
+    dtype_from_f32(t->cpu.dtype, values, t->cpu.data, (uint64_t)n);
+    free(values);
+    twin_upload(b, t);
+}
+
+static void twin_ints(struct bed *b, struct twin *t, const int32_t *values)
+{
+    memcpy(t->cpu.data, values, tensor_bytes(&t->cpu));
+    twin_upload(b, t);
+}
+
+/* The GPU's bytes; checks its guards. The caller frees them. */
+static void *twin_download(struct bed *b, const struct twin *t)
+{
+    struct err err;
+    size_t bytes = tensor_bytes(&t->cpu);
+    uint8_t *host = xcalloc(1, bytes + 2 * GUARD_BYTES);
+    int broken = 0;
+    stream_download(b->gpu_stream, host, t->gpu_memory, bytes + 2 * GUARD_BYTES);
+    if (stream_sync(b->gpu_stream, &err) < 0) {
+        printf("# %s\n", err.message);
+        CHECK(!"the stream ends without a fault");
+    }
+    for (size_t i = 0; i < GUARD_BYTES; i++)
+        broken += (host[i] != GUARD) + (host[GUARD_BYTES + bytes + i] != GUARD);
+    CHECK_INT(broken, 0);
+    memmove(host, host + GUARD_BYTES, bytes);
+    return host;
+}
+
+/* Every element of F32 within `tolerance` of the CPU's, relative to 1 + |value|; NaN never passes. */
+static void check_near_cpu(struct bed *b, const struct twin *t, double tolerance)
+{
+    const float *expected = t->cpu.data;
+    float *actual = twin_download(b, t);
+    int64_t n = tensor_elements(&t->cpu), wrong = 0, first = -1;
+    for (int64_t i = 0; i < n; i++) {
+        double bound = tolerance * (1 + fabs((double)expected[i]));
+        if (!(fabs((double)actual[i] - (double)expected[i]) <= bound)) {
+            first = wrong++ ? first : i;
+        }
+    }
+    if (wrong)
+        printf("# element %lld is %.9g, expected %.9g\n", (long long)first, (double)actual[first],
+               (double)expected[first]);
+    CHECK_INT(wrong, 0);
+    free(actual);
+}
+
+/* ---- the probe -------------------------------------------------------------------------------------------
+ */
+
+static void test_probe_answers(void)
+{
+    if (!plugin[0])
+        SKIP(gpu_missing.message);
+    if (gpus >= 0)
+        return;
+    CHECK_CONTAINS(gpu_missing.message, "cudaGetDeviceCount: ");
+    CHECK_CONTAINS(gpu_missing.message, "(cudaError");
+}
+
+static void test_open_tells_why_there_is_no_gpu(void)
+{
+    struct device *device = NULL;
+    struct err err = {0};
+    struct device_options options = gpu_options();
+    if (!plugin[0])
+        SKIP(gpu_missing.message);
+    char name[32];
+    snprintf(name, sizeof(name), "cuda:%d", gpus > 0 ? gpus : 0);
+    CHECK_INT(device_open(&device, name, &options, &err), -1);
+    CHECK(device == NULL);
+    CHECK_CONTAINS(err.message, name);
+    if (gpus < 0)
+        CHECK_CONTAINS(err.message, gpu_missing.message + strlen("no GPU: "));
+}
+
+/* ---- copies and faults -----------------------------------------------------------------------------------
+ */
+
+static void test_copies_carry_every_byte(void)
+{
+    NEED_GPU();
+    struct bed b;
+    bed_open(&b);
+    /* more than all staging slots hold, and no multiple of one */
+    struct twin from = TWIN(&b, DTYPE_F32, 5000003), to = TWIN(&b, DTYPE_F32, 5000003);
+    twin_random(&b, &from);
+    stream_copy(b.gpu_stream, to.gpu.data, from.gpu.data, tensor_bytes(&from.cpu));
+    void *back = twin_download(&b, &to);
+    CHECK(memcmp(back, from.cpu.data, tensor_bytes(&from.cpu)) == 0);
+    free(back);
+    twin_free(&from);
+    twin_free(&to);
+    bed_close(&b);
+}
+
+static void test_memory_is_zeroed_and_its_end_is_told(void)
+{
+    NEED_GPU();
+    struct bed b;
+    struct err err = {0};
+    uint8_t bytes[1000];
+    bed_open(&b);
+    memset(bytes, 1, sizeof(bytes));
+    void *memory = device_alloc(b.gpu, sizeof(bytes), &err);
+    stream_download(b.gpu_stream, bytes, memory, sizeof(bytes));
+    CHECK_INT(stream_sync(b.gpu_stream, &err), 0);
+    for (size_t i = 0; i < sizeof(bytes); i++)
+        CHECK_INT(bytes[i], 0);
+    device_free(b.gpu, memory);
+    CHECK(device_alloc(b.gpu, (size_t)1 << 50, &err) == NULL);
+    CHECK_CONTAINS(err.message, "cuda:0: no room for");
+    bed_close(&b);
+}
+
+/* ---- products --------------------------------------------------------------------------------------------
+ */
+
+static const enum dtype WEIGHT_TYPES[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0};
+
+struct weights {
+    struct twin host; /* [N, K], only its CPU side is used */
+    struct weight cpu, gpu;
+};
+
+static struct weights weights_new(struct bed *b, enum dtype type, int64_t N, int64_t K)
+{
+    struct weights w = {.host = TWIN(b, type, N, K)};
+    struct err err;
+    twin_random(b, &w.host);
+    if (weight_pack(&w.cpu, b->cpu, &w.host.cpu, &err) < 0 ||
+        weight_pack(&w.gpu, b->gpu, &w.host.cpu, &err) < 0)
+        die("%s", err.message);
+    return w;
+}
+
+static void weights_free(struct weights *w)
+{
+    weight_release(&w->cpu);
+    weight_release(&w->gpu);
+    twin_free(&w->host);
+}
+
+static void check_matmul(struct bed *b, enum dtype type, int64_t T, int64_t N, int64_t K, bool with_bias)
+{
+    struct weights w = weights_new(b, type, N, K);
+    struct twin x = TWIN(b, DTYPE_F32, T, K), bias = TWIN(b, DTYPE_F32, N), out = TWIN(b, DTYPE_F32, T, N);
+    twin_random(b, &x);
+    twin_random(b, &bias);
+    kernel_matmul(b->cpu_stream, &out.cpu, &x.cpu, &w.cpu, with_bias ? &bias.cpu : NULL);
+    kernel_matmul(b->gpu_stream, &out.gpu, &x.gpu, &w.gpu, with_bias ? &bias.gpu : NULL);
+    check_near_cpu(b, &out, sqrt((double)K) * 1e-6);
+    twin_free(&x);
+    twin_free(&bias);
+    twin_free(&out);
+    weights_free(&w);
+}
+
+static void test_matmul_agrees_with_the_cpu(void)
+{
+    NEED_GPU();
+    struct bed b;
+    bed_open(&b);
+    for (size_t i = 0; i < ARRAY_LEN(WEIGHT_TYPES); i++) {
+        enum dtype type = WEIGHT_TYPES[i];
+        bool blocks = type == DTYPE_Q8_0;
+        for (int64_t T = 1; T <= 9; T++)
+            check_matmul(&b, type, T, 37, blocks ? 96 : 91, T % 2);
+        check_matmul(&b, type, 1, 1, blocks ? 32 : 1, false);
+        check_matmul(&b, type, 2, 3, blocks ? 32 : 3, true);
+        check_matmul(&b, type, 5, 19, blocks ? 1056 : 1030, true);
+        check_matmul(&b, type, 33, 65, blocks ? 288 : 270, true);
+        check_matmul(&b, type, 150, 300, blocks ? 288 : 277, false);
+    }
+    bed_close(&b);
+}
+
+/* Row t of a step of T rows has the bits that it has alone, whichever kernels run. */
+static void test_matmul_of_a_row_does_not_depend_on_the_batch(void)
+{
+    static const int64_t STEPS[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11,
+                                    12, 13, 14, 15, 16, 17, 31, 32, 33, 64, 130};
+    NEED_GPU();
+    struct bed b;
+    bed_open(&b);
+    for (size_t i = 0; i < ARRAY_LEN(WEIGHT_TYPES); i++) {
+        const int64_t T = 130, N = 133, K = WEIGHT_TYPES[i] == DTYPE_Q8_0 ? 544 : 523;
+        struct weights w = weights_new(&b, WEIGHT_TYPES[i], N, K);
+        struct twin x = TWIN(&b, DTYPE_F32, T, K), out = TWIN(&b, DTYPE_F32, T, N);
+        float *alone = NULL;
+        twin_random(&b, &x);
+        for (size_t n = 0; n < ARRAY_LEN(STEPS); n++) {
+            int64_t rows = STEPS[n], last = 0;
+            for (int64_t t = 0; t < T; t = last) {
+                last = t + rows < T ? t + rows : T;
+                if (n > 0 && t >= 20 && rows < 20)
+                    break; /* enough rows */
+                struct tensor xs = tensor_rows(&x.gpu, t, last - t);
+                struct tensor outs = tensor_rows(&out.gpu, t, last - t);
+                kernel_matmul(b.gpu_stream, &outs, &xs, &w.gpu, NULL);
+            }
+            float *together = twin_download(&b, &out);
+            if (!alone) {
+                alone = together;
+                continue;
+            }
+            CHECK(memcmp(alone, together, tensor_bytes(&out.cpu)) == 0);
+            free(together);
+        }
+        free(alone);
+        twin_free(&x);
+        twin_free(&out);
+        weights_free(&w);
+    }
+    bed_close(&b);
+}
+
+static void test_matmul_transposed_agrees_with_the_cpu(void)
+{
+    static const int64_t STEPS[] = {1, 3, 32, 130};
+    NEED_GPU();
+    struct bed b;
+    bed_open(&b);
+    for (size_t i = 0; i < ARRAY_LEN(WEIGHT_TYPES); i++) {
+        for (size_t n = 0; n < ARRAY_LEN(STEPS); n++) {
+            const int64_t T = STEPS[n], N = 277, K = WEIGHT_TYPES[i] == DTYPE_Q8_0 ? 288 : 261;
+            struct weights w = weights_new(&b, WEIGHT_TYPES[i], N, K);
+            struct twin dy = TWIN(&b, DTYPE_F32, T, N), dx = TWIN(&b, DTYPE_F32, T, K);
+            twin_random(&b, &dy);
+            kernel_matmul_transposed(b.cpu_stream, &dx.cpu, &dy.cpu, &w.cpu);
+            kernel_matmul_transposed(b.gpu_stream, &dx.gpu, &dy.gpu, &w.gpu);
+            check_near_cpu(&b, &dx, sqrt((double)N) * 1e-6);
+            twin_free(&dy);
+            twin_free(&dx);
+            weights_free(&w);
+        }
+    }
+    bed_close(&b);
+}
+
+static void test_nan_in_an_input_reaches_the_output(void)
+{
+    NEED_GPU();
+    struct bed b;
+    bed_open(&b);
+    struct weights w = weights_new(&b, DTYPE_F16, 5, 40);
+    struct twin x = TWIN(&b, DTYPE_F32, 2, 40), out = TWIN(&b, DTYPE_F32, 2, 5);
+    twin_random(&b, &x);
+    ((float *)x.cpu.data)[39] = NAN;
+    twin_upload(&b, &x);
+    kernel_matmul(b.gpu_stream, &out.gpu, &x.gpu, &w.gpu, NULL);
+    float *y = twin_download(&b, &out);
+    for (int n = 0; n < 5; n++)
+        CHECK(isnan(y[n]) && !isnan(y[5 + n]));
+    free(y);
+    twin_free(&x);
+    twin_free(&out);
+    weights_free(&w);
+    bed_close(&b);
+}
+
+/* Last: the error is sticky. Only the emulated GPU fails on demand. */
+static void test_a_fault_is_told_by_sync(void)
+{
+    NEED_GPU();
+    if (!getenv("LEPTON_CUDA_PLUGIN") || !strstr(plugin, "fake"))
+        SKIP("needs the emulated GPU");
+    struct bed b;
+    struct err err = {0};
+    bed_open(&b);
+    struct weights w = weights_new(&b, DTYPE_F32, 5, 40);
+    struct twin x = TWIN(&b, DTYPE_F32, 2, 40), out = TWIN(&b, DTYPE_F32, 2, 5);
+    setenv("FAKE_CUDA_FAIL", "malloc:1", 1);
+    CHECK(device_alloc(b.gpu, 100, &err) == NULL);
+    CHECK_STR(err.message, "cuda:0: no room for 100 bytes: 1048576 of 1073741824 are free");
+    setenv("FAKE_CUDA_FAIL", "launch:1", 1);
+    kernel_matmul(b.gpu_stream, &out.gpu, &x.gpu, &w.gpu, NULL);
+    stream_copy(b.gpu_stream, out.gpu.data, x.gpu.data, 8);
+    for (int again = 0; again < 2; again++) {
+        CHECK_INT(stream_sync(b.gpu_stream, &err), -1);
+        CHECK_STR(err.message, "cuda:0: last operation enqueued: copy: matmul: an illegal memory access was "
+                               "encountered (cudaErrorIllegalAddress, 700)");
+    }
+    twin_free(&x);
+    twin_free(&out);
+    weights_free(&w);
+    bed_close(&b);
+}
+
+/* --gpu-only: `make gpu-check` on a machine without a GPU says so in one line. */
+int main(int argc, char **argv)
+{
+    find_plugin();
+    if (argc > 1 && strcmp(argv[1], "--gpu-only") == 0 && gpus <= 0) {
+        printf("skip - gpu-check: %s\n", gpu_missing.message);
+        return 0;
+    }
+    (void)twin_ints;
+    TEST(test_probe_answers, "the probe answers with the runtime's own words");
+    TEST(test_open_tells_why_there_is_no_gpu, "a GPU that is not there is refused with the reason");
+    TEST(test_copies_carry_every_byte, "copies to, on and from the GPU carry every byte");
+    TEST(test_memory_is_zeroed_and_its_end_is_told, "GPU memory is zeroed, and its end is told");
+    TEST(test_matmul_agrees_with_the_cpu, "matmul on the GPU agrees with the CPU, all types and odd sizes");
+    TEST(test_matmul_of_a_row_does_not_depend_on_the_batch,
+         "matmul of a row has the same bits in every batch on the GPU");
+    TEST(test_matmul_transposed_agrees_with_the_cpu, "matmul_transposed on the GPU agrees with the CPU");
+    TEST(test_nan_in_an_input_reaches_the_output,
+         "NaN in an input of the GPU's matmul reaches its row alone");
+    TEST(test_a_fault_is_told_by_sync, "a fault of the GPU is told by stream_sync, again and again");
+    return test_result();
+}
