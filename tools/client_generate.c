@@ -102,9 +102,23 @@ static void take_done(struct run *r, struct client_job *job, const struct wire_d
     finish(r, job);
 }
 
+/* A frame was refused before its request id was read: it was one of those without an answer. */
+static void fail_unanswered(struct run *r, const struct wire_error *e)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        if (r->accepted[i] || r->jobs[i].over)
+            continue;
+        err_set_code(&r->jobs[i].error, (int)e->code, "%.*s", (int)e->message.size, e->message.data);
+        answered(r, i);
+        finish(r, &r->jobs[i]);
+    }
+}
+
 static void take(struct run *r, const struct wire_message *m)
 {
     size_t index = 0;
+    if (m->type == WIRE_ERROR && m->error.request.size == 0)
+        fail_unanswered(r, &m->error);
     struct wire_str id = m->type == WIRE_ACCEPTED ? m->accepted.request
                          : m->type == WIRE_TOKEN  ? m->token.request
                          : m->type == WIRE_DONE   ? m->done.request

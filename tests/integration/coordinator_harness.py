@@ -129,7 +129,7 @@ class Worker(Peer):
 
 
 class Coordinator:
-    def __init__(self, **options):
+    def __init__(self, config=None, **options):
         self.directory = tempfile.mkdtemp(prefix="lepton-test-")
         self.context = zmq.Context()
         os.mkdir(self.path("authorized"))
@@ -144,10 +144,14 @@ class Coordinator:
         command = [BUILD + "/lepton-coordinator", "--endpoint", "tcp://127.0.0.1:*", "--key",
                    self.path("keys/coordinator.key"), "--authorized", self.path("authorized"), "--endpoint-file",
                    self.path("endpoint")]
+        if config:
+            command += ["--config", config]
         for name, value in settings.items():
             command += ["--" + name.replace("_", "-"), str(value)]
+        # Under ASan freed memory is kept back; the memory tests must see what the program itself holds.
+        environment = dict(os.environ, ASAN_OPTIONS="quarantine_size_mb=1:" + os.environ.get("ASAN_OPTIONS", ""))
         with open(self.path("log"), "wb") as log:
-            self.process = subprocess.Popen(command, stderr=log)
+            self.process = subprocess.Popen(command, stderr=log, env=environment)
         self.until(lambda: os.path.exists(self.path("endpoint")), "the coordinator to start")
         with open(self.path("endpoint")) as f:
             self.endpoint = f.read().strip()

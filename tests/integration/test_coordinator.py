@@ -1,8 +1,11 @@
 #!/usr/bin/python3
 """The coordinator as its peers meet it: clients and worker groups played by this script against the real program."""
 import os
+import random
+import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -570,6 +573,120 @@ def test_revoked_key(c):
     again.send("status")
     assert again.receive(0.5) is None
     assert c.status().refused_peers_total >= 1
+
+
+@with_options(config="cluster-configs/coordinator.cfg")
+def test_example_config(c):
+    """cluster-configs/coordinator.cfg loads, and shows every option with its default"""
+    program = c.process.args[0]
+    usage = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
+    options = set(re.findall(r"--([a-z][a-z-]+)", usage.split("\nsignals:")[0])) - {"config", "help"}
+    with open("cluster-configs/coordinator.cfg") as f:
+        lines = f.read()
+    shown = dict(re.findall(r"^(?:# )?([a-z_]+) = \"?([^\";]*?)L?\"?;", lines, re.M))
+    assert {name.replace("_", "-") for name in shown} == options, (shown, options)
+    flat = " ".join(usage.split())
+    for name, value in shown.items():
+        described = flat.split("--%s " % name.replace("_", "-"), 1)[1].split(" --", 1)[0]
+        default = re.search(r"default ([^);]+)", described)
+        if default and value not in ("true", "false"):
+            assert default.group(1).strip() == value, (name, value, described)
+    client = c.client()
+    client.send("status")
+    assert client.expect("status_reply").queue_limit == 1024
+
+
+def test_idle_cost(c):
+    """an idle coordinator with two groups that only beat uses under 2 % of a core"""
+    workers = [c.worker(name, name).join() for name in ("g0", "g1")]
+    start, cpu = time.monotonic(), c.cpu_s()
+    while time.monotonic() - start < 3:
+        for worker in workers:
+            worker.beat()
+            worker.expect("lease")
+        time.sleep(0.5)
+    used = (c.cpu_s() - cpu) / (time.monotonic() - start)
+    assert used < 0.02, "%.3f of a core" % used
+
+
+@with_options(lease_ms=500, queue_requests=20, live_requests=40, stall_timeout_ms=300, log_level="warn")
+def test_storm(c):
+    """10000 random messages of every kind in every state: nothing breaks, each accepted request has one outcome"""
+    storm = random.Random(4000)
+    clients = [c.client("client") for _ in range(3)]
+    workers = [c.worker(name, name.split("-")[0]) for name in ("g0", "g0-x", "g1")]
+    held = [[] for _ in workers]      # [assign, next index]
+    open_requests, outcomes = {}, {}  # by (client, id); only what was accepted
+
+    def listen(timeout_s=0):
+        for i, worker in enumerate(workers):
+            while (m := worker.receive(timeout_s)) is not None:
+                if m.name == "welcome":
+                    worker.epoch, worker.sequence, held[i] = m.epoch, 0, []
+                elif m.name == "assign":
+                    held[i].append([m, 0])
+        for i, client in enumerate(clients):
+            while (m := client.receive(timeout_s)) is not None:
+                key = (i, m.get("request"))
+                if m.name == "accepted":
+                    assert key not in open_requests
+                    open_requests[key] = 0
+                elif m.name == "token":
+                    assert m.index == open_requests[key], (key, m)
+                    open_requests[key] += 1
+                elif m.name == "done" or (m.name == "error" and key in open_requests and m.code != 409):
+                    del open_requests[key]
+                    outcomes[m.name] = outcomes.get(m.name, 0) + 1
+
+    def act():
+        i = storm.randrange(3)
+        client, worker = clients[i], workers[i]
+        what = storm.randrange(14)
+        if what < 4:
+            client.send("generate", request="q%d" % storm.randrange(8), prompt="x" * storm.randrange(200),
+                        max_tokens=storm.randrange(1, 9), timeout_ms=storm.choice([0, 50, 1000]))
+        elif what == 4:
+            client.send("cancel", request="q%d" % storm.randrange(8))
+        elif what == 5 and storm.randrange(8) == 0:
+            worker.hello(sequences=storm.randrange(1, 5), epoch=storm.randrange(50))
+        elif what == 6 and storm.randrange(12) == 0:
+            worker.send("bye", group=worker.group, epoch=worker.epoch)
+        elif what == 7:
+            worker.beat(epoch=worker.epoch - storm.randrange(10) // 9)
+        elif what < 12 and held[i]:
+            entry = storm.choice(held[i])
+            worker.token(entry[0], entry[1] + storm.choice([0] * 30 + [-1, 1]) if entry[1] else 0)
+            entry[1] += 1
+        elif what == 12 and held[i]:
+            assign, count = held[i].pop(storm.randrange(len(held[i])))
+            worker.done(assign, count, reason=storm.choice(["stop", "length", "cancelled"]))
+        elif what == 13 and held[i]:
+            assign, _ = storm.choice(held[i])
+            worker.send("error", group=worker.group, epoch=worker.epoch, request=assign.request, code=500, message="x")
+        if storm.randrange(150) == 0:  # a client comes back as another connection: its requests are nobody's
+            clients[i].close()
+            clients[i] = c.client("client")
+            for key in [k for k in open_requests if k[0] == i]:
+                del open_requests[key]
+
+    for worker in workers:
+        worker.hello()
+    for _ in range(10000):
+        act()
+        if storm.randrange(4) == 0:
+            listen()
+    for worker in workers:
+        worker.beat()
+        worker.close()  # their leases end, what they held ends with 502, the rest by its deadline
+    workers.clear()
+    c.process.send_signal(signal.SIGTERM)
+    end = time.monotonic() + 8
+    while open_requests and time.monotonic() < end:
+        listen(0.02)
+    listen(0.1)
+    assert not open_requests, open_requests
+    assert c.process.wait(8) == 0
+    assert outcomes["done"] > 20 and outcomes["error"] > 10, outcomes
 
 
 TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]
