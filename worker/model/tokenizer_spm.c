@@ -219,8 +219,8 @@ static void segment_merge(const struct tokenizer *t, struct workspace *w)
     while (w->heap_count > 0) {
         struct candidate c = heap_pop(w);
         size_t left = c.left, right = left + w->start[left];
-        if (right == left || right >= w->bytes || w->start[left] + w->start[right] != (int)c.bytes)
-            continue; /* stale: one of the two has been merged with another since */
+        if (right >= w->bytes || w->start[left] + w->start[right] != (int)c.bytes)
+            continue; /* stale: one of the two has been merged with another since (the left one: 0 + 0) */
         w->start[right] = 0;
         w->start[left] = w->end[left + c.bytes - 1] = (uint16_t)c.bytes;
         if (left > 0)

@@ -93,11 +93,20 @@ static void test_ties_go_left(void)
     tokenizer_close(&t);
 }
 
-static void test_unused_not_formed(void)
+/* "hello" would grow from "hel" and "lo", between which "ll" allows merges. */
+static void test_only_normal_formed(void)
 {
+    static const int types[] = {2, 3, 5};
     struct tokenizer *t = small_tokenizer(NULL);
+    CHECK_STR(pieces_of(t, "ahello", &plain), MARK "|a|hello");
     CHECK_STR(pieces_of(t, "never", &plain), MARK "|ne|ve|r");
     tokenizer_close(&t);
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        struct vocabulary_change change = {.at = 29, .type = types[i]};
+        t = small_tokenizer(&change);
+        CHECK_STR(pieces_of(t, "ahello", &plain), MARK "|a|hel|lo");
+        tokenizer_close(&t);
+    }
 }
 
 static void test_space_prefix_off(void)
@@ -440,6 +449,24 @@ static void test_one_megabyte(void)
     free(text);
 }
 
+/* Longer than the encoder's segments: cut somewhere, with nothing lost. */
+static void test_beyond_a_segment(void)
+{
+    struct tokenizer *t = small_tokenizer(NULL);
+    size_t bytes = 5 << 20;
+    char *text = xmalloc(bytes);
+    memset(text, 'a', bytes);
+    struct token_ids ids = encode(t, text, bytes, &plain);
+    struct buffer back = decode(t, &ids);
+    CHECK_INT(back.size, bytes);
+    CHECK(back.size == bytes && memcmp(back.data, text, bytes) == 0);
+    CHECK(ids.count < bytes / 3 + 16);
+    buffer_release(&back);
+    token_ids_release(&ids);
+    free(text);
+    tokenizer_close(&t);
+}
+
 /* In a process of its own, whose peak is what this text cost. */
 static long peak_kib(const char *unit, size_t bytes)
 {
@@ -478,7 +505,7 @@ int main(void)
 {
     TEST(test_merges, "pairs are merged in the order of their scores, bytes stand in for what has no piece");
     TEST(test_ties_go_left, "among equal scores the leftmost pair is merged first");
-    TEST(test_unused_not_formed, "unused pieces are not formed");
+    TEST(test_only_normal_formed, "unknown, control and unused pieces are not formed");
     TEST(test_space_prefix_off, "without the space prefix the text begins as it is");
     TEST(test_bos, "BOS stands in front when asked for, before an empty text too");
     TEST(test_ids_are_appended, "ids are appended to those already there");
@@ -494,6 +521,7 @@ int main(void)
     TEST(test_round_trip_shared, "any text survives the Llama vocabulary");
     TEST(test_reference, "the 46 strings of the Llama vocabulary have the reference's ids");
     TEST(test_one_megabyte, "1 MiB of one character is encoded");
+    TEST(test_beyond_a_segment, "a run longer than a segment loses nothing");
     TEST(test_memory, "16 MiB of text take at most 4 x 16 + 64 MiB");
     return test_result();
 }
