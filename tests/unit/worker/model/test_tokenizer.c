@@ -79,6 +79,7 @@ static void test_merges(void)
     CHECK_STR(pieces_of(t, "the", &plain), MARK "the");
     CHECK_STR(pieces_of(t, " a", &plain), MARK MARK "|a");
     CHECK_STR(pieces_of(t, "aaaa", &plain), MARK "|aaaa");
+    CHECK_STR(pieces_of(t, "hello", &plain), MARK "hello"); /* the longest piece there is */
     CHECK_STR(pieces_of(t, "xyz", &plain), MARK "|<0x78>|<0x79>|<0x7A>");
     CHECK_STR(pieces_of(t, "\xE6\x97\xA5\xE6\x9C\xAC", &plain), MARK "|\xE6\x97\xA5|<0xE6>|<0x9C>|<0xAC>");
     tokenizer_close(&t);
@@ -128,6 +129,10 @@ static void test_bos(void)
     struct tokenizer_options bos = {.add_bos = true};
     CHECK_STR(pieces_of(t, "", &bos), "<s>");
     CHECK_STR(pieces_of(t, "a", &bos), "<s>|" MARK "|a");
+    tokenizer_close(&t);
+    struct vocabulary_change none = {.key = "tokenizer.ggml.bos_token_id", .key_type = GGUF_I32, .value = -1};
+    t = small_tokenizer(&none);
+    CHECK_STR(pieces_of(t, "a", &bos), MARK "|a");
     tokenizer_close(&t);
 }
 
