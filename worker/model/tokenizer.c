@@ -6,10 +6,12 @@
  * Everything in a file is checked here, once; the algorithms rely on it. */
 #include "worker/model/tokenizer_impl.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #define KEY "tokenizer.ggml."
 
@@ -36,18 +38,23 @@ void token_ids_release(struct token_ids *ids)
 /* ---- the index --------------------------------------------------------------------------------------------
  */
 
-static uint32_t hash_text(const char *text, size_t bytes)
+static uint32_t hash_text(const struct tokenizer *t, const char *text, size_t bytes)
 {
-    uint64_t h = 0xCBF29CE484222325ull; /* FNV-1a: pieces are short */
+    uint64_t hash = bytes, word = 0;
+    for (; bytes > sizeof(word); text += sizeof(word), bytes -= sizeof(word)) {
+        memcpy(&word, text, sizeof(word));
+        hash = tokenizer_mix(t, hash, word);
+    }
+    word = 0;
     for (size_t i = 0; i < bytes; i++)
-        h = (h ^ (uint8_t)text[i]) * 0x100000001B3ull;
-    return (uint32_t)(h ^ h >> 32);
+        word = word << 8 | (uint8_t)text[i];
+    return (uint32_t)tokenizer_mix(t, hash, word);
 }
 
 /* The slot that holds a piece with this text, or the free slot where it belongs. */
 static uint32_t *index_slot(const struct tokenizer *t, const char *text, size_t bytes)
 {
-    for (uint32_t at = hash_text(text, bytes);; at++) {
+    for (uint32_t at = hash_text(t, text, bytes);; at++) {
         uint32_t *slot = &t->slots[at & t->slot_mask];
         if (*slot == 0)
             return slot;
@@ -245,6 +252,8 @@ static int build_index(struct tokenizer *t, const struct gguf *g, struct err *er
     uint64_t slots = 16;
     while (slots < 2 * (uint64_t)t->count)
         slots *= 2;
+    if (getrandom(t->key, sizeof(t->key), 0) != (ssize_t)sizeof(t->key))
+        die("no random bytes: %s", strerror(errno));
     t->slots = xcalloc(slots, sizeof(*t->slots));
     t->slot_mask = (uint32_t)(slots - 1);
     for (uint32_t i = 0; i < t->count; i++) {

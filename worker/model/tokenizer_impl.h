@@ -61,6 +61,7 @@ struct tokenizer {
     struct piece *pieces;
     uint32_t count;
     uint32_t longest_bytes; /* of the pieces of PIECE_NORMAL */
+    uint64_t key[2];        /* random, of the hash tables */
     uint32_t *slots;        /* open-addressing index over the pieces' text: id + 1, or 0 */
     uint32_t slot_mask;
     int32_t byte_id[256];                /* -1 where the vocabulary has no such byte token */
@@ -71,6 +72,14 @@ struct tokenizer {
 };
 
 extern const struct tokenizer_algorithm tokenizer_spm;
+
+/* One step of the hash of every table here. The keys are random for each tokenizer, so that no file can be
+ * made whose pieces all fall into one place. */
+static inline uint64_t tokenizer_mix(const struct tokenizer *t, uint64_t hash, uint64_t word)
+{
+    unsigned __int128 product = (unsigned __int128)(hash ^ word ^ t->key[0]) * (t->key[1] | 1);
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
 
 /* The id of a piece with exactly this text, or -1. */
 int32_t tokenizer_lookup(const struct tokenizer *t, const char *text, size_t bytes);

@@ -61,36 +61,36 @@ static uint64_t pair_key(uint32_t a, uint32_t b)
     return ((uint64_t)a << 32 | b) + 1; /* never 0 */
 }
 
-static uint64_t *pair_slot(const struct spm *s, uint64_t key)
+static uint64_t *pair_slot(const struct tokenizer *t, const struct spm *s, uint64_t key)
 {
-    uint64_t at = key * 0x9E3779B97F4A7C15ull;
-    for (at ^= at >> 32;; at++) {
+    for (uint64_t at = tokenizer_mix(t, 0, key);; at++) {
         uint64_t *slot = &s->pairs[at & (s->capacity - 1)];
         if (*slot == 0 || *slot == key)
             return slot;
     }
 }
 
-static void pair_add(struct spm *s, uint32_t a, uint32_t b)
+static void pair_add(const struct tokenizer *t, struct spm *s, uint32_t a, uint32_t b)
 {
     if (s->count * 2 >= s->capacity) {
         struct spm bigger = {.capacity = s->capacity ? s->capacity * 2 : 1024};
         bigger.pairs = xcalloc(bigger.capacity, sizeof(*bigger.pairs));
         for (uint64_t i = 0; i < s->capacity; i++)
             if (s->pairs[i])
-                *pair_slot(&bigger, s->pairs[i]) = s->pairs[i];
+                *pair_slot(t, &bigger, s->pairs[i]) = s->pairs[i];
         bigger.count = s->count;
         free(s->pairs);
         *s = bigger;
     }
-    uint64_t key = pair_key(a, b), *slot = pair_slot(s, key);
+    uint64_t key = pair_key(a, b), *slot = pair_slot(t, s, key);
     s->count += *slot == 0;
     *slot = key;
 }
 
-static bool pair_may_merge(const struct spm *s, uint32_t a, uint32_t b)
+static bool pair_may_merge(const struct tokenizer *t, uint32_t a, uint32_t b)
 {
-    return s->capacity && *pair_slot(s, pair_key(a, b)) != 0;
+    const struct spm *s = t->state;
+    return s->capacity && *pair_slot(t, s, pair_key(a, b)) != 0;
 }
 
 static int32_t normal_piece(const struct tokenizer *t, const char *text, size_t bytes)
@@ -107,7 +107,7 @@ static bool is_symbol(const struct tokenizer *t, const char *text, size_t bytes)
     return (int)bytes == utf8_sequence_bytes((uint8_t)text[0]) || normal_piece(t, text, bytes) >= 0;
 }
 
-static void add_pairs_of(struct spm *s, const struct tokenizer *t, const struct piece *piece)
+static void add_pairs_of(const struct tokenizer *t, struct spm *s, const struct piece *piece)
 {
     uint32_t before = 0;
     for (size_t i = 0; i < piece->bytes;) {
@@ -116,7 +116,7 @@ static void add_pairs_of(struct spm *s, const struct tokenizer *t, const struct 
         ASSERT(n > 0); /* the vocabulary's pieces were checked */
         if (i > 0 && (piece->bytes > PRECISE_PIECE_BYTES ||
                       (is_symbol(t, piece->text, i) && is_symbol(t, piece->text + i, piece->bytes - i))))
-            pair_add(s, before, character);
+            pair_add(t, s, before, character);
         before = character;
         i += (size_t)n;
     }
@@ -128,7 +128,7 @@ static int spm_prepare(struct tokenizer *t, struct err *err)
     struct spm *s = xcalloc(1, sizeof(*s));
     for (uint32_t i = 0; i < t->count; i++)
         if (t->pieces[i].type == PIECE_NORMAL)
-            add_pairs_of(s, t, &t->pieces[i]);
+            add_pairs_of(t, s, &t->pieces[i]);
     t->state = s;
     return 0;
 }
@@ -287,8 +287,8 @@ static int encode_stretch(const struct tokenizer *t, struct workspace *w, const 
         int n = tokenizer_character(text + i, bytes - i, &character);
         if (n > 0 && character == ' ')
             character = space;
-        bool together = n > 0 && w->bytes > 0 && w->bytes < SEGMENT_MAX_BYTES &&
-                        pair_may_merge(t->state, before, character);
+        bool together =
+            n > 0 && w->bytes > 0 && w->bytes < SEGMENT_MAX_BYTES && pair_may_merge(t, before, character);
         if (!together && segment_finish(t, w, ids, err))
             return -1;
         if (n == 0) { /* no character: this byte stands alone */
