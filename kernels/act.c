@@ -1,12 +1,11 @@
 /* act: element-wise work on activations: residual addition, SwiGLU, sums of ranks; the portable reference. */
-#include <math.h>
-
 #include "kernels/cpu/device_cpu.h"
+#include "kernels/cpu/fixed_math.h"
 #include "kernels/cpu/lanes.h"
 
 /* Elements below which waking a thread costs more than it saves. */
 #define GRAIN_ADD    16384
-#define GRAIN_SWIGLU 1024
+#define GRAIN_SWIGLU 4096
 
 struct elements {
     float *out;
@@ -33,14 +32,18 @@ void cpu_add(struct stream *s, struct tensor *x, const struct tensor *y)
     team_for(cpu_team(s), tensor_elements(x), GRAIN_ADD, add_body, &e);
 }
 
+/* out may be gate: element i is read before it is written. */
+CPU_CLONES static void swiglu_range(float *out, const float *gate, const float *restrict up, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = gate[i] / (1.0f + fixed_expf(-gate[i])) * up[i];
+}
+
 static void swiglu_body(void *context, int64_t begin, int64_t end, int member)
 {
     const struct elements *e = context;
     (void)member;
-    for (int64_t i = begin; i < end; i++) {
-        float z = e->a[i];
-        e->out[i] = z / (1.0f + expf(-z)) * e->b[i];
-    }
+    swiglu_range(e->out + begin, e->a + begin, e->b + begin, end - begin);
 }
 
 void cpu_swiglu(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up)

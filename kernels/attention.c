@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "kernels/cpu/device_cpu.h"
+#include "kernels/cpu/fixed_math.h"
 #include "kernels/cpu/lanes.h"
 
 /* Part of the kernel set's arithmetic: changing it changes bits. */
@@ -122,22 +123,23 @@ CPU_CLONES static void attend_block(struct softmax_state *state, float *restrict
                                     const float *const *k, const float *const *v, int n, int64_t D,
                                     float scale)
 {
-    float score[KEY_BLOCK];
+    float score[KEY_BLOCK], p[KEY_BLOCK];
     float highest = state->highest;
     for (int j = 0; j < n; j++) {
         score[j] = scale * lanes_dot(q, k[j], D);
         highest = score[j] > highest ? score[j] : highest;
     }
-    float fade = expf(state->highest - highest); /* 0 for the first block: exp(-infinity) */
+    float fade = fixed_expf(state->highest - highest); /* 0 for the first block: exp(-infinity) */
     float sum = state->sum * fade;
     for (int64_t d = 0; d < D; d++)
         acc[d] *= fade;
+    for (int j = 0; j < n; j++)
+        p[j] = fixed_expf(score[j] - highest);
     for (int j = 0; j < n; j++) {
-        float p = expf(score[j] - highest);
         const float *restrict row = v[j];
-        sum += p;
+        sum += p[j];
         for (int64_t d = 0; d < D; d++)
-            acc[d] += p * row[d];
+            acc[d] += p[j] * row[d];
     }
     state->highest = highest;
     state->sum = sum;

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "kernels/cpu/device_cpu.h"
+#include "kernels/cpu/fixed_math.h"
 
 struct token_loss {
     const float *logits;
@@ -23,7 +24,7 @@ static void token_loss_body(void *context, int64_t begin, int64_t end, int membe
             highest = row[i] > highest ? row[i] : highest;
         double sum = 0.0; /* a NaN in the row makes it NaN, and the loss with it */
         for (int64_t i = 0; i < l->V; i++)
-            sum += exp((double)row[i] - (double)highest);
+            sum += fixed_exp((double)row[i] - (double)highest);
         l->nll[t] = (float)(log(sum) + (double)highest - (double)row[l->targets[t]]);
     }
 }

@@ -1,8 +1,7 @@
 /* rope: rotary positions; the portable reference. The angle of a pair depends on the position alone, so its
  * cosine and sine are made once per row and shared by all heads. */
-#include <math.h>
-
 #include "kernels/cpu/device_cpu.h"
+#include "kernels/cpu/fixed_math.h"
 
 struct rope {
     struct team *team;
@@ -40,9 +39,10 @@ static void rope_body(void *context, int64_t begin, int64_t end, int member)
     float *sine = cosine + r->pairs_count;
     for (int64_t t = begin; t < end; t++) {
         for (int64_t i = 0; i < r->pairs_count; i++) {
-            double angle = (double)r->positions[t] * (double)r->frequency[i];
-            cosine[i] = (float)(cos(angle) * (double)r->magnitude);
-            sine[i] = (float)(sin(angle) * (double)r->magnitude);
+            double s, c;
+            fixed_sincos((double)r->positions[t] * (double)r->frequency[i], &s, &c);
+            cosine[i] = (float)(c * (double)r->magnitude);
+            sine[i] = (float)(s * (double)r->magnitude);
         }
         rope_row(r, r->x + t * r->heads * r->D, cosine, sine);
     }

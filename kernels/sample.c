@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "kernels/cpu/device_cpu.h"
+#include "kernels/cpu/fixed_math.h"
 #include "kernels/philox.h"
 
 struct candidate {
@@ -82,7 +83,7 @@ static void sift_down(struct candidate *heap, int64_t size, int64_t i)
 
 static double weight_of(const struct sampler *s, float logit)
 {
-    return exp(((double)logit - (double)s->highest) / (double)s->temperature);
+    return fixed_exp(((double)logit - (double)s->highest) / (double)s->temperature);
 }
 
 /* Takes the next candidate in order and notes its weight; false when none is left. The candidate of rank r

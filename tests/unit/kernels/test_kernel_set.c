@@ -1,0 +1,114 @@
+/* The arithmetic of "cpu-reference" as one number per operation. The numbers were taken once; a machine,
+ * compiler or change that gives others belongs to another numeric class (design I7): it needs another kernel
+ * set's name, not another number here. */
+#include "tests/unit/kernels/rig.h"
+
+static void check_bits(const char *what, const struct tensor *t, unsigned long long expected)
+{
+    unsigned long long got = bits_hash(t);
+    if (got != expected)
+        printf("# %s: 0x%016llx\n", what, got);
+    CHECK(got == expected);
+}
+
+static void test_matmul_bits(void)
+{
+    static const struct {
+        enum dtype type;
+        unsigned long long forward, transposed;
+    } CASES[] = {{DTYPE_F32, 0x822a070d05c3ba6aull, 0xff4174511384d70cull},
+                 {DTYPE_F16, 0xda06c1852a26aef3ull, 0x6502a6a37b828cd9ull},
+                 {DTYPE_BF16, 0x6f02c91dd4718b6dull, 0xd21ddd387f795993ull},
+                 {DTYPE_Q8_0, 0xcc5231c312b6e144ull, 0x64db79ecbaff9313ull}};
+    for (size_t i = 0; i < ARRAY_LEN(CASES); i++) {
+        struct rig r;
+        rig_open(&r, 2);
+        struct weight w = rig_weight(&r, CASES[i].type, 50, 352);
+        struct tensor x = RIG_F32(&r, 6, 352), out = RIG_F32(&r, 6, 50), dx = RIG_F32(&r, 6, 352);
+        rig_random(&r, &x);
+        kernel_matmul(r.stream, &out, &x, &w, NULL);
+        kernel_matmul_transposed(r.stream, &dx, &out, &w);
+        check_bits(dtype_info(CASES[i].type)->name, &out, CASES[i].forward);
+        check_bits("transposed", &dx, CASES[i].transposed);
+        weight_release(&w);
+        rig_close(&r);
+    }
+}
+
+static void test_row_bits(void)
+{
+    struct rig r;
+    rig_open(&r, 2);
+    struct tensor x = RIG_F32(&r, 7, 333), up = RIG_F32(&r, 7, 333), gain = RIG_F32(&r, 333);
+    struct tensor out = RIG_F32(&r, 7, 333);
+    rig_random(&r, &x);
+    rig_random(&r, &up);
+    rig_random(&r, &gain);
+    kernel_rmsnorm(r.stream, &out, &x, &gain, 1e-5f);
+    check_bits("rmsnorm", &out, 0xf87582a9a2a67394ull);
+    for (int64_t i = 0; i < 7 * 333; i++)
+        floats(&x)[i] *= 30.0f;
+    kernel_swiglu(r.stream, &out, &x, &up);
+    check_bits("swiglu", &out, 0x5dc5b579c1e01f2aull);
+    rig_close(&r);
+}
+
+static void test_rope_and_attention_bits(void)
+{
+    enum { T = 53, HEADS = 4, KV_HEADS = 2, D = 24 };
+    struct rig r;
+    rig_open(&r, 2);
+    struct tensor q = RIG_F32(&r, T, HEADS, D), out = RIG_F32(&r, T, HEADS, D),
+                  frequency = RIG_F32(&r, D / 2);
+    struct tensor k = RIG_F32(&r, T, KV_HEADS, D), v = RIG_F32(&r, T, KV_HEADS, D);
+    struct seq_view view = {.row_begin = RIG_I32(&r, 2), .positions = RIG_I32(&r, T)};
+    ints(&view.row_begin)[0] = 0;
+    ints(&view.row_begin)[1] = T;
+    for (int t = 0; t < T; t++)
+        ints(&view.positions)[t] = t;
+    for (int i = 0; i < D / 2; i++)
+        floats(&frequency)[i] = ldexpf(1.0f, -i);
+    rig_random(&r, &q);
+    rig_random(&r, &k);
+    rig_random(&r, &v);
+    for (int64_t i = 0; i < T * HEADS * D; i++)
+        floats(&q)[i] *= 10.0f;
+    kernel_rope(r.stream, &q, &view.positions, &frequency, ROPE_INTERLEAVED, 1.0f);
+    kernel_rope(r.stream, &k, &view.positions, &frequency, ROPE_HALVES, 1.0f);
+    check_bits("rope interleaved", &q, 0x76e58664644ef93cull);
+    check_bits("rope halves", &k, 0x87a4a67b836ace44ull);
+    kernel_attention(r.stream, &out, &q, &k, &v, &view, 0.2f);
+    check_bits("attention", &out, 0x7cedc740126f6c20ull);
+    rig_close(&r);
+}
+
+static void test_sample_bits(void)
+{
+    enum { B = 200, V = 300 };
+    struct rig r;
+    struct sample_row rows[B];
+    rig_open(&r, 2);
+    struct tensor logits = RIG_F32(&r, B, V), ids = RIG_I32(&r, B), history = RIG_I32(&r, 1, 1);
+    rig_random(&r, &logits);
+    for (int b = 0; b < B; b++)
+        rows[b] = (struct sample_row){.seed = 0x123456789ABCDEFull * (unsigned)b,
+                                      .index = (uint32_t)b * 3,
+                                      .temperature = 0.1f + 0.01f * (float)b,
+                                      .top_k = b % 3 ? 40 : 0,
+                                      .top_p = b % 4 ? 0.9f : 1.0f,
+                                      .min_p = b % 5 ? 0.02f : 0.0f,
+                                      .repetition_penalty = 1.0f,
+                                      .banned_id = b};
+    kernel_sample(r.stream, &ids, &logits, rows, &history);
+    check_bits("sample", &ids, 0x33747df7046d4b56ull);
+    rig_close(&r);
+}
+
+int main(void)
+{
+    TEST(test_matmul_bits, "matmul and its transpose have the bits of cpu-reference");
+    TEST(test_row_bits, "rmsnorm and swiglu have the bits of cpu-reference");
+    TEST(test_rope_and_attention_bits, "rope and attention have the bits of cpu-reference");
+    TEST(test_sample_bits, "sample draws the tokens of cpu-reference");
+    return test_result();
+}
