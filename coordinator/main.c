@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -23,7 +24,7 @@ struct settings {
     char *config, *endpoint, *endpoint_file, *key, *authorized, *log_level, *log_format;
     bool public;
     int64_t lease_ms, heartbeat_ms, request_timeout_ms, group_wait_ms, stall_timeout_ms, drain_timeout_ms;
-    int64_t queue_requests, queue_bytes, live_requests, max_groups, max_peers;
+    int64_t queue_requests, queue_bytes, live_requests, max_groups;
 };
 
 #define TEXT(member, preset, example, sentence)                                              \
@@ -80,7 +81,6 @@ static const struct config_option options[] = {
     NUMBER(drain_timeout_ms, 0, 86400000, "30000",
            "Milliseconds that running requests get to finish after SIGTERM."),
     NUMBER(max_groups, 1, WIRE_MAX_GROUPS, "256", "Most worker groups that are remembered."),
-    NUMBER(max_peers, 1, 60000, "4096", "Most connections; also bounded by the limit of open files."),
     CHOICE(log_level, "info", "debug|info|warn|error", "The least level that is logged."),
     CHOICE(log_format, "text", "text|json", "Log lines for people or for machines."),
 };
@@ -142,6 +142,17 @@ static int open_signals(void)
     if (fd < 0)
         die("signalfd: %s", strerror(errno));
     return fd;
+}
+
+/* Every connection is a file; the usual soft limit of 1024 is for programs that use select(). */
+static void raise_file_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+        log_warn("main", "the limit of open files stays as it is: %s", strerror(errno));
 }
 
 static void handle_messages(struct router *router, struct dispatch *dispatch)
@@ -216,17 +227,15 @@ int main(int argc, char **argv)
     config_main(&table, &s, argc, argv, NULL, 0);
     setup_log(&s);
     int signals = open_signals();
+    raise_file_limit();
     if (check(&s, &err) != 0) {
         code = 2;
         goto fail;
     }
     if (curve_load(&key, s.key, false, &err) != 0)
         goto fail;
-    struct router_options ro = {.endpoint = s.endpoint,
-                                .public = s.public,
-                                .key = &key,
-                                .authorized = s.authorized,
-                                .max_peers = (uint32_t)s.max_peers};
+    struct router_options ro = {
+        .endpoint = s.endpoint, .public = s.public, .key = &key, .authorized = s.authorized};
     if (key.role != CURVE_COORDINATOR) {
         err_set(&err, "%s: expected a key of role coordinator, found %s", s.key, curve_role_name(key.role));
         goto fail;

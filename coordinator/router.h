@@ -17,7 +17,6 @@ struct router_options {
     bool public;          /* an address that means every interface is allowed */
     const struct curve_key *key;
     const char *authorized; /* directory of .pub files */
-    uint32_t max_peers;     /* connections */
 };
 
 struct router;

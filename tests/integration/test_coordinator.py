@@ -575,6 +575,36 @@ def test_revoked_key(c):
     assert c.status().refused_peers_total >= 1
 
 
+def test_start(c):
+    """a start that cannot be as asked is refused with a reason; an interface name is an endpoint"""
+    def start(*arguments):
+        command = [c.process.args[0], "--authorized", c.path("authorized"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        return done.returncode, done.stderr
+    key = ["--key", c.path("keys/coordinator.key")]
+    for endpoint, reason in (("tcp://*:5555", "every interface"), ("tcp://0.0.0.0:5555", "every interface"),
+                             ("tcp://[::]:5555", "every interface"), ("inproc://x", "expected tcp://"),
+                             ("tcp://127.0.0.1", "expected tcp://"), (c.endpoint, "in use")):
+        code, error = start("--endpoint", endpoint, *key)
+        assert code == 1 and reason in error, (endpoint, code, error)
+    assert "role coordinator" in start("--key", c.path("keys/client.key"))[1]
+    code, error = start()
+    assert code == 2 and "key: expected" in error
+    code, error = start("--lease-ms", "1000", "--heartbeat-ms", "500", *key)
+    assert code == 2 and "a third of lease_ms" in error
+    command = [c.process.args[0], "--authorized", c.path("authorized"), "--endpoint", "tcp://lo:*",
+               "--endpoint-file", c.path("lo"), *key]
+    named = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        c.until(lambda: os.path.exists(c.path("lo")), "the endpoint file")
+        with open(c.path("lo")) as f:
+            assert f.read().startswith("tcp://127.0.0.1:")
+    finally:
+        named.terminate()
+        assert named.wait(5) == 0
+    assert not os.path.exists(c.path("lo"))
+
+
 @with_options(config="cluster-configs/coordinator.cfg")
 def test_example_config(c):
     """cluster-configs/coordinator.cfg loads, and shows every option with its default"""
@@ -597,7 +627,7 @@ def test_example_config(c):
 
 
 def test_idle_cost(c):
-    """an idle coordinator with two groups that only beat uses under 2 % of a core"""
+    """an idle coordinator with two groups that only beat uses under 1 % of a core"""
     workers = [c.worker(name, name).join() for name in ("g0", "g1")]
     start, cpu = time.monotonic(), c.cpu_s()
     while time.monotonic() - start < 3:
@@ -606,7 +636,7 @@ def test_idle_cost(c):
             worker.expect("lease")
         time.sleep(0.5)
     used = (c.cpu_s() - cpu) / (time.monotonic() - start)
-    assert used < 0.02, "%.3f of a core" % used
+    assert used < 0.01, "%.3f of a core" % used
 
 
 @with_options(lease_ms=500, queue_requests=20, live_requests=40, stall_timeout_ms=300, log_level="warn")
@@ -671,9 +701,12 @@ def test_storm(c):
 
     for worker in workers:
         worker.hello()
-    for _ in range(10000):
+    watcher = c.client("other")
+    for step in range(10000):
         act()
-        if storm.randrange(4) == 0:
+        if step % 8 == 0:  # a round trip: the coordinator keeps up, and the peers see what it answered
+            watcher.send("status")
+            watcher.expect("status_reply")
             listen()
     for worker in workers:
         worker.beat()
@@ -686,7 +719,7 @@ def test_storm(c):
     listen(0.1)
     assert not open_requests, open_requests
     assert c.process.wait(8) == 0
-    assert outcomes["done"] > 20 and outcomes["error"] > 10, outcomes
+    assert outcomes["done"] > 50 and outcomes["error"] > 50, outcomes
 
 
 TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]
