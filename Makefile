@@ -112,6 +112,11 @@ $(B)/tests/mpi/%: $(B)/tests/mpi/%.o $(call obj,$(MPI_C)) $(LIBWORKER) $(LIBKERN
 HOUSE := $(wildcard tests/house/*.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
 
+# What ThreadSanitizer cannot see into.
+ifeq ($(VARIANT),tsan)
+export TSAN_OPTIONS ?= suppressions=$(CURDIR)/tests/tsan.supp
+endif
+
 .PHONY: test house unit test-programs debug tsan
 test-programs: $(UNIT) $(MPI_TESTS)
 test: all test-programs ## Run every test: house rules, units, integration
