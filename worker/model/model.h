@@ -1,0 +1,46 @@
+/* model: the weights of a run of layers, ready for a device, and the sizes that go with them.
+ *
+ * A rank opens only its slice: layers [first, last), the token embedding when it holds the first stage, the
+ * output norm and matrix when it holds the last. Tensors stay in the file's mapping where the device uses
+ * them as stored. Every tensor's presence, shape and type is checked against the family's table before any is
+ * used. */
+#ifndef LEPTON_WORKER_MODEL_MODEL_H
+#define LEPTON_WORKER_MODEL_MODEL_H
+
+#include "worker/model/arch.h"
+
+struct model_slice {
+    int64_t first_layer, last_layer; /* [first, last) */
+    bool embed;                      /* the token embedding */
+    bool head;                       /* output norm and output matrix */
+};
+
+/* A tensor of the model on the device: matrices as `weight`, vectors as F32 `vector` ([n], data NULL =
+ * absent). */
+struct model_tensor {
+    struct weight weight;
+    struct tensor vector;
+};
+
+struct model {
+    struct model_params params;
+    struct model_slice slice;
+    struct device *device;        /* borrowed */
+    const struct gguf *gguf;      /* borrowed: must outlive the model */
+    struct tensor rope_frequency; /* [rope_length / 2] F32 on the device */
+    struct model_tensor global[TENSOR_GLOBAL_COUNT];
+    struct model_tensor (*layer)[TENSOR_LAYER_COUNT]; /* [last - first] */
+};
+
+/* Opens a slice; `slice` NULL = the whole model. */
+int model_open(struct model **out, const struct gguf *g, struct device *device,
+               const struct model_slice *slice, struct err *err);
+void model_close(struct model **m);
+
+/* Bytes of the weights that one token reads: of layer `layer`, and of the output head. For splitting by cost.
+ */
+int model_layer_bytes(const struct gguf *g, const struct model_params *p, int64_t layer, uint64_t *bytes,
+                      struct err *err);
+int model_head_bytes(const struct gguf *g, const struct model_params *p, uint64_t *bytes, struct err *err);
+
+#endif
