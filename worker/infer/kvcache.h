@@ -1,0 +1,53 @@
+/* kvcache: keys and values in pages. Two sides that never meet in one struct:
+ *   kv_pages  the leader's: which pages are free; names are plain numbers
+ *   kv_pool   every stage's: the memory behind the names, and each sequence's table, changed only by page
+ * operations that ride in the steps, in order (design, decision 12) */
+#ifndef LEPTON_WORKER_INFER_KVCACHE_H
+#define LEPTON_WORKER_INFER_KVCACHE_H
+
+#include "worker/infer/step.h"
+#include "worker/model/block.h"
+
+/* ---- the leader's side ---- */
+
+struct kv_pages {
+    int32_t total, free_count;
+    int32_t *free_list; /* a stack */
+};
+
+void kv_pages_init(struct kv_pages *p, int32_t total);
+void kv_pages_release(struct kv_pages *p);
+/* Takes `count` pages into out[count]; false (and nothing taken) when fewer are free. */
+bool kv_pages_take(struct kv_pages *p, int32_t count, int32_t *out);
+void kv_pages_give(struct kv_pages *p, const int32_t *pages, int32_t count);
+
+/* ---- every stage's side ---- */
+
+struct kv_pool_options {
+    enum dtype dtype; /* F32 or F16 */
+    int32_t pages, page_tokens, slots, pages_per_sequence;
+};
+
+struct kv_pool {
+    struct kv_pool_options options;
+    struct device *device; /* borrowed */
+    int64_t layers;
+    void *memory;           /* all layers' pages, one allocation */
+    struct kv_layer *layer; /* [layers] views */
+    struct tensor table;    /* [slots, pages_per_sequence] I32 on the device */
+    int32_t *host_table;    /* the same, here */
+    void *move_memory;      /* device: (from, to) pairs of one step */
+    int32_t max_moves;
+};
+
+/* Pages for the layers of a model's slice. Bytes of one page over all those layers: kv_page_bytes. */
+int kv_pool_open(struct kv_pool **out, const struct model *model, const struct kv_pool_options *options,
+                 int32_t max_moves, struct err *err);
+void kv_pool_close(struct kv_pool **p);
+uint64_t kv_page_bytes(const struct model_params *params, int64_t layers, int32_t page_tokens,
+                       enum dtype dtype);
+
+/* Applies page operations in order. Indices were checked by step_decode. */
+void kv_pool_apply(struct kv_pool *p, struct stream *stream, const struct page_op *ops, int32_t count);
+
+#endif

@@ -1,0 +1,154 @@
+#include "worker/infer/step.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define STEP_MAGIC 0x5054534Cu /* "LSTP" */
+
+struct step_header {
+    uint32_t magic, flags;
+    uint64_t id;
+    int32_t sequence_count, token_count, sample_count, op_count;
+};
+
+void step_init(struct step *s, const struct step_limits *limits)
+{
+    *s = (struct step){0};
+    s->sequences = xcalloc((size_t)limits->sequences, sizeof(*s->sequences));
+    s->ids = xcalloc((size_t)limits->tokens, sizeof(*s->ids));
+    s->ops = xcalloc((size_t)limits->page_ops, sizeof(*s->ops));
+}
+
+void step_release(struct step *s)
+{
+    if (!s)
+        return;
+    free(s->sequences);
+    free(s->ids);
+    free(s->ops);
+    *s = (struct step){0};
+}
+
+void step_clear(struct step *s, uint64_t id, uint32_t flags)
+{
+    s->id = id;
+    s->flags = flags;
+    s->sequence_count = s->token_count = s->sample_count = s->op_count = 0;
+}
+
+size_t step_max_bytes(const struct step_limits *l)
+{
+    return sizeof(struct step_header) + (size_t)l->sequences * sizeof(struct step_sequence) +
+           (size_t)l->tokens * sizeof(int32_t) + (size_t)l->page_ops * sizeof(struct page_op);
+}
+
+void step_encode(const struct step *s, struct buffer *out)
+{
+    struct step_header h = {.magic = STEP_MAGIC,
+                            .flags = s->flags,
+                            .id = s->id,
+                            .sequence_count = s->sequence_count,
+                            .token_count = s->token_count,
+                            .sample_count = s->sample_count,
+                            .op_count = s->op_count};
+    out->size = 0;
+    buffer_append(out, &h, sizeof(h));
+    buffer_append(out, s->sequences, (size_t)s->sequence_count * sizeof(*s->sequences));
+    buffer_append(out, s->ids, (size_t)s->token_count * sizeof(*s->ids));
+    buffer_append(out, s->ops, (size_t)s->op_count * sizeof(*s->ops));
+}
+
+static bool within(int32_t value, int32_t low, int32_t high)
+{
+    return value >= low && value <= high;
+}
+
+static int check_header(struct reader *r, const struct step_header *h, const struct step_limits *l)
+{
+    if (h->magic != STEP_MAGIC)
+        return reader_fail(r, "no step descriptor");
+    if (!within(h->sequence_count, 0, l->sequences) || !within(h->token_count, 0, l->tokens) ||
+        !within(h->sample_count, 0, h->sequence_count) || !within(h->op_count, 0, l->page_ops))
+        return reader_fail(r, "%d sequences, %d tokens, %d samples, %d page operations: over the limits",
+                           h->sequence_count, h->token_count, h->sample_count, h->op_count);
+    if ((h->flags & (STEP_SLEEP | STEP_STOP)) && h->token_count)
+        return reader_fail(r, "%d tokens in a step without rows", h->token_count);
+    return 0;
+}
+
+static int check_sequences(struct reader *r, const struct step *s, const struct step_limits *l)
+{
+    int64_t tokens = 0, samples = 0;
+    for (int32_t i = 0; i < s->sequence_count; i++) {
+        const struct step_sequence *q = &s->sequences[i];
+        if (!within(q->slot, 0, l->slots - 1) || !within(q->tokens, 1, l->tokens) ||
+            !within(q->position, 0, l->context - 1) || q->position > l->context - q->tokens)
+            return reader_fail(r, "sequence %d: slot %d, position %d, tokens %d: over the limits", i, q->slot,
+                               q->position, q->tokens);
+        if (q->sample && (q->row.slot != q->slot || !within(q->row.history_tokens, 0, l->context) ||
+                          !within(q->row.prompt_tokens, 0, q->row.history_tokens)))
+            return reader_fail(r, "sequence %d: sampling history over the limits", i);
+        tokens += q->tokens;
+        samples += q->sample != 0;
+    }
+    if (tokens != s->token_count || samples != s->sample_count)
+        return reader_fail(r, "sequences hold %lld tokens and %lld samples, the header says %d and %d",
+                           (long long)tokens, (long long)samples, s->token_count, s->sample_count);
+    for (int32_t t = 0; t < s->token_count; t++)
+        if (!within(s->ids[t], 0, l->vocab - 1))
+            return reader_fail(r, "row %d: token id %d is not in the vocabulary of %d", t, s->ids[t],
+                               l->vocab);
+    return 0;
+}
+
+static int check_ops(struct reader *r, const struct step *s, const struct step_limits *l)
+{
+    for (int32_t i = 0; i < s->op_count; i++) {
+        const struct page_op *op = &s->ops[i];
+        bool good =
+            op->kind == PAGE_ASSIGN
+                ? within(op->a, 0, l->slots - 1) && within(op->b, 0, l->pages_per_sequence - 1) &&
+                      within(op->c, 0, l->pages - 1)
+                : op->kind == PAGE_MOVE && within(op->a, -1, l->pages - 1) && within(op->b, 0, l->pages - 1);
+        if (!good)
+            return reader_fail(r, "page operation %d (%d: %d, %d, %d) is over the limits", i, op->kind, op->a,
+                               op->b, op->c);
+    }
+    return 0;
+}
+
+static int read_array(struct reader *r, const char *what, void *to, int32_t count, size_t item)
+{
+    const uint8_t *from = NULL;
+    if (reader_bytes(r, what, (uint64_t)count * item, &from))
+        return -1;
+    if (count)
+        memcpy(to, from, (size_t)count * item);
+    return 0;
+}
+
+int step_decode(struct step *s, const void *data, size_t bytes, const struct step_limits *limits,
+                struct err *err)
+{
+    struct reader r;
+    struct step_header h;
+    const uint8_t *p = NULL;
+    reader_init(&r, data, bytes, "step descriptor", err);
+    if (reader_bytes(&r, "header", sizeof(h), &p))
+        return -1;
+    memcpy(&h, p, sizeof(h));
+    if (check_header(&r, &h, limits))
+        return -1;
+    step_clear(s, h.id, h.flags);
+    s->sequence_count = h.sequence_count;
+    s->token_count = h.token_count;
+    s->sample_count = h.sample_count;
+    s->op_count = h.op_count;
+    if (read_array(&r, "sequences", s->sequences, h.sequence_count, sizeof(*s->sequences)) ||
+        read_array(&r, "token ids", s->ids, h.token_count, sizeof(*s->ids)) ||
+        read_array(&r, "page operations", s->ops, h.op_count, sizeof(*s->ops)))
+        return -1;
+    if (reader_left(&r))
+        return reader_fail(&r, "%llu bytes too many", (unsigned long long)reader_left(&r));
+    return check_sequences(&r, s, limits) || check_ops(&r, s, limits) ? -1 : 0;
+}

@@ -1,0 +1,69 @@
+/* step: the descriptor of one micro-batch, which travels through the stages in front of its activations. It
+ * carries everything a stage must know: the rows' tokens and positions, where each sequence's pages lie, page
+ * work in order, and how the last stage samples. Pages are named by the leader alone (design, decision 12),
+ * so every stage holds the same table because it applied the same operations in the same order.
+ *
+ * The encoding is the host's own layout (ranks of a job run one build); decoding still checks every count and
+ * index against the limits, so that a corrupted descriptor is an error and never a wild write. */
+#ifndef LEPTON_WORKER_INFER_STEP_H
+#define LEPTON_WORKER_INFER_STEP_H
+
+#include "kernels/kernels.h"
+
+enum step_flags {
+    STEP_SLEEP = 1, /* no rows: pass it on, then sleep until woken */
+    STEP_STOP = 2,  /* no rows: pass it on, then leave */
+};
+
+enum page_op_kind {
+    PAGE_ASSIGN = 1, /* a = slot, b = index in the sequence's table, c = page */
+    PAGE_MOVE = 2,   /* a = from page (-1 = zero), b = to page */
+};
+
+struct page_op {
+    int32_t kind, a, b, c;
+};
+
+/* One sequence's rows: tokens [position, position + tokens) of the sequence in `slot`. */
+struct step_sequence {
+    int32_t slot;
+    int32_t position;
+    int32_t tokens;
+    int32_t sample; /* 1: the last row gets logits and a token, by `row` */
+    struct sample_row row;
+};
+
+struct step_limits {
+    int32_t tokens;             /* rows of one step */
+    int32_t sequences;          /* sequences of one step */
+    int32_t slots;              /* sequences of a group */
+    int32_t context;            /* positions of a sequence */
+    int32_t pages;              /* of the pool */
+    int32_t pages_per_sequence; /* entries in a sequence's table */
+    int32_t vocab;
+    int32_t page_ops; /* of one step */
+};
+
+struct step {
+    uint64_t id; /* grows by one */
+    uint32_t flags;
+    int32_t sequence_count, token_count, sample_count, op_count;
+    struct step_sequence *sequences;
+    int32_t *ids; /* [token_count], the rows in order of the sequences */
+    struct page_op *ops;
+};
+
+/* Room for a step of these limits. The arrays belong to the step until step_release. */
+void step_init(struct step *s, const struct step_limits *limits);
+void step_release(struct step *s);
+void step_clear(struct step *s, uint64_t id, uint32_t flags);
+
+/* Bytes of the longest encoding. */
+size_t step_max_bytes(const struct step_limits *limits);
+/* Replaces *out by the encoding. */
+void step_encode(const struct step *s, struct buffer *out);
+/* Fills a step made by step_init with the same limits. */
+int step_decode(struct step *s, const void *data, size_t bytes, const struct step_limits *limits,
+                struct err *err);
+
+#endif
