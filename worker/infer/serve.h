@@ -1,0 +1,39 @@
+/* serve: the step threads of a group. The leader (rank 0, first stage) admits sequences from the mailbox,
+ * plans steps, runs its stage and sends the step on; every other rank runs its stage of each step that comes
+ * and passes it on; the last sends the drawn tokens back to the leader.
+ *
+ *     leader  --(descriptor, rows)-->  stage 1  --...-->  last stage
+ *        ^------------------(drawn ids)-----------------------'
+ *
+ * Up to one step per stage is under way at once, as long as different sequences are ready to fill them. An
+ * idle group sleeps: the leader sends a sleep step down the line and waits for its mailbox, the others wait
+ * for the wake socket. */
+#ifndef LEPTON_WORKER_INFER_SERVE_H
+#define LEPTON_WORKER_INFER_SERVE_H
+
+#include "worker/comm.h"
+#include "worker/infer/batch.h"
+#include "worker/infer/execute.h"
+#include "worker/infer/mailbox.h"
+#include "worker/wake.h"
+#include "worker/watchdog.h"
+
+struct serve_options {
+    struct executor *executor; /* this rank's */
+    struct executor_options engine;
+    struct comm *comm;         /* of the pipeline; NULL for a group of one rank */
+    struct wake *wake;         /* NULL for a group of one rank */
+    struct watchdog *watchdog; /* may be NULL */
+    uint64_t step_limit_ms;    /* without progress inside a step */
+    uint64_t wait_limit_ms;    /* waiting for another rank */
+    /* leader only */
+    struct mailbox *mailbox;
+    const bool *is_end; /* [vocab] ids that end a sequence */
+};
+
+/* Runs until a drain is done: returns 0; -1 when the group cannot go on (*err says why). */
+int serve_leader(const struct serve_options *options, struct err *err);
+/* Runs until the leader says stop. */
+int serve_follower(const struct serve_options *options, struct err *err);
+
+#endif
