@@ -1,0 +1,588 @@
+#include "worker/link.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+#include <zmq.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+
+#define HELLO_RETRY_MS    500
+#define HELLO_REFUSED_MS  1000
+#define HEARTBEATS_KEPT   64
+#define MESSAGES_PER_TURN 64
+
+/* A sequence that the step thread works on, as the coordinator names it. */
+struct live {
+    bool used, cancelled;
+    uint32_t generation; /* tells a reused entry from its predecessor */
+    char request[WIRE_MAX_ID + 1];
+    struct detokenizer detokenizer;
+};
+
+struct link {
+    struct link_options o;
+    pthread_t thread;
+    void *context, *socket;
+    int control; /* eventfd: drain (1) and stop (1 << 32) requests */
+    uint64_t incarnation, epoch, last_epoch;
+    uint64_t lease_ms, heartbeat_ms;
+    uint64_t sequence, sent_ms[HEARTBEATS_KEPT]; /* heartbeats: when number n was sent */
+    uint64_t lease_until_ms, next_heartbeat_ms, next_hello_ms;
+    bool draining, left, stop, refused_logged;
+    struct live *live; /* [max_live] */
+    struct buffer encoded, text;
+    struct token_ids ids;
+};
+
+/* ---- sending
+ * ------------------------------------------------------------------------------------------------------- */
+
+/* Sends without waiting. A full or missing connection loses the message: the lease then ends and the group is
+ * fenced, so a lost message is never a silent one. */
+static bool send_message(struct link *l, const struct wire_message *m)
+{
+    l->encoded.size = 0;
+    wire_encode(m, &l->encoded);
+    if (zmq_send(l->socket, l->encoded.data, l->encoded.size, ZMQ_DONTWAIT) >= 0)
+        return true;
+    log_debug("link", "%s not sent: %s", wire_type_name(m->type), zmq_strerror(errno));
+    return false;
+}
+
+static struct wire_str group_name(const struct link *l)
+{
+    return l->o.hello.group;
+}
+
+static void send_error(struct link *l, struct wire_str request, uint64_t code, const char *message)
+{
+    struct wire_message m;
+    wire_init(&m, WIRE_ERROR);
+    m.error.request = request;
+    m.error.code = code;
+    m.error.message = wire_string(message);
+    m.error.group = group_name(l);
+    m.error.epoch = l->epoch;
+    send_message(l, &m);
+}
+
+static void send_hello(struct link *l, uint64_t now_ms)
+{
+    struct wire_message m;
+    wire_init(&m, WIRE_HELLO);
+    m.hello = l->o.hello;
+    m.hello.epoch = l->last_epoch;
+    m.hello.incarnation = l->incarnation;
+    send_message(l, &m);
+    l->next_hello_ms = now_ms + HELLO_RETRY_MS;
+}
+
+static void send_heartbeat(struct link *l, uint64_t now_ms)
+{
+    struct serve_stats stats = mailbox_stats(l->o.mailbox);
+    struct wire_message m;
+    wire_init(&m, WIRE_HEARTBEAT);
+    m.heartbeat = (struct wire_heartbeat){.group = group_name(l),
+                                          .epoch = l->epoch,
+                                          .sequence = ++l->sequence,
+                                          .steps = stats.steps,
+                                          .running = stats.running,
+                                          .waiting = stats.waiting,
+                                          .pages_used = stats.pages_used,
+                                          .tokens_generated = stats.tokens_generated};
+    l->sent_ms[l->sequence % HEARTBEATS_KEPT] = now_ms;
+    send_message(l, &m);
+    l->next_heartbeat_ms = now_ms + l->heartbeat_ms;
+}
+
+/* ---- sequences
+ * ----------------------------------------------------------------------------------------------------- */
+
+static struct live *find_request(struct link *l, struct wire_str request)
+{
+    for (uint32_t i = 0; i < l->o.max_live; i++)
+        if (l->live[i].used && wire_str_is(request, l->live[i].request))
+            return &l->live[i];
+    return NULL;
+}
+
+static uint64_t handle_of(const struct link *l, const struct live *v)
+{
+    return (uint64_t)v->generation << 32 | (uint64_t)(v - l->live);
+}
+
+/* The entry of a handle; NULL when it ended (was fenced) in the meantime. */
+static struct live *find_handle(struct link *l, uint64_t handle)
+{
+    uint32_t index = (uint32_t)handle;
+    ASSERT(index < l->o.max_live);
+    struct live *v = &l->live[index];
+    return v->used && v->generation == (uint32_t)(handle >> 32) ? v : NULL;
+}
+
+static void release_live(struct live *v)
+{
+    v->used = false;
+    v->generation++;
+}
+
+static int check_length(const struct link *l, uint64_t prompt, uint64_t *max_tokens, struct err *err)
+{
+    const struct wire_hello *h = &l->o.hello;
+    if (prompt == 0)
+        return err_set_code(err, 400, "prompt: gives no tokens, expected at least one");
+    if (prompt >= h->context)
+        return err_set_code(err, 413, "prompt: %llu tokens, expected fewer than the context of %llu",
+                            (unsigned long long)prompt, (unsigned long long)h->context);
+    if (*max_tokens > h->context - prompt)
+        *max_tokens = h->context - prompt; /* the sequence then ends with finish_reason "length" */
+    uint64_t most = prompt + *max_tokens - 1, pages = (most + h->page_tokens - 1) / h->page_tokens;
+    if (pages > h->pages)
+        return err_set_code(
+            err, 413, "prompt of %llu tokens and %llu to generate need %llu KV pages, the group has %llu",
+            (unsigned long long)prompt, (unsigned long long)*max_tokens, (unsigned long long)pages,
+            (unsigned long long)h->pages);
+    return 0;
+}
+
+/* The text as ids in l->ids. A prompt that cannot fit is refused before it is tokenised: a token covers a
+ * bounded number of bytes, so the bytes alone prove it. */
+static int tokenize(struct link *l, const struct wire_assign *a, struct err *err)
+{
+    const uint64_t longest_piece = 256;
+    if (a->prompt.size / longest_piece >= l->o.hello.context)
+        return err_set_code(err, 413, "prompt: %u bytes cannot fit the context of %llu tokens",
+                            a->prompt.size, (unsigned long long)l->o.hello.context);
+    struct tokenizer_options options = {.add_bos = !a->no_bos && tokenizer_adds_bos(l->o.tokenizer)};
+    l->ids.count = 0;
+    if (tokenizer_encode(l->o.tokenizer, a->prompt.data, a->prompt.size, &options, &l->ids, err)) {
+        err->code = 400;
+        return -1;
+    }
+    return 0;
+}
+
+static void submit(struct link *l, struct live *v, const struct wire_assign *a, uint64_t max_tokens)
+{
+    const struct wire_sampling *s = &a->sampling;
+    struct command c = {.kind = COMMAND_SUBMIT};
+    c.request.handle = handle_of(l, v);
+    c.request.prompt_tokens = (int32_t)l->ids.count;
+    c.request.prompt = xmalloc(l->ids.count * sizeof(int32_t));
+    memcpy(c.request.prompt, l->ids.data, l->ids.count * sizeof(int32_t));
+    c.request.max_tokens = (int32_t)max_tokens;
+    c.request.stop_at_end = !s->ignore_eos;
+    c.request.sampling = (struct sample_row){.seed = s->seed,
+                                             .top_k = (int32_t)s->top_k,
+                                             .temperature = (float)s->temperature,
+                                             .top_p = (float)s->top_p,
+                                             .min_p = (float)s->min_p,
+                                             .repetition_penalty = (float)s->repetition_penalty,
+                                             .presence_penalty = (float)s->presence_penalty,
+                                             .frequency_penalty = (float)s->frequency_penalty,
+                                             .banned_id = s->ignore_eos ? tokenizer_eos(l->o.tokenizer) : -1};
+    mailbox_send(l->o.mailbox, &c);
+}
+
+static int assign(struct link *l, const struct wire_assign *a, struct err *err)
+{
+    if (l->draining)
+        return err_set_code(err, 503, "group is draining");
+    if (find_request(l, a->request))
+        return err_set_code(err, 409, "request is already running here");
+    struct live *v = NULL;
+    for (uint32_t i = 0; i < l->o.max_live && !v; i++)
+        if (!l->live[i].used)
+            v = &l->live[i];
+    if (!v)
+        return err_set_code(err, 429, "group has %u sequences, its limit", l->o.max_live);
+    uint64_t max_tokens = a->max_tokens;
+    if (tokenize(l, a, err) || check_length(l, l->ids.count, &max_tokens, err))
+        return -1;
+    v->used = true;
+    v->cancelled = false;
+    memcpy(v->request, a->request.data, a->request.size);
+    v->request[a->request.size] = '\0';
+    detokenizer_init(&v->detokenizer, l->o.tokenizer, false);
+    submit(l, v, a, max_tokens);
+    return 0;
+}
+
+/* ---- the lease
+ * ----------------------------------------------------------------------------------------------------- */
+
+static int open_socket(struct link *l, struct err *err)
+{
+    int zero = 0, one = 1, heartbeat = 1000, timeout = 5000, most = WIRE_MAX_FRAME;
+    int64_t bytes = most;
+    l->socket = zmq_socket(l->context, ZMQ_DEALER);
+    if (!l->socket)
+        return err_set(err, "no socket: %s", zmq_strerror(errno));
+    /* IMMEDIATE: nothing is queued for a coordinator that is not there, so no stale hello reaches its
+     * successor. */
+    zmq_setsockopt(l->socket, ZMQ_LINGER, &zero, sizeof(zero));
+    zmq_setsockopt(l->socket, ZMQ_IMMEDIATE, &one, sizeof(one));
+    zmq_setsockopt(l->socket, ZMQ_MAXMSGSIZE, &bytes, sizeof(bytes));
+    zmq_setsockopt(l->socket, ZMQ_HEARTBEAT_IVL, &heartbeat, sizeof(heartbeat));
+    zmq_setsockopt(l->socket, ZMQ_HEARTBEAT_TIMEOUT, &timeout, sizeof(timeout));
+    int hwm = MAILBOX_MAX_EVENTS;
+    zmq_setsockopt(l->socket, ZMQ_SNDHWM, &hwm, sizeof(hwm));
+    if (curve_client(l->socket, l->o.key, l->o.server_key, err))
+        return -1;
+    if (zmq_connect(l->socket, l->o.endpoint))
+        return err_set(err, "%s: %s", l->o.endpoint, zmq_strerror(errno));
+    return 0;
+}
+
+/* Drops all work of the epoch: nothing of it may be shown any more. */
+static void drop_work(struct link *l)
+{
+    struct command c = {.kind = COMMAND_CANCEL_ALL};
+    mailbox_send(l->o.mailbox, &c);
+    for (uint32_t i = 0; i < l->o.max_live; i++)
+        if (l->live[i].used)
+            release_live(&l->live[i]);
+    l->epoch = 0;
+}
+
+static void fence(struct link *l, const char *why)
+{
+    struct err err;
+    log_warn("link", "group %.*s fences itself (epoch %llu): %s", (int)l->o.hello.group.size,
+             l->o.hello.group.data, (unsigned long long)l->epoch, why);
+    drop_work(l);
+    zmq_close(l->socket);
+    if (open_socket(l, &err))
+        die("%s", err.message);
+    l->next_hello_ms = clock_now_ms() + 100;
+}
+
+static void take_welcome(struct link *l, const struct wire_welcome *w, uint64_t now_ms)
+{
+    if (!wire_str_equal(w->group, group_name(l)))
+        return;
+    if (l->epoch)
+        drop_work(l); /* the coordinator began anew with us: what ran under the old epoch is gone there */
+    l->epoch = l->last_epoch = w->epoch;
+    l->lease_ms = w->lease_ms;
+    l->heartbeat_ms = w->heartbeat_ms;
+    l->lease_until_ms = now_ms + w->lease_ms;
+    l->next_heartbeat_ms = now_ms;
+    l->refused_logged = false;
+    log_info("link", "group %.*s serves under epoch %llu, lease %llu ms", (int)w->group.size, w->group.data,
+             (unsigned long long)w->epoch, (unsigned long long)w->lease_ms);
+}
+
+static void take_lease(struct link *l, const struct wire_lease *lease)
+{
+    if (lease->sequence > l->sequence || l->sequence - lease->sequence >= HEARTBEATS_KEPT)
+        return;
+    uint64_t until = l->sent_ms[lease->sequence % HEARTBEATS_KEPT] + l->lease_ms;
+    if (until > l->lease_until_ms)
+        l->lease_until_ms = until;
+}
+
+/* An error that is about no request concerns the group itself. */
+static void take_error(struct link *l, const struct wire_error *e, uint64_t now_ms)
+{
+    if (e->request.size)
+        return;
+    if (!l->refused_logged)
+        log_warn("link", "coordinator refuses: %llu %.*s", (unsigned long long)e->code, (int)e->message.size,
+                 e->message.data);
+    l->refused_logged = true;
+    if (l->epoch && e->code == 409)
+        fence(l, "the coordinator does not know this epoch");
+    else if (!l->epoch)
+        l->next_hello_ms = now_ms + HELLO_REFUSED_MS;
+}
+
+/* ---- receiving
+ * ----------------------------------------------------------------------------------------------------- */
+
+/* True when a message's (group, epoch) are ours and in force (I5). */
+static bool current(const struct link *l, struct wire_str group, uint64_t epoch)
+{
+    return l->epoch && epoch == l->epoch && wire_str_equal(group, group_name(l));
+}
+
+static void take_assign(struct link *l, const struct wire_assign *a)
+{
+    struct err err = {0};
+    if (assign(l, a, &err))
+        send_error(l, a->request, (uint64_t)(err.code ? err.code : 500), err.message);
+}
+
+static void take_cancel(struct link *l, const struct wire_cancel *c)
+{
+    struct live *v = find_request(l, c->request);
+    if (!v)
+        return;
+    v->cancelled = true;
+    struct command command = {.kind = COMMAND_CANCEL, .request.handle = handle_of(l, v)};
+    mailbox_send(l->o.mailbox, &command);
+}
+
+static void begin_drain(struct link *l)
+{
+    if (l->draining)
+        return;
+    l->draining = true;
+    log_info("link", "draining");
+    mailbox_send(l->o.mailbox, &(struct command){.kind = COMMAND_DRAIN});
+}
+
+static void handle_message(struct link *l, const struct wire_message *m)
+{
+    uint64_t now_ms = clock_now_ms();
+    switch (m->type) {
+    case WIRE_WELCOME:
+        take_welcome(l, &m->welcome, now_ms);
+        break;
+    case WIRE_LEASE:
+        if (current(l, m->lease.group, m->lease.epoch))
+            take_lease(l, &m->lease);
+        break;
+    case WIRE_ASSIGN:
+        if (current(l, m->assign.group, m->assign.epoch))
+            take_assign(l, &m->assign);
+        break;
+    case WIRE_CANCEL:
+        if (current(l, m->cancel.group, m->cancel.epoch))
+            take_cancel(l, &m->cancel);
+        break;
+    case WIRE_DRAIN:
+        if (current(l, m->drain.group, m->drain.epoch))
+            begin_drain(l);
+        break;
+    case WIRE_ERROR:
+        take_error(l, &m->error, now_ms);
+        break;
+    default:
+        log_warn("link", "unexpected %s from the coordinator", wire_type_name(m->type));
+    }
+}
+
+/* Takes what has arrived, a bounded number, so that heartbeats are not starved. */
+static void receive(struct link *l)
+{
+    for (int i = 0; i < MESSAGES_PER_TURN; i++) {
+        zmq_msg_t frame;
+        struct wire_message m;
+        struct err err;
+        zmq_msg_init(&frame);
+        if (zmq_msg_recv(&frame, l->socket, ZMQ_DONTWAIT) < 0) {
+            zmq_msg_close(&frame);
+            return;
+        }
+        if (wire_decode(&m, zmq_msg_data(&frame), zmq_msg_size(&frame), &err)) {
+            log_warn("link", "bad frame from the coordinator: %s", err.message);
+        } else {
+            handle_message(l, &m);
+            wire_release(&m);
+        }
+        zmq_msg_close(&frame);
+    }
+}
+
+/* ---- events of the step thread
+ * ------------------------------------------------------------------------------------- */
+
+static const char *finish_name(enum finish_reason reason)
+{
+    return reason == FINISH_STOP ? "stop" : reason == FINISH_LENGTH ? "length" : "cancelled";
+}
+
+static void send_token(struct link *l, struct live *v, const struct event *e)
+{
+    struct wire_message m;
+    l->text.size = 0;
+    detokenizer_push(&v->detokenizer, e->id, &l->text);
+    wire_init(&m, WIRE_TOKEN);
+    m.token.request = wire_string(v->request);
+    m.token.index = (uint64_t)e->index;
+    m.token.id = (uint64_t)e->id;
+    m.token.text = (struct wire_str){(const char *)l->text.data, (uint32_t)l->text.size};
+    m.token.group = group_name(l);
+    m.token.epoch = l->epoch;
+    send_message(l, &m);
+}
+
+static void send_done(struct link *l, struct live *v, const struct event *e)
+{
+    struct wire_message m;
+    l->text.size = 0;
+    detokenizer_flush(&v->detokenizer, &l->text);
+    wire_init(&m, WIRE_DONE);
+    m.done.request = wire_string(v->request);
+    m.done.finish_reason = wire_string(finish_name(e->reason));
+    m.done.text = (struct wire_str){(const char *)l->text.data, (uint32_t)l->text.size};
+    m.done.prompt_tokens = (uint64_t)e->prompt_tokens;
+    m.done.completion_tokens = (uint64_t)e->completion_tokens;
+    m.done.prefill_us = e->prefill_us;
+    m.done.decode_us = e->decode_us;
+    m.done.group = group_name(l);
+    m.done.epoch = l->epoch;
+    m.done.stages = l->o.hello.stage_count;
+    send_message(l, &m);
+}
+
+static void send_failure(struct link *l, struct live *v, const struct event *e)
+{
+    char text[128];
+    snprintf(text, sizeof(text), "the model gave no finite logits at token %d", e->index);
+    send_error(l, wire_string(v->request), 500, text);
+}
+
+static void handle_event(struct link *l, const struct event *e)
+{
+    if (e->kind == EVENT_LEFT) {
+        l->left = true;
+        return;
+    }
+    struct live *v = find_handle(l, e->handle);
+    if (!v)
+        return;
+    if (e->kind == EVENT_TOKEN) {
+        if (!v->cancelled)
+            send_token(l, v, e);
+        return;
+    }
+    if (e->kind == EVENT_DONE)
+        send_done(l, v, e);
+    else
+        send_failure(l, v, e);
+    release_live(v);
+}
+
+/* ---- the thread
+ * ------------------------------------------------------------------------------------------------------ */
+
+static void take_control(struct link *l)
+{
+    uint64_t asked = 0;
+    if (read(l->control, &asked, sizeof(asked)) != (ssize_t)sizeof(asked))
+        return;
+    if (asked & 0xFFFFFFFFu)
+        begin_drain(l);
+    if (asked >> 32)
+        l->stop = true;
+}
+
+static void keep_time(struct link *l)
+{
+    uint64_t now_ms = clock_now_ms();
+    if (l->epoch && now_ms >= l->lease_until_ms)
+        fence(l, "the lease ended: the coordinator did not answer in time");
+    if (l->epoch && now_ms >= l->next_heartbeat_ms)
+        send_heartbeat(l, now_ms);
+    if (!l->epoch && !l->draining && now_ms >= l->next_hello_ms)
+        send_hello(l, now_ms);
+}
+
+static long next_timeout(const struct link *l)
+{
+    uint64_t now_ms = clock_now_ms();
+    uint64_t next =
+        l->epoch ? (l->next_heartbeat_ms < l->lease_until_ms ? l->next_heartbeat_ms : l->lease_until_ms)
+                 : l->next_hello_ms;
+    if (!l->epoch && l->draining)
+        return 1000;
+    return next > now_ms ? (long)(next - now_ms) : 0;
+}
+
+static void say_bye(struct link *l)
+{
+    struct wire_message m;
+    if (!l->epoch)
+        return;
+    wire_init(&m, WIRE_BYE);
+    m.bye.group = group_name(l);
+    m.bye.epoch = l->epoch;
+    m.bye.reason = wire_string("drained");
+    int linger = 1000; /* the goodbye may still be on its way when the socket closes */
+    zmq_setsockopt(l->socket, ZMQ_LINGER, &linger, sizeof(linger));
+    send_message(l, &m);
+}
+
+static void *run_link(void *context)
+{
+    struct link *l = context;
+    while (!l->stop || !l->left) {
+        zmq_pollitem_t items[3] = {{.socket = l->socket, .events = ZMQ_POLLIN},
+                                   {.fd = mailbox_event_fd(l->o.mailbox), .events = ZMQ_POLLIN},
+                                   {.fd = l->control, .events = ZMQ_POLLIN}};
+        zmq_poll(items, 3, l->stop ? 10 : next_timeout(l));
+        if (items[2].revents)
+            take_control(l);
+        receive(l);
+        struct event e;
+        for (int i = 0; i < MAILBOX_MAX_EVENTS && mailbox_next(l->o.mailbox, &e); i++)
+            handle_event(l, &e);
+        keep_time(l);
+    }
+    say_bye(l);
+    return NULL;
+}
+
+static void link_release(struct link *l)
+{
+    if (l->socket)
+        zmq_close(l->socket);
+    if (l->context)
+        zmq_ctx_term(l->context);
+    if (l->control >= 0)
+        close(l->control);
+    free(l->live);
+    buffer_release(&l->encoded);
+    buffer_release(&l->text);
+    token_ids_release(&l->ids);
+    free(l);
+}
+
+int link_start(struct link **out, const struct link_options *options, struct err *err)
+{
+    struct link *l = xcalloc(1, sizeof(*l));
+    l->o = *options;
+    l->incarnation = clock_entropy() >> 1; /* fits a signed 64-bit integer of other languages */
+    l->control = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    l->live = xcalloc(options->max_live, sizeof(*l->live));
+    l->context = zmq_ctx_new();
+    if (l->control < 0 || !l->context) {
+        link_release(l);
+        return err_set(err, "no descriptors for the link: %s", strerror(errno));
+    }
+    if (open_socket(l, err)) {
+        link_release(l);
+        return -1;
+    }
+    if (pthread_create(&l->thread, NULL, run_link, l))
+        die("no thread for the link");
+    *out = l;
+    return 0;
+}
+
+void link_drain(struct link *l)
+{
+    uint64_t drain = 1;
+    ssize_t n = write(l->control, &drain, sizeof(drain));
+    (void)n; /* a full counter means that a drain was asked for already */
+}
+
+void link_stop(struct link **pl)
+{
+    if (!pl || !*pl)
+        return;
+    struct link *l = *pl;
+    uint64_t stop = 1ull << 32;
+    if (write(l->control, &stop, sizeof(stop)) != (ssize_t)sizeof(stop))
+        die("the link's descriptor cannot be written");
+    pthread_join(l->thread, NULL);
+    link_release(l);
+    *pl = NULL;
+}

@@ -1,0 +1,304 @@
+/* lepton-worker: one rank of a group. It wires the rooms together: settings, MPI, the rank's slice of the
+ * model, the executor, and on rank 0 the link to the coordinator. The work itself is in infer/serve. */
+#include <mpi.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "worker/comm_mpi.h"
+#include "worker/infer/serve.h"
+#include "worker/link.h"
+#include "worker/settings.h"
+
+#define EXIT_GROUP  72 /* the group could not go on */
+#define EXIT_CONFIG 78 /* starting again does not help */
+
+/* What a rank tells the leader about itself, as plain bytes over MPI. */
+struct rank_card {
+    int32_t first_layer, last_layer;
+    int64_t pid, load_ms;
+    char host[128];
+};
+
+struct worker {
+    struct worker_settings settings;
+    int rank, ranks;
+    struct gguf *gguf;
+    struct device *device;
+    struct model *model;
+    struct executor_options engine;
+    struct executor *executor;
+    struct comm *comm;
+    struct wake *wake;
+    struct watchdog *watchdog;
+    struct tokenizer *tokenizer;
+    struct mailbox *mailbox;
+    struct link *link;
+    struct curve_key key, server_key;
+    struct rank_card *cards; /* leader: [ranks] */
+    bool *is_end;
+    int *first_layer; /* [ranks + 1] */
+};
+
+/* The one link that a signal drains; set on the leader while it serves. */
+static struct link *signal_link;
+
+static void on_signal(int signal_number)
+{
+    (void)signal_number;
+    if (signal_link)
+        link_drain(signal_link);
+}
+
+/* Ends the whole job: one rank cannot go on alone. */
+static _Noreturn void leave(const struct worker *w, int code, const struct err *err)
+{
+    log_error("worker", "rank %d: %s", w->rank, err->message);
+    MPI_Abort(MPI_COMM_WORLD, code);
+    _exit(code);
+}
+
+/* Defaults of Open MPI that suit ranks which share cores; what the user exported wins. */
+static void tune_mpi(void)
+{
+    setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
+}
+
+static void start_mpi(struct worker *w)
+{
+    int provided = 0;
+    tune_mpi();
+    if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS ||
+        provided < MPI_THREAD_FUNNELED)
+        die("MPI gave thread level %d, expected at least MPI_THREAD_FUNNELED", provided);
+    MPI_Comm_rank(MPI_COMM_WORLD, &w->rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &w->ranks);
+}
+
+/* The model, its split over the ranks, and this rank's slice of it. */
+static int open_model(struct worker *w, struct err *err)
+{
+    struct model_params params;
+    struct device_options device = {.threads = (int)w->settings.threads};
+    if (gguf_open(&w->gguf, w->settings.model, err) || model_params_read(&params, w->gguf, err))
+        return -1;
+    w->first_layer = xcalloc((size_t)w->ranks + 1, sizeof(int));
+    int code = settings_split(w->gguf, &params, w->ranks, w->first_layer, err);
+    int64_t most = 0;
+    for (int r = 0; r < w->ranks && code == 0; r++)
+        if (w->first_layer[r + 1] - w->first_layer[r] > most)
+            most = w->first_layer[r + 1] - w->first_layer[r];
+    if (code == 0)
+        code = settings_engine(&w->engine, &w->settings, &params, most, err);
+    model_params_release(&params);
+    if (code || device_open(&w->device, w->settings.device, &device, err) ||
+        kernels_supported(w->device, err))
+        return -1;
+    struct model_slice slice = {.first_layer = w->first_layer[w->rank],
+                                .last_layer = w->first_layer[w->rank + 1],
+                                .embed = w->rank == 0,
+                                .head = w->rank == w->ranks - 1};
+    if (model_open(&w->model, w->gguf, w->device, &slice, err))
+        return -1;
+    return executor_open(&w->executor, w->model, &w->engine, err);
+}
+
+static void gather_cards(struct worker *w, uint64_t load_ms)
+{
+    struct rank_card card = {.first_layer = w->first_layer[w->rank],
+                             .last_layer = w->first_layer[w->rank + 1],
+                             .pid = getpid(),
+                             .load_ms = (int64_t)load_ms};
+    if (gethostname(card.host, sizeof(card.host) - 1))
+        strcpy(card.host, "?");
+    if (w->rank == 0)
+        w->cards = xcalloc((size_t)w->ranks, sizeof(*w->cards));
+    MPI_Gather(&card, sizeof(card), MPI_BYTE, w->cards, sizeof(card), MPI_BYTE, 0, MPI_COMM_WORLD);
+}
+
+/* The wake connections; a group of one rank needs none. */
+static int connect_ranks(struct worker *w, struct err *err)
+{
+    if (w->ranks == 1)
+        return 0;
+    struct wake_info info = {0};
+    uint64_t limit_ms = (uint64_t)w->settings.start_limit_ms;
+    if (comm_mpi_open(&w->comm, 0, w->device, err) || (w->rank == 0 && wake_listen(&w->wake, &info, err)))
+        return -1;
+    MPI_Bcast(&info, sizeof(info), MPI_BYTE, 0, MPI_COMM_WORLD);
+    return w->rank == 0 ? wake_accept(w->wake, w->ranks - 1, limit_ms, err)
+                        : wake_connect(&w->wake, &info, limit_ms, err);
+}
+
+static const char *model_name(const struct worker *w)
+{
+    static char name[129];
+    const char *base = strrchr(w->settings.model, '/');
+    base = base ? base + 1 : w->settings.model;
+    snprintf(name, sizeof(name), "%s", w->settings.model_name ? w->settings.model_name : base);
+    size_t n = strlen(name);
+    if (!w->settings.model_name && n > 5 && strcmp(name + n - 5, ".gguf") == 0)
+        name[n - 5] = '\0';
+    return name;
+}
+
+/* What the leader tells the coordinator; strings stay in `fingerprint` and in the worker. */
+static struct wire_hello describe_group(const struct worker *w, struct wire_stage *stages, char *fingerprint)
+{
+    const struct step_limits *l = &w->engine.limits;
+    uint64_t load_ms = 0;
+    gguf_fingerprint(w->gguf, fingerprint);
+    for (int r = 0; r < w->ranks; r++) {
+        stages[r] = (struct wire_stage){.first_layer = (uint64_t)w->cards[r].first_layer,
+                                        .last_layer = (uint64_t)w->cards[r].last_layer,
+                                        .tensor = 1,
+                                        .pid = (uint64_t)w->cards[r].pid,
+                                        .host = wire_string(w->cards[r].host)};
+        if ((uint64_t)w->cards[r].load_ms > load_ms)
+            load_ms = (uint64_t)w->cards[r].load_ms;
+    }
+    return (struct wire_hello){.group = wire_string(w->settings.group),
+                               .model = wire_string(model_name(w)),
+                               .weights = wire_string(fingerprint),
+                               .kernels = wire_string(device_kernel_set(w->device)),
+                               .kv_type = wire_string(w->settings.kv_type),
+                               .tensor = 1,
+                               .max_sequences = (uint64_t)l->slots,
+                               .context = (uint64_t)l->context,
+                               .pages = (uint64_t)l->pages,
+                               .page_tokens = (uint64_t)w->engine.page_tokens,
+                               .load_ms = load_ms,
+                               .stages = stages,
+                               .stage_count = (uint32_t)w->ranks};
+}
+
+static int open_leader(struct worker *w, struct err *err)
+{
+    if (!w->settings.server_key || !w->settings.key)
+        return err_set(err,
+                       "server_key and key: both are needed to reach the coordinator (see lepton keygen)");
+    if (!wire_id_valid(wire_string(w->settings.group)))
+        return err_set(err, "group: expected 1 to %d of [A-Za-z0-9._:-]", WIRE_MAX_ID);
+    if (curve_load(&w->server_key, w->settings.server_key, true, err) ||
+        curve_load(&w->key, w->settings.key, false, err) || tokenizer_open(&w->tokenizer, w->gguf, err))
+        return -1;
+    if (tokenizer_vocab_size(w->tokenizer) > w->engine.limits.vocab)
+        return err_set(err, "%s: the tokenizer has %d tokens, the model's embedding %d rows",
+                       w->settings.model, tokenizer_vocab_size(w->tokenizer), w->engine.limits.vocab);
+    w->is_end = xcalloc((size_t)w->engine.limits.vocab, sizeof(bool));
+    for (int32_t id = 0; id < tokenizer_vocab_size(w->tokenizer); id++)
+        w->is_end[id] = tokenizer_is_end(w->tokenizer, id);
+    mailbox_open(&w->mailbox);
+    return 0;
+}
+
+static struct serve_options serve_options(struct worker *w)
+{
+    return (struct serve_options){.executor = w->executor,
+                                  .engine = w->engine,
+                                  .comm = w->comm,
+                                  .wake = w->wake,
+                                  .watchdog = w->watchdog,
+                                  .step_limit_ms = (uint64_t)w->settings.step_limit_ms,
+                                  .wait_limit_ms = (uint64_t)w->settings.wait_limit_ms,
+                                  .mailbox = w->mailbox,
+                                  .is_end = w->is_end};
+}
+
+static int lead(struct worker *w, struct err *err)
+{
+    char fingerprint[33];
+    struct wire_stage *stages = xcalloc((size_t)w->ranks, sizeof(*stages));
+    struct link_options link = {.endpoint = w->settings.endpoint,
+                                .server_key = w->server_key.public_key,
+                                .key = &w->key,
+                                .hello = describe_group(w, stages, fingerprint),
+                                .tokenizer = w->tokenizer,
+                                .mailbox = w->mailbox,
+                                .max_live = 2 * (uint32_t)w->engine.limits.slots};
+    struct serve_options options = serve_options(w);
+    int code = link_start(&w->link, &link, err);
+    if (code == 0) {
+        signal_link = w->link;
+        code = serve_leader(&options, err);
+    }
+    if (code == 0) {
+        signal_link = NULL;
+        link_stop(&w->link);
+    }
+    free(stages);
+    return code;
+}
+
+static void release(struct worker *w)
+{
+    watchdog_stop(&w->watchdog);
+    mailbox_close(&w->mailbox);
+    tokenizer_close(&w->tokenizer);
+    wake_close(&w->wake);
+    comm_close(&w->comm);
+    executor_close(&w->executor);
+    model_close(&w->model);
+    device_close(&w->device);
+    gguf_close(&w->gguf);
+    curve_wipe(&w->key);
+    free(w->cards);
+    free(w->is_end);
+    free(w->first_layer);
+    config_release(&worker_table, &w->settings);
+}
+
+static void setup_log(const struct worker_settings *s, int rank)
+{
+    static char program[128];
+    enum log_level level = LOG_INFO;
+    log_level_from_name(s->log_level, &level);
+    snprintf(program, sizeof(program), "worker %s/%d", s->group, rank);
+    log_setup(program, level, strcmp(s->log_format, "json") == 0 ? LOG_JSON : LOG_TEXT);
+}
+
+/* A drain may be asked for by SIGTERM, SIGINT or SIGUSR2 (mpirun forwards the last as it is); only the leader
+ * acts. */
+static void install_signals(void)
+{
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGUSR2, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+int main(int argc, char **argv)
+{
+    struct worker w = {0};
+    struct err err = {0};
+    config_main(&worker_table, &w.settings, argc, argv, NULL, 0);
+    setup_log(&w.settings, 0);
+    if (!w.settings.model) {
+        fprintf(stderr, "lepton-worker: --model: expected the path of a GGUF file\n");
+        return 2;
+    }
+    install_signals();
+    start_mpi(&w);
+    setup_log(&w.settings, w.rank);
+    uint64_t begun_ms = clock_now_ms();
+    if (open_model(&w, &err) || (w.rank == 0 && open_leader(&w, &err)))
+        leave(&w, EXIT_CONFIG, &err);
+    watchdog_start(&w.watchdog, w.rank);
+    gather_cards(&w, clock_now_ms() - begun_ms);
+    if (connect_ranks(&w, &err))
+        leave(&w, EXIT_GROUP, &err);
+    log_info("worker", "rank %d of %d: layers %d to %d of %s, loaded in %llu ms", w.rank, w.ranks,
+             w.first_layer[w.rank], w.first_layer[w.rank + 1] - 1, w.settings.model,
+             (unsigned long long)(clock_now_ms() - begun_ms));
+    struct serve_options options = serve_options(&w);
+    if (w.rank == 0 ? lead(&w, &err) : serve_follower(&options, &err))
+        leave(&w, EXIT_GROUP, &err);
+    release(&w);
+    MPI_Finalize();
+    return 0;
+}

@@ -1,0 +1,114 @@
+#include "worker/settings.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "worker/layout.h"
+
+#define OPTION(member) offsetof(struct worker_settings, member)
+
+static const struct config_option options[] = {
+    {"config", 'c', CONFIG_STRING, OPTION(config), 0, 0, NULL, "PATH", NULL,
+     "read options from this file first", true},
+    {"model", 'm', CONFIG_STRING, OPTION(model), 0, 0, NULL, "PATH", NULL,
+     "the model, a GGUF file that every rank can read", false},
+    {"model_name", 0, CONFIG_STRING, OPTION(model_name), 0, 0, NULL, "NAME", NULL,
+     "the name clients ask for (default: the file's name without .gguf)", false},
+    {"group", 'g', CONFIG_STRING, OPTION(group), 0, 0, "g0", "NAME", NULL, "name of this group, one per job",
+     false},
+    {"endpoint", 'e', CONFIG_STRING, OPTION(endpoint), 0, 0, "tcp://127.0.0.1:5555", "tcp://HOST:PORT", NULL,
+     "the coordinator", false},
+    {"server_key", 0, CONFIG_STRING, OPTION(server_key), 0, 0, NULL, "PATH", NULL,
+     "the coordinator's public key file (.pub)", false},
+    {"key", 'k', CONFIG_STRING, OPTION(key), 0, 0, NULL, "PATH", NULL,
+     "this worker's key file (.key, mode 0600)", false},
+    {"device", 'd', CONFIG_STRING, OPTION(device), 0, 0, "cpu", "NAME", NULL, "cpu or cuda:N", false},
+    {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "1", "N", NULL,
+     "threads that compute, per rank; 0 = every processor allowed to the rank", false},
+    {"context", 0, CONFIG_INT, OPTION(context), 0, 1 << 24, "0", "N", NULL,
+     "most tokens of a sequence, prompt included; 0 = the model's, at most 4096", false},
+    {"max_sequences", 0, CONFIG_INT, OPTION(max_sequences), 1, 4096, "16", "N", NULL,
+     "sequences that run at once", false},
+    {"step_tokens", 0, CONFIG_INT, OPTION(step_tokens), 1, 65536, "128", "N", NULL,
+     "rows of one step: decoding sequences first, prompts in chunks of what is left", false},
+    {"page_tokens", 0, CONFIG_INT, OPTION(page_tokens), 1, 4096, "16", "N", NULL, "positions in one KV page",
+     false},
+    {"kv_bytes", 0, CONFIG_INT, OPTION(kv_bytes), 1 << 12, 1e15, "1073741824", "BYTES", NULL,
+     "memory for the KV cache, per rank", false},
+    {"kv_type", 0, CONFIG_STRING, OPTION(kv_type), 0, 0, "f32", "TYPE", "f32|f16",
+     "element type of the KV cache", false},
+    {"step_limit_ms", 0, CONFIG_INT, OPTION(step_limit_ms), 100, 86400000, "20000", "MS", NULL,
+     "a rank that makes no progress inside a step for so long ends", false},
+    {"wait_limit_ms", 0, CONFIG_INT, OPTION(wait_limit_ms), 100, 86400000, "60000", "MS", NULL,
+     "a rank that waits for another for so long ends", false},
+    {"start_limit_ms", 0, CONFIG_INT, OPTION(start_limit_ms), 1000, 86400000, "120000", "MS", NULL,
+     "most time for all ranks to find each other at the start", false},
+    {"log_level", 0, CONFIG_STRING, OPTION(log_level), 0, 0, "info", "LEVEL", "debug|info|warn|error",
+     "least level logged", false},
+    {"log_format", 0, CONFIG_STRING, OPTION(log_format), 0, 0, "text", "FORMAT", "text|json",
+     "form of a log line", false},
+};
+
+const struct config_table worker_table = {
+    .program = "lepton-worker",
+    .about = "One rank of a worker group. Started by mpirun or srun (usually through `lepton group`): the "
+             "job has as many "
+             "ranks as the pipeline has stages; rank 0 leads and talks to the coordinator.",
+    .after = "Exit codes: 0 drained, 2 wrong usage, 70 lost a resource, 71 stuck (ended by the watchdog), 72 "
+             "the group "
+             "could not go on, 78 the model or the configuration cannot be served (starting again does not "
+             "help).\n",
+    .options = options,
+    .option_count = ARRAY_LEN(options),
+    .settings_bytes = sizeof(struct worker_settings),
+};
+
+int settings_split(const struct gguf *g, const struct model_params *params, int stages, int *first,
+                   struct err *err)
+{
+    int layers = (int)params->layers;
+    uint64_t *cost = xcalloc((size_t)layers, sizeof(*cost)), head = 0;
+    int code = model_head_bytes(g, params, &head, err);
+    for (int l = 0; l < layers && code == 0; l++)
+        code = model_layer_bytes(g, params, l, &cost[l], err);
+    /* The embedding costs a token one row: nothing beside the matrices. */
+    if (code == 0)
+        code = layout_split(cost, layers, 0, head, stages, first, err);
+    free(cost);
+    return code;
+}
+
+int settings_engine(struct executor_options *out, const struct worker_settings *s,
+                    const struct model_params *params, int64_t layers, struct err *err)
+{
+    int64_t context = s->context ? s->context : params->context < 4096 ? params->context : 4096;
+    if (context > params->context)
+        return err_set(err, "context: %lld is more than the model's %lld", (long long)context,
+                       (long long)params->context);
+    enum dtype kv_type;
+    bool known = dtype_from_name(s->kv_type, &kv_type);
+    ASSERT(known);
+    int64_t per_sequence = (context + s->page_tokens - 1) / s->page_tokens;
+    uint64_t page_bytes = kv_page_bytes(params, layers, (int32_t)s->page_tokens, kv_type);
+    uint64_t pages = (uint64_t)s->kv_bytes / page_bytes, most = (uint64_t)(per_sequence * s->max_sequences);
+    if (pages > most)
+        pages = most;
+    if (pages > INT32_MAX / 2)
+        pages = INT32_MAX / 2;
+    if (pages < 1)
+        return err_set(err, "kv_bytes: %lld is less than one page of %llu bytes", (long long)s->kv_bytes,
+                       (unsigned long long)page_bytes);
+    struct step_limits *l = &out->limits;
+    *out = (struct executor_options){.page_tokens = (int32_t)s->page_tokens, .kv_type = kv_type};
+    l->tokens = (int32_t)s->step_tokens;
+    l->slots = (int32_t)s->max_sequences;
+    l->sequences = l->slots < l->tokens ? l->slots : l->tokens;
+    l->context = (int32_t)context;
+    l->pages = (int32_t)pages;
+    l->pages_per_sequence = (int32_t)per_sequence;
+    l->vocab = (int32_t)params->vocab;
+    /* A step assigns pages for its own rows: full pages, and one begun at either end of each sequence's run.
+     */
+    l->page_ops = l->tokens / out->page_tokens + 2 * l->sequences;
+    return 0;
+}
