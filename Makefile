@@ -27,7 +27,7 @@ MPI_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(MPI_PACKAGE) 2>/dev/null)
 MPI_LIBS := $(shell $(PKG_CONFIG) --libs $(MPI_PACKAGE) 2>/dev/null)
 
 # Say what is missing before a compiler does.
-ifneq ($(filter-out help clean format gpu-check gpu-bench,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help clean format demo gpu-check gpu-bench,$(or $(MAKECMDGOALS),all)),)
 MISSING := $(shell for p in $(PACKAGES) $(MPI_PACKAGE); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
 ifneq ($(MISSING),)
 $(error pkg-config does not find: $(MISSING). tools/deps.sh installs what Lepton needs)
@@ -80,7 +80,7 @@ $(B)/lepton-coordinator: $(B)/coordinator/main.o $(LIBCOORDINATOR) $(LIBCOMMON)
 $(B)/lepton-worker: $(B)/worker/main.o $(call obj,$(MPI_C)) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(MPI_LIBS) $(LIB_LIBS)
-$(B)/lepton: $(call obj,$(TOOLS_C)) $(LIBCOORDINATOR) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
+$(B)/lepton: $(call obj,$(TOOLS_C)) $(B)/tools/demo/embedded.o $(LIBCOORDINATOR) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
 
@@ -93,8 +93,20 @@ $(B)/%.o: %.c Makefile
 	$(call say,CC,$<)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS_ALL) $(LIB_CFLAGS) -MMD -MP -c -o $@ $<
 
+# The demo model inside the command line.
+$(B)/tools/demo/embedded.o: tools/demo/embedded.S tools/demo/lepton-demo.gguf
+	@mkdir -p $(@D)
+	$(call say,AS,$<)
+	$(Q)$(CC) -c -o $@ $<
+
 -include kernels/cuda.mk
 -include tests/fake_nccl/nccl.mk
+
+.PHONY: demo
+demo: ## Install what is missing, build, and show four prompts streaming through two groups of two stages
+	tools/deps.sh
+	$(MAKE) --no-print-directory all
+	$(B)/lepton demo
 
 # ---- tests --------------------------------------------------------------------------------------------------------
 $(B)/tests/unit/%: $(B)/tests/unit/%.o $(LIBCOORDINATOR) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)

@@ -1,0 +1,69 @@
+/* prompt: the options of a request, shared by every subcommand that sends one: what to ask (prompt or file),
+ * how to sample, how the answer is printed. */
+#ifndef LEPTON_TOOLS_PROMPT_H
+#define LEPTON_TOOLS_PROMPT_H
+
+#include "tools/client.h"
+
+struct prompt_settings {
+    char *prompt, *file, *model, *seed;
+    int64_t tokens, top_k, timeout_ms;
+    double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
+    bool ignore_eos, no_bos, json;
+};
+
+#define PROMPT_OPTION(type, member, key, letter_, kind_, low, high, preset, value_, sentence)             \
+    {                                                                                                     \
+        .name = #key, .letter = letter_, .kind = kind_, .offset = offsetof(type, member.key), .min = low, \
+        .max = high, .standard = preset, .value = value_, .help = sentence                                \
+    }
+
+/* The rows for a table of options, where `member` of `type` is a struct prompt_settings. */
+#define PROMPT_OPTIONS(type, member)                                                                      \
+    PROMPT_OPTION(type, member, prompt, 'p', CONFIG_STRING, 0, 0, NULL, "TEXT", "The text to continue."), \
+        PROMPT_OPTION(type, member, file, 'f', CONFIG_STRING, 0, 0, NULL, "PATH",                         \
+                      "Read the prompt from a file; - is standard input."),                               \
+        PROMPT_OPTION(type, member, tokens, 'n', CONFIG_INT, 1, 1 << 20, "256", "N",                      \
+                      "Most tokens to generate."),                                                        \
+        PROMPT_OPTION(type, member, temperature, 0, CONFIG_FLOAT, 0, 100, "1", "T",                       \
+                      "Divides the logits; 0 always takes the likeliest token."),                         \
+        PROMPT_OPTION(type, member, top_k, 0, CONFIG_INT, 0, INT32_MAX, "0", "K",                         \
+                      "Keep this many of the likeliest tokens; 0 keeps all."),                            \
+        PROMPT_OPTION(type, member, top_p, 0, CONFIG_FLOAT, 1e-9, 1, "1", "P",                            \
+                      "Keep the likeliest tokens up to this probability together."),                      \
+        PROMPT_OPTION(type, member, min_p, 0, CONFIG_FLOAT, 0, 1, "0", "P",                               \
+                      "Drop tokens below this share of the likeliest one's probability."),                \
+        PROMPT_OPTION(type, member, repetition_penalty, 0, CONFIG_FLOAT, 1e-9, 10, "1", "R",              \
+                      "Divides the logits of tokens that came before; 1 does nothing."),                  \
+        PROMPT_OPTION(type, member, presence_penalty, 0, CONFIG_FLOAT, -2, 2, "0", "R",                   \
+                      "Subtracted from the logits of tokens that were generated before."),                \
+        PROMPT_OPTION(type, member, frequency_penalty, 0, CONFIG_FLOAT, -2, 2, "0", "R",                  \
+                      "The same, once for each time."),                                                   \
+        PROMPT_OPTION(type, member, seed, 0, CONFIG_STRING, 0, 0, NULL, "S",                              \
+                      "Makes the answer repeatable: 0 to 2^64-1; drawn by the coordinator when absent."), \
+        PROMPT_OPTION(type, member, ignore_eos, 0, CONFIG_BOOL, 0, 0, NULL, NULL,                         \
+                      "Go on after the model's end-of-text token."),                                      \
+        PROMPT_OPTION(type, member, no_bos, 0, CONFIG_BOOL, 0, 0, NULL, NULL,                             \
+                      "Do not put the model's begin-of-text token in front."),                            \
+        PROMPT_OPTION(type, member, timeout_ms, 0, CONFIG_INT, 0, 86400000, "0", "N",                     \
+                      "Deadline in milliseconds; 0 leaves it to the coordinator."),                       \
+        PROMPT_OPTION(                                                                                    \
+            type, member, json, 'j', CONFIG_BOOL, 0, 0, NULL, NULL,                                       \
+            "No streaming; the last line is one JSON object with tokens, text, finish_reason and timings.")
+
+/* Reads the prompt that -p or -f names (exactly one of them) into *out; valid UTF-8 within the wire's bound.
+ */
+int prompt_read(const struct prompt_settings *s, struct buffer *out, struct err *err);
+/* Fills job->ask; the settings and *prompt must outlive the job. Text is streamed to standard output unless
+ * --json. */
+int prompt_fill(const struct prompt_settings *s, const struct buffer *prompt, struct client_job *job,
+                struct err *err);
+/* Ends the output (the JSON line, or a newline), says on standard error why a job failed, and picks the exit
+ * code. */
+int prompt_report(const char *program, const struct prompt_settings *s, const struct client_job *job,
+                  bool interrupted);
+
+/* Blocks SIGINT and SIGTERM and returns a descriptor that tells of them. */
+int prompt_open_interrupt(void);
+
+#endif
