@@ -216,15 +216,21 @@ class Coordinator:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def run(tests, **options):
-    """Each test is a function of one fresh Coordinator; its docstring is its sentence."""
+class Skip(Exception):
+    """Raised by a test that cannot run here; says why."""
+
+
+def run(tests, make=Coordinator, **options):
+    """Each test is a function of one fresh Coordinator (or what `make` makes); its docstring is its sentence."""
     failed = 0
     for test in tests:
         coordinator = None
         try:
-            coordinator = Coordinator(**dict(options, **getattr(test, "options", {})))
+            coordinator = make(**dict(options, **getattr(test, "options", {})))
             test(coordinator)
             print("ok - " + test.__doc__, flush=True)
+        except Skip as why:
+            print("skip - %s: %s" % (test.__doc__, why), flush=True)
         except Exception:  # a test that dies is a test that failed
             import traceback
             failed += 1
