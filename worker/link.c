@@ -59,13 +59,14 @@ static struct wire_str group_name(const struct link *l)
     return l->o.hello.group;
 }
 
-static void send_error(struct link *l, struct wire_str request, uint64_t code, const char *message)
+/* `message` may quote what a peer sent: it is mended in place. */
+static void send_error(struct link *l, struct wire_str request, uint64_t code, char *message)
 {
     struct wire_message m;
     wire_init(&m, WIRE_ERROR);
     m.error.request = request;
     m.error.code = code;
-    m.error.message = wire_string(message);
+    m.error.message = wire_string_mend(message, WIRE_MAX_MESSAGE);
     m.error.group = group_name(l);
     m.error.epoch = l->epoch;
     send_message(l, &m);

@@ -134,7 +134,8 @@ static int connect_ranks(struct worker *w, struct err *err)
                         : wake_connect(&w->wake, &info, limit_ms, err);
 }
 
-static const char *model_name(const struct worker *w)
+/* Borrowed from a static buffer: one model a process. */
+static struct wire_str model_name(const struct worker *w)
 {
     static char name[129];
     const char *base = strrchr(w->settings.model, '/');
@@ -143,7 +144,7 @@ static const char *model_name(const struct worker *w)
     size_t n = strlen(name);
     if (!w->settings.model_name && n > 5 && strcmp(name + n - 5, ".gguf") == 0)
         name[n - 5] = '\0';
-    return name;
+    return wire_string_mend(name, sizeof(name) - 1);
 }
 
 /* What the leader tells the coordinator; strings stay in `fingerprint` and in the worker. */
@@ -153,16 +154,17 @@ static struct wire_hello describe_group(const struct worker *w, struct wire_stag
     uint64_t load_ms = 0;
     gguf_fingerprint(w->gguf, fingerprint);
     for (int r = 0; r < w->ranks; r++) {
-        stages[r] = (struct wire_stage){.first_layer = (uint64_t)w->cards[r].first_layer,
-                                        .last_layer = (uint64_t)w->cards[r].last_layer,
-                                        .tensor = 1,
-                                        .pid = (uint64_t)w->cards[r].pid,
-                                        .host = wire_string(w->cards[r].host)};
+        stages[r] =
+            (struct wire_stage){.first_layer = (uint64_t)w->cards[r].first_layer,
+                                .last_layer = (uint64_t)w->cards[r].last_layer,
+                                .tensor = 1,
+                                .pid = (uint64_t)w->cards[r].pid,
+                                .host = wire_string_mend(w->cards[r].host, sizeof(w->cards[r].host) - 1)};
         if ((uint64_t)w->cards[r].load_ms > load_ms)
             load_ms = (uint64_t)w->cards[r].load_ms;
     }
     return (struct wire_hello){.group = wire_string(w->settings.group),
-                               .model = wire_string(model_name(w)),
+                               .model = model_name(w),
                                .weights = wire_string(fingerprint),
                                .kernels = wire_string(device_kernel_set(w->device)),
                                .kv_type = wire_string(w->settings.kv_type),
