@@ -204,9 +204,11 @@ bool request_done(struct request *q, const struct wire_done *done)
 {
     if (q->outcome != OUTCOME_NONE)
         return false;
-    /* One more than was sent is right: the token that ends a text is generated, never sent. */
+    /* One more than was sent is right: the token that ends a text is generated, never sent. After a cancel
+     * more may have been under way. */
+    bool cancelled = wire_str_is(done->finish_reason, "cancelled");
     if (done->choice != 0 || done->completion_tokens < q->token_count ||
-        done->completion_tokens > q->token_count + 1)
+        (!cancelled && done->completion_tokens > q->token_count + 1))
         return request_error(q, 500, "group %s says it generated %llu tokens, %llu came", q->group_name,
                              (unsigned long long)done->completion_tokens, (unsigned long long)q->token_count);
     q->outcome = OUTCOME_DONE;

@@ -175,6 +175,19 @@ static void test_false_counts_become_errors(void)
     requests_free(&r);
 }
 
+static void test_cancelled_may_count_more(void)
+{
+    struct requests *r = requests_new(1);
+    struct err err;
+    struct request *q = add(r, 1, "q", &err);
+    assign(q);
+    token(q, 0, "a");
+    struct wire_done d = {.finish_reason = wire_string("cancelled"), .completion_tokens = 4};
+    CHECK(request_done(q, &d));
+    CHECK_INT(q->outcome, OUTCOME_DONE);
+    requests_free(&r);
+}
+
 static void test_client_id_is_free_after_the_outcome(void)
 {
     struct requests *r = requests_new(2);
@@ -268,6 +281,7 @@ int main(void)
     TEST(test_text_is_bounded, "the text of a stream is bounded");
     TEST(test_one_outcome_after_all_tokens, "one outcome comes after all tokens, and only then is it over");
     TEST(test_false_counts_become_errors, "a done that counts tokens which never came is an error");
+    TEST(test_cancelled_may_count_more, "a cancelled request may count tokens that were still under way");
     TEST(test_client_id_is_free_after_the_outcome, "a client may use an id again after its outcome");
     TEST(test_random_events, "10000 random events: tokens in order, one outcome each");
     return test_result();
