@@ -89,6 +89,39 @@ static inline struct cuda_weight cuda_weight_view(const struct weight *w)
     return v;
 }
 
+/* Adds up the block's values in `room`, THREADS of them, in one fixed tree; every thread gets the sum. */
+template <int THREADS, class Number>
+static __device__ inline Number cuda_block_sum(Number *room, Number value)
+{
+    room[threadIdx.x] = value;
+    __syncthreads();
+#pragma unroll
+    for (int width = THREADS / 2; width > 0; width /= 2) {
+        if ((int)threadIdx.x < width)
+            room[threadIdx.x] += room[threadIdx.x + width];
+        __syncthreads();
+    }
+    Number sum = room[0];
+    __syncthreads(); /* the room may be used again */
+    return sum;
+}
+
+/* The greatest value of the block; NaN is passed over, it shows in the sums. */
+template <int THREADS> static __device__ inline float cuda_block_max(float *room, float value)
+{
+    room[threadIdx.x] = value;
+    __syncthreads();
+#pragma unroll
+    for (int width = THREADS / 2; width > 0; width /= 2) {
+        if ((int)threadIdx.x < width)
+            room[threadIdx.x] = fmaxf(room[threadIdx.x], room[threadIdx.x + width]);
+        __syncthreads();
+    }
+    float highest = room[0];
+    __syncthreads();
+    return highest;
+}
+
 static __device__ inline float cuda_f16(uint16_t bits)
 {
     return __half2float(__ushort_as_half(bits));
@@ -174,7 +207,7 @@ void cuda_kv_store(struct stream *s, struct tensor *k_pages, struct tensor *v_pa
 void cuda_attention(struct stream *s, struct tensor *out, const struct tensor *q, const struct tensor *k,
                     const struct tensor *v, const struct seq_view *view, float scale);
 void cuda_move_pages(struct stream *s, struct tensor *pages, const struct tensor *moves);
-/* sample.cu */
+/* loss.cu */
 void cuda_token_loss(struct stream *s, struct tensor *nll, const struct tensor *logits,
                      const struct tensor *targets);
 

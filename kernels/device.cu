@@ -242,6 +242,17 @@ static struct device_ops make_ops(void)
     ops.pack = cuda_pack;
     ops.matmul = cuda_matmul;
     ops.matmul_transposed = cuda_matmul_transposed;
+    ops.embed = cuda_embed;
+    ops.rmsnorm = cuda_rmsnorm;
+    ops.add = cuda_add;
+    ops.gather_rows = cuda_gather_rows;
+    ops.swiglu = cuda_swiglu;
+    ops.sum_ranks = cuda_sum_ranks;
+    ops.rope = cuda_rope;
+    ops.kv_store = cuda_kv_store;
+    ops.attention = cuda_attention;
+    ops.move_pages = cuda_move_pages;
+    ops.token_loss = cuda_token_loss;
     return ops;
 }
 

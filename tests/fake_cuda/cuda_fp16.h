@@ -1,6 +1,7 @@
 /* cuda_fp16: the conversions of CUDA's header of this name that the kernels use, for the emulated GPU. */
 #ifndef LEPTON_TESTS_FAKE_CUDA_CUDA_FP16_H
 #define LEPTON_TESTS_FAKE_CUDA_CUDA_FP16_H
+#ifdef __cplusplus /* C sees nothing: only the emulated kernels include this */
 
 #include "kernels/dtype.h"
 
@@ -25,4 +26,5 @@ static inline __half __float2half_rn(float f)
     return {f32_to_f16(f)};
 }
 
+#endif
 #endif

@@ -9,6 +9,7 @@
  * FAKE_CUDA_FAIL=malloc:N  the N-th cudaMalloc returns cudaErrorMemoryAllocation */
 #ifndef LEPTON_TESTS_FAKE_CUDA_CUDA_RUNTIME_H
 #define LEPTON_TESTS_FAKE_CUDA_CUDA_RUNTIME_H
+#ifdef __cplusplus /* C sees nothing: only the emulated kernels include this */
 
 #include <functional>
 #include <math.h>
@@ -56,6 +57,7 @@ static inline float __uint_as_float(uint32_t bits)
     return f;
 }
 
+[[noreturn]] void __trap();
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 void __syncthreads();
 static inline void __syncwarp()
@@ -121,4 +123,5 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(
     return fake_cuda_run(config->gridDim, config->blockDim, [=]() { kernel((Params)args...); });
 }
 
+#endif
 #endif

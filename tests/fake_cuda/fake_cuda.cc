@@ -103,6 +103,12 @@ cudaError_t fake_cuda_run(dim3 grid, dim3 block, const std::function<void()> &th
     return cudaSuccess;
 }
 
+void __trap()
+{
+    fprintf(stderr, "fake_cuda: a kernel trapped in block %u, thread %u\n", blockIdx.x, threadIdx.x);
+    abort();
+}
+
 /* ---- errors and devices ----------------------------------------------------------------------------------
  */
 

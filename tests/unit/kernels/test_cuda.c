@@ -388,6 +388,212 @@ static void test_nan_in_an_input_reaches_the_output(void)
     bed_close(&b);
 }
 
+/* ---- rows ------------------------------------------------------------------------------------------------
+ */
+
+static void test_rows_agree_with_the_cpu(void)
+{
+    NEED_GPU();
+    struct bed b;
+    bed_open(&b);
+    const int64_t T = 5, C = 517;
+    struct twin x = TWIN(&b, DTYPE_F32, T, C), y = TWIN(&b, DTYPE_F32, T, C), gain = TWIN(&b, DTYPE_F32, C);
+    struct twin out = TWIN(&b, DTYPE_F32, T, C), rows = TWIN(&b, DTYPE_I32, 3);
+    struct twin picked = TWIN(&b, DTYPE_F32, 3, C), sum = TWIN(&b, DTYPE_F32, C);
+    twin_random(&b, &x);
+    twin_random(&b, &y);
+    twin_random(&b, &gain);
+    twin_ints(&b, &rows, (int32_t[]){4, 0, 4});
+    kernel_rmsnorm(b.cpu_stream, &out.cpu, &x.cpu, &gain.cpu, 1e-5f);
+    kernel_rmsnorm(b.gpu_stream, &out.gpu, &x.gpu, &gain.gpu, 1e-5f);
+    check_near_cpu(&b, &out, 1e-6);
+    kernel_swiglu(b.cpu_stream, &out.cpu, &x.cpu, &y.cpu);
+    kernel_swiglu(b.gpu_stream, &out.gpu, &x.gpu, &y.gpu);
+    check_near_cpu(&b, &out, 1e-6);
+    kernel_gather_rows(b.cpu_stream, &picked.cpu, &x.cpu, &rows.cpu);
+    kernel_gather_rows(b.gpu_stream, &picked.gpu, &x.gpu, &rows.gpu);
+    check_near_cpu(&b, &picked, 0);
+    kernel_sum_ranks(b.cpu_stream, &sum.cpu, &x.cpu);
+    kernel_sum_ranks(b.gpu_stream, &sum.gpu, &x.gpu);
+    check_near_cpu(&b, &sum, 0); /* the same order: the same bits */
+    kernel_add(b.cpu_stream, &x.cpu, &y.cpu);
+    kernel_add(b.gpu_stream, &x.gpu, &y.gpu);
+    check_near_cpu(&b, &x, 0);
+    struct twin *all[] = {&x, &y, &gain, &out, &rows, &picked, &sum};
+    for (size_t i = 0; i < ARRAY_LEN(all); i++)
+        twin_free(all[i]);
+    bed_close(&b);
+}
+
+static void test_embed_agrees_with_the_cpu(void)
+{
+    NEED_GPU();
+    struct bed b;
+    bed_open(&b);
+    for (size_t i = 0; i < ARRAY_LEN(WEIGHT_TYPES); i++) {
+        const int64_t V = 11, C = WEIGHT_TYPES[i] == DTYPE_Q8_0 ? 96 : 91;
+        struct weights w = weights_new(&b, WEIGHT_TYPES[i], V, C);
+        struct twin ids = TWIN(&b, DTYPE_I32, 4), out = TWIN(&b, DTYPE_F32, 4, C);
+        twin_ints(&b, &ids, (int32_t[]){10, 0, 3, 10});
+        kernel_embed(b.cpu_stream, &out.cpu, &w.cpu, &ids.cpu);
+        kernel_embed(b.gpu_stream, &out.gpu, &w.gpu, &ids.gpu);
+        check_near_cpu(&b, &out, 0);
+        twin_free(&ids);
+        twin_free(&out);
+        weights_free(&w);
+    }
+    bed_close(&b);
+}
+
+static void test_rope_agrees_with_the_cpu(void)
+{
+    NEED_GPU();
+    struct bed b;
+    bed_open(&b);
+    const int64_t T = 4, heads = 3, D = 22, pairs = 10; /* two elements of a head are left as they are */
+    for (int style = ROPE_INTERLEAVED; style <= ROPE_HALVES; style++) {
+        struct twin x = TWIN(&b, DTYPE_F32, T, heads, D), at = TWIN(&b, DTYPE_I32, T);
+        struct twin frequency = TWIN(&b, DTYPE_F32, pairs);
+        twin_random(&b, &x);
+        twin_random(&b, &frequency);
+        twin_ints(&b, &at, (int32_t[]){0, 1, 4095, 131071});
+        kernel_rope(b.cpu_stream, &x.cpu, &at.cpu, &frequency.cpu, (enum rope_pairs)style, 1.25f);
+        kernel_rope(b.gpu_stream, &x.gpu, &at.gpu, &frequency.gpu, (enum rope_pairs)style, 1.25f);
+        check_near_cpu(&b, &x, 1e-6);
+        twin_free(&x);
+        twin_free(&at);
+        twin_free(&frequency);
+    }
+    bed_close(&b);
+}
+
+static void test_token_loss_agrees_with_the_cpu(void)
+{
+    NEED_GPU();
+    struct bed b;
+    bed_open(&b);
+    struct twin logits = TWIN(&b, DTYPE_F32, 3, 1003), targets = TWIN(&b, DTYPE_I32, 3);
+    struct twin nll = TWIN(&b, DTYPE_F32, 3);
+    twin_random(&b, &logits);
+    twin_ints(&b, &targets, (int32_t[]){1002, 0, 500});
+    kernel_token_loss(b.cpu_stream, &nll.cpu, &logits.cpu, &targets.cpu);
+    kernel_token_loss(b.gpu_stream, &nll.gpu, &logits.gpu, &targets.gpu);
+    check_near_cpu(&b, &nll, 1e-6);
+    twin_free(&logits);
+    twin_free(&targets);
+    twin_free(&nll);
+    bed_close(&b);
+}
+
+/* ---- attention -------------------------------------------------------------------------------------------
+ */
+
+/* Three sequences: one new, one continued, one at its 300th position; their pages lie in disorder. */
+struct pages {
+    struct twin row_begin, positions, slots, table, k_pages, v_pages;
+    struct seq_view cpu, gpu;
+};
+
+enum { T_ = 7, H_ = 4, G_ = 2, D_ = 36, PAGE_ = 16, PAGES_ = 30 };
+
+static struct pages pages_new(struct bed *b, enum dtype type)
+{
+    struct pages p = {.row_begin = TWIN(b, DTYPE_I32, 4),
+                      .positions = TWIN(b, DTYPE_I32, T_),
+                      .slots = TWIN(b, DTYPE_I32, 3),
+                      .table = TWIN(b, DTYPE_I32, 4, 20),
+                      .k_pages = TWIN(b, type, PAGES_, PAGE_, G_, D_),
+                      .v_pages = TWIN(b, type, PAGES_, PAGE_, G_, D_)};
+    int32_t table[4 * 20] = {0};
+    for (int i = 0; i < 20; i++)
+        table[20 + i] = (i * 7 + 3) % 20; /* slot 1, the long one */
+    table[0] = 25, table[40] = 22, table[41] = 21, table[60] = 29;
+    twin_random(b, &p.k_pages);
+    twin_random(b, &p.v_pages);
+    twin_ints(b, &p.row_begin, (int32_t[]){0, 3, 6, 7});
+    twin_ints(b, &p.positions, (int32_t[]){0, 1, 2, 17, 18, 19, 300});
+    twin_ints(b, &p.slots, (int32_t[]){3, 2, 1});
+    twin_ints(b, &p.table, table);
+    p.cpu = (struct seq_view){p.row_begin.cpu, p.positions.cpu, p.slots.cpu, p.table.cpu, PAGE_};
+    p.gpu = (struct seq_view){p.row_begin.gpu, p.positions.gpu, p.slots.gpu, p.table.gpu, PAGE_};
+    return p;
+}
+
+static void pages_free(struct pages *p)
+{
+    struct twin *all[] = {&p->row_begin, &p->positions, &p->slots, &p->table, &p->k_pages, &p->v_pages};
+    for (size_t i = 0; i < ARRAY_LEN(all); i++)
+        twin_free(all[i]);
+}
+
+static void check_same_bytes(struct bed *b, const struct twin *t)
+{
+    void *actual = twin_download(b, t);
+    CHECK(memcmp(actual, t->cpu.data, tensor_bytes(&t->cpu)) == 0);
+    free(actual);
+}
+
+static void check_paged(struct bed *b, enum dtype type)
+{
+    struct pages p = pages_new(b, type);
+    struct twin k = TWIN(b, DTYPE_F32, T_, G_, D_), v = TWIN(b, DTYPE_F32, T_, G_, D_);
+    struct twin q = TWIN(b, DTYPE_F32, T_, H_, D_), out = TWIN(b, DTYPE_F32, T_, H_, D_);
+    struct twin moves = TWIN(b, DTYPE_I32, 4, 2);
+    twin_random(b, &k);
+    twin_random(b, &v);
+    twin_random(b, &q);
+    kernel_kv_store(b->cpu_stream, &p.k_pages.cpu, &p.v_pages.cpu, &k.cpu, &v.cpu, &p.cpu);
+    kernel_kv_store(b->gpu_stream, &p.k_pages.gpu, &p.v_pages.gpu, &k.gpu, &v.gpu, &p.gpu);
+    check_same_bytes(b, &p.k_pages);
+    check_same_bytes(b, &p.v_pages);
+    kernel_attention(b->cpu_stream, &out.cpu, &q.cpu, &p.k_pages.cpu, &p.v_pages.cpu, &p.cpu, 0.7f);
+    kernel_attention(b->gpu_stream, &out.gpu, &q.gpu, &p.k_pages.gpu, &p.v_pages.gpu, &p.gpu, 0.7f);
+    check_near_cpu(b, &out, 3e-6);
+    twin_ints(b, &moves, (int32_t[]){1, 2, 2, 3, -1, 1, 1, 29}); /* each reads what the one before wrote */
+    kernel_move_pages(b->cpu_stream, &p.k_pages.cpu, &moves.cpu);
+    kernel_move_pages(b->gpu_stream, &p.k_pages.gpu, &moves.gpu);
+    check_same_bytes(b, &p.k_pages);
+    struct twin *all[] = {&k, &v, &q, &out, &moves};
+    for (size_t i = 0; i < ARRAY_LEN(all); i++)
+        twin_free(all[i]);
+    pages_free(&p);
+}
+
+static void test_paged_attention_agrees_with_the_cpu(void)
+{
+    NEED_GPU();
+    struct bed b;
+    bed_open(&b);
+    check_paged(&b, DTYPE_F32);
+    check_paged(&b, DTYPE_F16);
+    bed_close(&b);
+}
+
+static void test_packed_attention_agrees_with_the_cpu(void)
+{
+    NEED_GPU();
+    struct bed b;
+    bed_open(&b);
+    const int64_t T = 9, H = 2, G = 1, D = 130; /* more elements than threads */
+    struct twin k = TWIN(&b, DTYPE_F32, T, G, D), v = TWIN(&b, DTYPE_F32, T, G, D);
+    struct twin q = TWIN(&b, DTYPE_F32, T, H, D), out = TWIN(&b, DTYPE_F32, T, H, D);
+    struct twin row_begin = TWIN(&b, DTYPE_I32, 4), positions = TWIN(&b, DTYPE_I32, T);
+    twin_random(&b, &k);
+    twin_random(&b, &v);
+    twin_random(&b, &q);
+    twin_ints(&b, &row_begin, (int32_t[]){0, 4, 4, 9}); /* the second document is empty */
+    twin_ints(&b, &positions, (int32_t[]){0, 1, 2, 3, 0, 1, 2, 3, 4});
+    struct seq_view cpu = {.row_begin = row_begin.cpu, .positions = positions.cpu};
+    struct seq_view gpu = {.row_begin = row_begin.gpu, .positions = positions.gpu};
+    kernel_attention(b.cpu_stream, &out.cpu, &q.cpu, &k.cpu, &v.cpu, &cpu, 0.3f);
+    kernel_attention(b.gpu_stream, &out.gpu, &q.gpu, &k.gpu, &v.gpu, &gpu, 0.3f);
+    check_near_cpu(&b, &out, 3e-6);
+    struct twin *all[] = {&k, &v, &q, &out, &row_begin, &positions};
+    for (size_t i = 0; i < ARRAY_LEN(all); i++)
+        twin_free(all[i]);
+    bed_close(&b);
+}
+
 /* Last: the error is sticky. Only the emulated GPU fails on demand. */
 static void test_a_fault_is_told_by_sync(void)
 {
@@ -424,7 +630,6 @@ int main(int argc, char **argv)
         printf("skip - gpu-check: %s\n", gpu_missing.message);
         return 0;
     }
-    (void)twin_ints;
     TEST(test_probe_answers, "the probe answers with the runtime's own words");
     TEST(test_open_tells_why_there_is_no_gpu, "a GPU that is not there is refused with the reason");
     TEST(test_copies_carry_every_byte, "copies to, on and from the GPU carry every byte");
@@ -435,6 +640,13 @@ int main(int argc, char **argv)
     TEST(test_matmul_transposed_agrees_with_the_cpu, "matmul_transposed on the GPU agrees with the CPU");
     TEST(test_nan_in_an_input_reaches_the_output,
          "NaN in an input of the GPU's matmul reaches its row alone");
+    TEST(test_rows_agree_with_the_cpu, "rmsnorm, swiglu, gather_rows, sum_ranks and add agree with the CPU");
+    TEST(test_embed_agrees_with_the_cpu, "embed on the GPU agrees with the CPU, all types");
+    TEST(test_rope_agrees_with_the_cpu, "rope on the GPU agrees with the CPU in both styles");
+    TEST(test_token_loss_agrees_with_the_cpu, "token_loss on the GPU agrees with the CPU");
+    TEST(test_paged_attention_agrees_with_the_cpu,
+         "kv_store, attention over pages and move_pages agree with the CPU");
+    TEST(test_packed_attention_agrees_with_the_cpu, "attention over packed documents agrees with the CPU");
     TEST(test_a_fault_is_told_by_sync, "a fault of the GPU is told by stream_sync, again and again");
     return test_result();
 }
