@@ -32,11 +32,18 @@ void cpu_add(struct stream *s, struct tensor *x, const struct tensor *y)
     team_for(cpu_team(s), tensor_elements(x), GRAIN_ADD, add_body, &e);
 }
 
-/* out may be gate: element i is read before it is written. */
-CPU_CLONES static void swiglu_range(float *out, const float *gate, const float *restrict up, int64_t n)
+/* out may be gate, so the results of a run are held back until its inputs are read. */
+CPU_CLONES static void swiglu_range(float *out, const float *gate, const float *up, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++)
-        out[i] = gate[i] / (1.0f + fixed_expf(-gate[i])) * up[i];
+    enum { RUN = 64 };
+    float run[RUN];
+    for (int64_t i = 0; i < n; i += RUN) {
+        int length = n - i < RUN ? (int)(n - i) : RUN;
+        for (int j = 0; j < length; j++)
+            run[j] = gate[i + j] / (1.0f + fixed_expf(-gate[i + j])) * up[i + j];
+        for (int j = 0; j < length; j++)
+            out[i + j] = run[j];
+    }
 }
 
 static void swiglu_body(void *context, int64_t begin, int64_t end, int member)

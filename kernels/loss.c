@@ -12,6 +12,12 @@ struct token_loss {
     int64_t V;
 };
 
+/* A NaN in the row makes the sum NaN, and the loss with it. */
+CPU_CLONES static double sum_row(const float *row, int64_t V, double highest)
+{
+    return fixed_exp_sum(row, V, highest, 1.0);
+}
+
 static void token_loss_body(void *context, int64_t begin, int64_t end, int member)
 {
     const struct token_loss *l = context;
@@ -22,9 +28,7 @@ static void token_loss_body(void *context, int64_t begin, int64_t end, int membe
         float highest = row[0];
         for (int64_t i = 1; i < l->V; i++)
             highest = row[i] > highest ? row[i] : highest;
-        double sum = 0.0; /* a NaN in the row makes it NaN, and the loss with it */
-        for (int64_t i = 0; i < l->V; i++)
-            sum += fixed_exp((double)row[i] - (double)highest);
+        double sum = sum_row(row, l->V, (double)highest);
         l->nll[t] = (float)(log(sum) + (double)highest - (double)row[l->targets[t]]);
     }
 }

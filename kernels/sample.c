@@ -116,6 +116,12 @@ static double sum_of_first(const struct sampler *s, int64_t n)
     return sum;
 }
 
+/* Of all candidates; a logit of -infinity adds 0. */
+CPU_CLONES static double whole_mass(const float *logits, int64_t V, double highest, double temperature)
+{
+    return fixed_exp_sum(logits, V, highest, temperature);
+}
+
 /* Top-k: how many candidates remain, and the sum of their weights. */
 static int64_t cut_top_k(struct sampler *s, const float *logits, int32_t top_k, double *mass)
 {
@@ -125,9 +131,7 @@ static int64_t cut_top_k(struct sampler *s, const float *logits, int32_t top_k, 
         *mass = sum_of_first(s, s->taken);
         return s->taken;
     }
-    *mass = 0.0;
-    for (int64_t i = 0; i < s->V; i++)
-        *mass += weight_of(s, logits[i]); /* 0 for -infinity */
+    *mass = whole_mass(logits, s->V, (double)s->highest, (double)s->temperature);
     return s->size;
 }
 

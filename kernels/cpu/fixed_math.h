@@ -10,6 +10,7 @@
 #define LEPTON_KERNELS_CPU_FIXED_MATH_H
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -25,14 +26,28 @@ ALWAYS_INLINE uint64_t fixed_bits(double d)
     return bits;
 }
 
+ALWAYS_INLINE double fixed_of(uint64_t bits)
+{
+    double d;
+    memcpy(&d, &bits, sizeof(d));
+    return d;
+}
+
+/* All ones for true: choices are made by masks, for the compiler does not vectorise a choice between doubles
+ * unless it may ignore floating-point exceptions. */
+ALWAYS_INLINE uint64_t fixed_mask(bool condition)
+{
+    return -(uint64_t)condition;
+}
+
 /* exp(x): 0 below -708 (no subnormal results), infinity above 709; NaN stays NaN.
  * x = n ln 2 + r, |r| <= ln 2 / 2; exp(x) = 2^n * sum r^k / k!. */
 ALWAYS_INLINE double fixed_exp(double x)
 {
-    double d = x > 710.0 ? 710.0 : x < -710.0 ? -710.0 : x;
-    double shifted = d * 0x1.71547652b82fep+0 + ROUND_MAGIC; /* 1 / ln 2 */
+    uint64_t low = fixed_mask(x < -708.0), high = fixed_mask(x > 709.0);
+    double shifted = x * 0x1.71547652b82fep+0 + ROUND_MAGIC; /* 1 / ln 2 */
     double n = shifted - ROUND_MAGIC;
-    double r = (d - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33; /* ln 2 in two parts */
+    double r = (x - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33; /* ln 2 in two parts */
     double p = 1.0 / 479001600.0;
     p = p * r + 1.0 / 39916800.0;
     p = p * r + 1.0 / 3628800.0;
@@ -46,17 +61,29 @@ ALWAYS_INLINE double fixed_exp(double x)
     p = p * r + 0.5;
     p = p * r + 1.0;
     p = p * r + 1.0;
-    uint64_t scale_bits = (fixed_bits(shifted) + 1023) << 52;
-    double scale, result;
-    memcpy(&scale, &scale_bits, sizeof(scale));
-    result = p * scale;
-    result = x > 709.0 ? (double)INFINITY : result;
-    return x < -708.0 ? 0.0 : result;
+    uint64_t result = fixed_bits(p * fixed_of((fixed_bits(shifted) + 1023) << 52));
+    return fixed_of((result & ~low & ~high) | (fixed_bits((double)INFINITY) & high));
 }
 
 ALWAYS_INLINE float fixed_expf(float x)
 {
     return (float)fixed_exp((double)x);
+}
+
+/* The sum of exp((x[i] - highest) / temperature) for i ascending: the mass of a softmax. The exponentials of
+ * a run are independent of each other and vectorise; their addition keeps its order. */
+ALWAYS_INLINE double fixed_exp_sum(const float *x, int64_t n, double highest, double temperature)
+{
+    enum { RUN = 64 };
+    double run[RUN], sum = 0.0;
+    for (int64_t i = 0; i < n; i += RUN) {
+        int length = n - i < RUN ? (int)(n - i) : RUN;
+        for (int j = 0; j < length; j++)
+            run[j] = fixed_exp(((double)x[i + j] - highest) / temperature);
+        for (int j = 0; j < length; j++)
+            sum += run[j];
+    }
+    return sum;
 }
 
 /* Sine and cosine of an angle below 2^22 in size: angle = k pi/2 + r, |r| <= pi/4. */
@@ -84,10 +111,11 @@ ALWAYS_INLINE void fixed_sincos(double angle, double *sine, double *cosine)
     c = c * z + 1.0 / 24.0;
     c = c * z - 0.5;
     c = c * z + 1.0;
-    uint64_t quadrant = fixed_bits(shifted) & 3;
-    double first = quadrant & 1 ? c : s, second = quadrant & 1 ? s : c;
-    *sine = quadrant & 2 ? -first : first;
-    *cosine = (quadrant + 1) & 2 ? -second : second;
+    uint64_t quadrant = fixed_bits(shifted), odd = fixed_mask(quadrant & 1);
+    uint64_t first = (fixed_bits(s) & ~odd) | (fixed_bits(c) & odd);
+    uint64_t second = (fixed_bits(c) & ~odd) | (fixed_bits(s) & odd);
+    *sine = fixed_of(first ^ (quadrant & 2) << 62);
+    *cosine = fixed_of(second ^ ((quadrant + 1) & 2) << 62);
 }
 
 #endif
