@@ -412,8 +412,10 @@ def test_cancel(c):
     worker.token(assign, 0)
     client.expect("token")
     client.send("cancel", request="running")
+    client.send("cancel", request="running")
     cancel = worker.expect("cancel")
     assert (cancel.request, cancel.group, cancel.epoch) == (assign.request, "g0", worker.epoch)
+    assert worker.receive(0.2) is None  # the group is told once
     worker.done(assign, 1, reason="cancelled")
     done = client.expect("done")
     assert (done.request, done.finish_reason, done.completion_tokens) == ("running", "cancelled", 1)
@@ -484,6 +486,20 @@ def test_group_error(c):
     assert "group" not in error.fields
 
 
+def test_foreign_request(c):
+    """a group cannot speak for a request that another group holds"""
+    bystander = Bystander(c)
+    worker = c.worker().join()
+    worker.token(bystander.assign, 0, text="forged")
+    worker.done(bystander.assign, 0)
+    worker.send("error", group="g0", epoch=worker.epoch, request=bystander.assign.request, code=500, message="x")
+    worker.send("token", group="g0", epoch=worker.epoch, request="r1", index=0, id=1)
+    worker.beat()
+    worker.expect("lease")  # all of them were read, none was a strike
+    c.logged("ignored a token of request %s, which it does not hold" % bystander.assign.request)
+    bystander.finish()
+
+
 @with_options(stall_timeout_ms=500)
 def test_slow_reader(c):
     """a client that does not read is paused in bounded memory, then cut; others go on"""
@@ -534,6 +550,10 @@ def test_drain(c):
     client.send("generate", request="late", prompt="x")
     error = client.expect("error")
     assert (error.request, error.code) == ("late", 503)
+    newcomer = c.worker("g1", "g1")
+    newcomer.hello()
+    error = newcomer.expect("error")
+    assert error.code == 409 and "draining" in error.message
     worker.serve(assign, 3)
     for _ in range(3):
         client.expect("token")
