@@ -117,7 +117,7 @@ $(B)/tests/unit/%: $(B)/tests/unit/%.o $(LIBCOORDINATOR) $(LIBWORKER) $(LIBKERNE
 # Programs that mpirun starts; scripts of tests/integration run them.
 MPI_TEST_C := $(wildcard tests/mpi/*.c)
 MPI_TESTS := $(patsubst tests/%.c,$(B)/tests/%,$(MPI_TEST_C))
-$(B)/tests/mpi/%: $(B)/tests/mpi/%.o $(call obj,$(MPI_C)) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
+$(B)/tests/mpi/%: $(B)/tests/mpi/%.o $(B)/tests/comm/check_comm.o $(call obj,$(MPI_C)) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(MPI_LIBS) $(LIB_LIBS)
 
