@@ -194,15 +194,21 @@ static int start_coordinator(struct local *l, struct err *err)
     return code;
 }
 
-/* The last words of a program's log, for the error of its failure. */
+/* The last words of a program's log, for the error of its failure: a worker's own, before those of who
+ * watched it. */
 static void quote_log(const struct local *l, const char *log, struct err *err)
 {
     char tail[300] = "", *path = below(l, log);
     FILE *f = fopen(path, "r");
     if (f) {
         char line[300];
-        while (fgets(line, sizeof(line), f))
-            memcpy(tail, line, sizeof(tail));
+        bool worker = false;
+        while (fgets(line, sizeof(line), f)) {
+            bool workers = strstr(line, " error worker ") != NULL;
+            if (workers || !worker)
+                memcpy(tail, line, sizeof(tail));
+            worker |= workers;
+        }
         fclose(f);
         tail[strcspn(tail, "\n")] = '\0';
     }
@@ -285,7 +291,14 @@ static int start_group(struct local *l, int index, struct err *err)
                            l->o.model_name ? "--model-name" : NULL,
                            l->o.model_name,
                            NULL};
-    int code = start(l, &l->group[index], log, "lepton", words, err);
+    const char *all[64];
+    int count = 0;
+    for (int i = 0; words[i]; i++)
+        all[count++] = words[i];
+    for (int i = 0; l->o.worker_arguments && l->o.worker_arguments[i]; i++)
+        all[count++] = l->o.worker_arguments[i];
+    all[count] = NULL;
+    int code = start(l, &l->group[index], log, "lepton", all, err);
     free(key);
     free(server_key);
     return code;

@@ -14,7 +14,8 @@ struct local_options {
     int threads;                    /* per rank; 0 = the processors shared out */
     int64_t context, max_sequences; /* 0 = the worker's default */
     const char *log_level;
-    bool publish; /* leave client.cfg in client_home() for other commands */
+    const char *const *worker_arguments; /* further options of lepton-worker, NULL-terminated; may be NULL */
+    bool publish;                        /* leave client.cfg in client_home() for other commands */
 };
 
 struct local;

@@ -17,7 +17,8 @@ struct run_settings {
     int64_t groups, stages, threads, context, max_sequences, start_ms, drain_ms;
 };
 
-#define OPTION(member) offsetof(struct run_settings, member)
+#define MAX_WORKER_ARGUMENTS 24
+#define OPTION(member)       offsetof(struct run_settings, member)
 
 static const struct config_option options[] = {
     {"groups", 'g', CONFIG_INT, OPTION(groups), 1, 64, "1", "G", NULL,
@@ -42,26 +43,28 @@ static const struct config_option options[] = {
 
 static const struct config_table table = {
     .program = "lepton run",
-    .arguments = "MODEL",
+    .arguments = "MODEL [-- WORKER-OPTION...]",
     .about = "Starts a coordinator and worker groups for MODEL (a GGUF file, or \"demo\" for the model "
              "inside this program) "
              "on this machine. With -p or -f it generates once and exits; without, it serves until Ctrl-C. A "
              "group that "
-             "dies is started again.",
+             "dies is started again. What stands behind -- goes to every lepton-worker.",
     .after = "exit codes:\n  0 done   1 the request or the start failed   2 wrong usage   3 the group was "
              "lost   130 Ctrl-C\n"
              "Examples:\n  lepton run demo -p \"Once upon a time\" -n 60 --temperature 0\n"
              "  lepton run model.gguf --groups 2 --stages 2\n",
     .min_arguments = 1,
-    .max_arguments = 1,
+    .max_arguments = 1 + MAX_WORKER_ARGUMENTS,
     .options = options,
     .option_count = ARRAY_LEN(options),
     .settings_bytes = sizeof(struct run_settings),
 };
 
-static struct local_options cluster_options(const struct run_settings *s, const char *model, bool publish)
+static struct local_options cluster_options(const struct run_settings *s, const char *const *words,
+                                            bool publish)
 {
-    return (struct local_options){.model = model,
+    return (struct local_options){.model = words[0],
+                                  .worker_arguments = words + 1,
                                   .endpoint = s->endpoint,
                                   .groups = (int)s->groups,
                                   .stages = (int)s->stages,
@@ -111,8 +114,8 @@ int command_run(int argc, char **argv)
     struct client *client = NULL;
     struct buffer prompt = {0};
     struct err err = {0};
-    const char *model[1];
-    config_main(&table, &s, argc, argv, model, 1);
+    const char *words[2 + MAX_WORKER_ARGUMENTS] = {NULL}; /* the model, then the workers' options */
+    config_main(&table, &s, argc, argv, words, 1 + MAX_WORKER_ARGUMENTS);
     bool once = s.prompt.prompt || s.prompt.file;
     int code = EXIT_FAILED;
     if (once && prompt_read(&s.prompt, &prompt, &err)) {
@@ -120,7 +123,7 @@ int command_run(int argc, char **argv)
         goto fail;
     }
     int interrupt_fd = prompt_open_interrupt();
-    struct local_options options_local = cluster_options(&s, model[0], !once);
+    struct local_options options_local = cluster_options(&s, words, !once);
     if (local_start(&local, &options_local, &err))
         goto fail;
     int waited = local_wait(local, &client, interrupt_fd, (uint64_t)s.start_ms, &err);

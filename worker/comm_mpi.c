@@ -21,7 +21,7 @@ struct send_slot {
 struct comm_mpi {
     struct comm comm;
     MPI_Comm mpi;
-    struct device *device; /* borrowed */
+    struct device *device; /* borrowed; NULL = host memory, no sums */
     bool host_memory;      /* the device's memory is the host's */
     struct send_slot slot[SEND_SLOTS];
     int next_slot;
@@ -36,6 +36,12 @@ static int mpi_error(int code, const char *what, struct err *err)
     int n = 0;
     MPI_Error_string(code, text, &n);
     return err_set(err, "MPI %s: %.*s", what, n, text);
+}
+
+/* The work that the data depends on is done; host memory (no stream) depends on none. */
+static int settle(struct stream *s, struct err *err)
+{
+    return s ? stream_sync(s, err) : 0;
 }
 
 static void nap(long nanoseconds)
@@ -74,6 +80,7 @@ static void reserve_host(void **memory, size_t *capacity, size_t bytes)
 
 static int reserve_parts(struct comm_mpi *c, size_t bytes, struct err *err)
 {
+    ASSERT(c->device);
     if (c->parts_bytes >= bytes)
         return 0;
     device_free(c->device, c->parts);
@@ -89,10 +96,10 @@ static const void *host_view(struct comm_mpi *c, struct stream *s, const void *d
                              struct err *err)
 {
     if (c->host_memory)
-        return stream_sync(s, err) ? NULL : data;
+        return settle(s, err) ? NULL : data;
     reserve_host(&c->host_a, &c->host_a_bytes, bytes);
     stream_download(s, c->host_a, data, bytes);
-    return stream_sync(s, err) ? NULL : c->host_a;
+    return settle(s, err) ? NULL : c->host_a;
 }
 
 static int send_bytes(struct comm *comm, struct stream *s, const void *data, size_t bytes, int peer,
@@ -108,13 +115,13 @@ static int send_bytes(struct comm *comm, struct stream *s, const void *data, siz
         return -1;
     reserve_host(&slot->bytes, &slot->capacity, bytes);
     if (c->host_memory) {
-        if (stream_sync(s, err))
+        if (settle(s, err))
             return -1;
         if (bytes)
             memcpy(slot->bytes, data, bytes);
     } else {
         stream_download(s, slot->bytes, data, bytes);
-        if (stream_sync(s, err))
+        if (settle(s, err))
             return -1;
     }
     int code = MPI_Isend(slot->bytes, (int)bytes, MPI_BYTE, peer, TAG, c->mpi, &slot->request);
@@ -131,7 +138,7 @@ static int recv_bytes(struct comm *comm, struct stream *s, void *data, size_t by
     if (!c->host_memory) {
         reserve_host(&c->host_b, &c->host_b_bytes, bytes);
         to = c->host_b;
-    } else if (stream_sync(s, err)) {
+    } else if (settle(s, err)) {
         return -1;
     }
     MPI_Request request;
@@ -250,7 +257,7 @@ static int barrier(struct comm *comm, struct stream *s, struct err *err)
     struct comm_mpi *c = (struct comm_mpi *)comm;
     MPI_Request request;
     MPI_Status status;
-    if (stream_sync(s, err))
+    if (settle(s, err))
         return -1;
     int code = MPI_Ibarrier(c->mpi, &request);
     if (code != MPI_SUCCESS)
@@ -287,7 +294,8 @@ static void close_comm(struct comm *comm)
             wait_request(&c->slot[i].request, &status, "send", &ignored);
         free(c->slot[i].bytes);
     }
-    device_free(c->device, c->parts);
+    if (c->device)
+        device_free(c->device, c->parts);
     free(c->host_a);
     free(c->host_b);
     MPI_Comm_free(&c->mpi);
@@ -313,7 +321,7 @@ int comm_mpi_open(struct comm **out, int color, struct device *device, struct er
     c->comm.ops = &mpi_ops;
     c->comm.name = "mpi";
     c->device = device;
-    c->host_memory = strcmp(device_name(device), "cpu") == 0;
+    c->host_memory = !device || strcmp(device_name(device), "cpu") == 0;
     int code = MPI_Comm_split(MPI_COMM_WORLD, color, 0, &c->mpi);
     if (code != MPI_SUCCESS) {
         free(c);

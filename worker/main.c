@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "worker/comm_mpi.h"
+#include "worker/comm_nccl.h"
 #include "worker/infer/serve.h"
 #include "worker/link.h"
 #include "worker/settings.h"
@@ -32,7 +33,7 @@ struct worker {
     struct model *model;
     struct executor_options engine;
     struct executor *executor;
-    struct comm *comm;
+    struct comm *control, *data; /* host memory through MPI; the rows between stages */
     struct wake *wake;
     struct watchdog *watchdog;
     struct tokenizer *tokenizer;
@@ -120,6 +121,37 @@ static void gather_cards(struct worker *w, uint64_t load_ms)
     MPI_Gather(&card, sizeof(card), MPI_BYTE, w->cards, sizeof(card), MPI_BYTE, 0, MPI_COMM_WORLD);
 }
 
+/* What carries the rows: NCCL between GPUs, MPI between hosts' memories. */
+static int open_data_comm(struct worker *w, struct err *err)
+{
+    const struct worker_settings *s = &w->settings;
+    bool gpu = strcmp(device_name(w->device), "cpu") != 0;
+    if (strcmp(s->comm, "mpi") == 0 || (strcmp(s->comm, "auto") == 0 && !gpu))
+        return comm_mpi_open(&w->data, 0, w->device, err);
+    if (!gpu && !s->nccl_library)
+        return err_set_code(err, EXIT_CONFIG,
+                            "comm nccl: device %s: NCCL moves the memory of GPUs; expected comm mpi",
+                            device_name(w->device));
+    struct comm_nccl_options options = {.library = s->nccl_library,
+                                        .device = w->device,
+                                        .rank = w->rank,
+                                        .size = w->ranks,
+                                        .timeout_ms = (int)s->wait_limit_ms};
+    /* A rank that cannot make the id must still take part in the broadcast: its first byte says so. */
+    uint8_t card[1 + COMM_NCCL_ID_BYTES] = {0};
+    if (w->rank == 0)
+        card[0] = comm_nccl_unique_id(s->nccl_library, card + 1, err) == 0;
+    MPI_Bcast(card, sizeof(card), MPI_BYTE, 0, MPI_COMM_WORLD);
+    if (!card[0] && w->rank == 0) {
+        err->code = EXIT_CONFIG;
+        return err_prefix(err, "comm nccl");
+    }
+    if (!card[0])
+        return err_set_code(err, EXIT_CONFIG, "comm nccl: rank 0 has no NCCL");
+    memcpy(options.id, card + 1, sizeof(options.id));
+    return comm_nccl_open(&w->data, &options, err);
+}
+
 /* The wake connections; a group of one rank needs none. */
 static int connect_ranks(struct worker *w, struct err *err)
 {
@@ -127,7 +159,8 @@ static int connect_ranks(struct worker *w, struct err *err)
         return 0;
     struct wake_info info = {0};
     uint64_t limit_ms = (uint64_t)w->settings.start_limit_ms;
-    if (comm_mpi_open(&w->comm, 0, w->device, err) || (w->rank == 0 && wake_listen(&w->wake, &info, err)))
+    if (comm_mpi_open(&w->control, 0, NULL, err) || open_data_comm(w, err) ||
+        (w->rank == 0 && wake_listen(&w->wake, &info, err)))
         return -1;
     MPI_Bcast(&info, sizeof(info), MPI_BYTE, 0, MPI_COMM_WORLD);
     return w->rank == 0 ? wake_accept(w->wake, w->ranks - 1, limit_ms, err)
@@ -202,7 +235,8 @@ static struct serve_options serve_options(struct worker *w)
 {
     return (struct serve_options){.executor = w->executor,
                                   .engine = w->engine,
-                                  .comm = w->comm,
+                                  .control = w->control,
+                                  .data = w->data,
                                   .wake = w->wake,
                                   .watchdog = w->watchdog,
                                   .step_limit_ms = (uint64_t)w->settings.step_limit_ms,
@@ -242,7 +276,8 @@ static void release(struct worker *w)
     mailbox_close(&w->mailbox);
     tokenizer_close(&w->tokenizer);
     wake_close(&w->wake);
-    comm_close(&w->comm);
+    comm_close(&w->data);
+    comm_close(&w->control);
     executor_close(&w->executor);
     model_close(&w->model);
     device_close(&w->device);
@@ -293,7 +328,7 @@ int main(int argc, char **argv)
     watchdog_start(&w.watchdog, w.rank);
     gather_cards(&w, clock_now_ms() - begun_ms);
     if (connect_ranks(&w, &err))
-        leave(&w, EXIT_GROUP, &err);
+        leave(&w, err.code == EXIT_CONFIG ? EXIT_CONFIG : EXIT_GROUP, &err);
     log_info("worker", "rank %d of %d: layers %d to %d of %s, loaded in %llu ms", w.rank, w.ranks,
              w.first_layer[w.rank], w.first_layer[w.rank + 1] - 1, w.settings.model,
              (unsigned long long)(clock_now_ms() - begun_ms));

@@ -23,6 +23,12 @@ static const struct config_option options[] = {
     {"key", 'k', CONFIG_STRING, OPTION(key), 0, 0, NULL, "PATH", NULL,
      "this worker's key file (.key, mode 0600)", false},
     {"device", 'd', CONFIG_STRING, OPTION(device), 0, 0, "cpu", "NAME", NULL, "cpu or cuda:N", false},
+    {"comm", 0, CONFIG_STRING, OPTION(comm), 0, 0, "auto", "NAME", "auto|mpi|nccl",
+     "what carries rows between stages: mpi (host memory; GPU memory is staged), nccl, or auto = nccl for "
+     "GPUs",
+     false},
+    {"nccl_library", 0, CONFIG_STRING, OPTION(nccl_library), 0, 0, NULL, "PATH", NULL,
+     "the NCCL library (default: libnccl.so.2 of the system)", false},
     {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "1", "N", NULL,
      "threads that compute, per rank; 0 = every processor allowed to the rank", false},
     {"context", 0, CONFIG_INT, OPTION(context), 0, 1 << 24, "0", "N", NULL,

@@ -45,7 +45,7 @@ def cpu_s(pid):
 
 
 class LocalCluster:
-    def __init__(self, model="demo", groups=1, stages=1, threads=1, **options):
+    def __init__(self, model="demo", groups=1, stages=1, threads=1, worker=(), **options):
         self.home = tempfile.mkdtemp(prefix="lepton-test-")
         self.context = zmq.Context()
         self.environment = dict(os.environ, LEPTON_HOME=self.home)
@@ -53,6 +53,7 @@ class LocalCluster:
                    str(threads)]
         for name, value in options.items():
             command += ["--" + name.replace("_", "-"), str(value)]
+        command += ["--", *worker]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                         env=self.environment)
         self.directory = os.path.join(self.home, "run-%d" % self.process.pid)

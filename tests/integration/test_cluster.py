@@ -228,9 +228,29 @@ def test_idle(c):
     assert all(u < 0.01 for u in used.values()), used
 
 
-ALONE = [test_trained_model, test_demo_model, test_bad_models, test_demo]
+FAKE_NCCL = os.path.join(BUILD, "tests/libfake_nccl.so")
+
+
+@with_options(groups=1, stages=4, worker=("--comm", "nccl", "--nccl-library", FAKE_NCCL))
+def test_pipeline_over_nccl(c):
+    """four stages whose rows travel through the NCCL code (over a library of our own) give the ids of one process"""
+    over_nccl = c.generate("Tell me a story about a fox.", "-n", "40", "--temperature", "0")
+    assert over_nccl["stages"] == 4
+    assert over_nccl["tokens"] == once("demo", "Tell me a story about a fox.", 40, temperature=0)[1]["tokens"]
+
+
+def test_no_nccl(_):
+    """NCCL that is not there, or is asked to move host memory, is refused by name"""
+    for words, message in ((("--comm", "nccl"), "NCCL moves the memory of GPUs"),
+                           (("--comm", "nccl", "--nccl-library", "/no/such/lib.so"), "/no/such/lib.so")):
+        done = subprocess.run([BUILD + "/lepton", "run", "demo", "--stages", "2", "-p", "x", "--", *words], timeout=120,
+                              text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert done.returncode == 1 and message in done.stderr, done.stderr
+
+
+ALONE = [test_no_nccl, test_trained_model, test_demo_model, test_bad_models, test_demo]
 RUNNING = [test_stops, test_foreign_client, test_same_seed, test_cancel, test_too_long, test_kill_stage,
-           test_coordinator_restart, test_idle]
+           test_coordinator_restart, test_idle, test_pipeline_over_nccl]
 
 
 def make_cluster(model="demo", **options):

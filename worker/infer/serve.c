@@ -17,30 +17,29 @@ struct step_envelope {
 static int send_step(const struct serve_options *o, const struct step *step, struct buffer *encoded,
                      struct err *err)
 {
-    struct stream *stream = executor_stream(o->executor);
     struct tensor rows = executor_rows(o->executor, step);
-    int next = o->comm->rank + 1;
+    int next = o->control->rank + 1;
     step_encode(step, encoded);
     struct step_envelope e = {.descriptor_bytes = encoded->size,
                               .row_bytes = step->token_count ? tensor_bytes(&rows) : 0};
-    if (comm_send(o->comm, stream, &e, sizeof(e), next, err) ||
-        comm_send(o->comm, stream, encoded->data, encoded->size, next, err))
+    if (comm_send(o->control, NULL, &e, sizeof(e), next, err) ||
+        comm_send(o->control, NULL, encoded->data, encoded->size, next, err))
         return -1;
-    return e.row_bytes ? comm_send(o->comm, stream, rows.data, e.row_bytes, next, err) : 0;
+    return e.row_bytes ? comm_send(o->data, executor_stream(o->executor), rows.data, e.row_bytes, next, err)
+                       : 0;
 }
 
 static int recv_step(const struct serve_options *o, struct step *step, void *bytes, size_t capacity,
                      struct err *err)
 {
-    struct stream *stream = executor_stream(o->executor);
-    int from = o->comm->rank - 1;
+    int from = o->control->rank - 1;
     struct step_envelope e;
-    if (comm_recv(o->comm, stream, &e, sizeof(e), from, err))
+    if (comm_recv(o->control, NULL, &e, sizeof(e), from, err))
         return -1;
     if (e.descriptor_bytes > capacity)
         return err_set(err, "step descriptor of %llu bytes, expected at most %zu",
                        (unsigned long long)e.descriptor_bytes, capacity);
-    if (comm_recv(o->comm, stream, bytes, e.descriptor_bytes, from, err) ||
+    if (comm_recv(o->control, NULL, bytes, e.descriptor_bytes, from, err) ||
         step_decode(step, bytes, e.descriptor_bytes, &o->engine.limits, err))
         return -1;
     struct tensor rows = executor_rows(o->executor, step);
@@ -48,7 +47,8 @@ static int recv_step(const struct serve_options *o, struct step *step, void *byt
         return err_set(err, "step %llu carries %llu bytes of rows, expected %llu",
                        (unsigned long long)step->id, (unsigned long long)e.row_bytes,
                        (unsigned long long)tensor_bytes(&rows));
-    return e.row_bytes ? comm_recv(o->comm, stream, rows.data, e.row_bytes, from, err) : 0;
+    return e.row_bytes ? comm_recv(o->data, executor_stream(o->executor), rows.data, e.row_bytes, from, err)
+                       : 0;
 }
 
 /* Called between blocks: sends under way move on, and the watchdog sees that the step lives. */
@@ -56,7 +56,7 @@ static int between_blocks(void *context, struct err *err)
 {
     const struct serve_options *o = context;
     watchdog_progress(o->watchdog);
-    return o->comm ? comm_progress(o->comm, err) : 0;
+    return o->data && (comm_progress(o->data, err) || comm_progress(o->control, err)) ? -1 : 0;
 }
 
 static void hook_stage(const struct serve_options *o)
@@ -89,7 +89,7 @@ struct follower {
 static int follow_step(struct follower *f, uint32_t *flags, struct err *err)
 {
     const struct serve_options *o = f->o;
-    bool last = o->comm->rank == o->comm->size - 1;
+    bool last = o->control->rank == o->control->size - 1;
     watchdog_enter(o->watchdog, "waiting for a step", o->wait_limit_ms);
     if (recv_step(o, &f->step, f->bytes, f->capacity, err))
         return -1;
@@ -101,8 +101,7 @@ static int follow_step(struct follower *f, uint32_t *flags, struct err *err)
         if (executor_run(o->executor, &f->step, last ? (int32_t *)(f->result + sizeof(uint64_t)) : NULL, err))
             return -1;
         if (last)
-            return comm_send(o->comm, executor_stream(o->executor), f->result,
-                             result_bytes(&o->engine.limits), 0, err);
+            return comm_send(o->control, NULL, f->result, result_bytes(&o->engine.limits), 0, err);
     }
     return last ? 0 : send_step(o, &f->step, &f->encoded, err);
 }
@@ -119,7 +118,7 @@ static int follow(struct follower *f, struct err *err)
             if (follow_step(f, &flags, err))
                 return -1;
         } while (!flags);
-        if (comm_barrier(f->o->comm, executor_stream(f->o->executor), err))
+        if (comm_barrier(f->o->control, NULL, err))
             return -1;
         if (flags & STEP_STOP)
             return 0;
@@ -398,7 +397,7 @@ static bool plan_step(struct leader *l, struct flight *f)
 
 static int wake_group(struct leader *l, struct err *err)
 {
-    if (l->awake || !l->o->comm)
+    if (l->awake || !l->o->control)
         return 0;
     l->awake = true;
     return wake_all(l->o->wake, err);
@@ -412,10 +411,10 @@ static int launch_step(struct leader *l, struct err *err)
         return 0;
     l->flight_count++;
     watchdog_enter(l->o->watchdog, "a step", l->o->step_limit_ms);
-    int32_t *ids = l->o->comm ? NULL : (int32_t *)(f->result + sizeof(uint64_t));
+    int32_t *ids = l->o->control ? NULL : (int32_t *)(f->result + sizeof(uint64_t));
     if (wake_group(l, err) || executor_run(l->o->executor, &f->step, ids, err))
         return -1;
-    if (l->o->comm && send_step(l->o, &f->step, &l->encoded, err))
+    if (l->o->control && send_step(l->o, &f->step, &l->encoded, err))
         return -1;
     return 1;
 }
@@ -448,10 +447,10 @@ static void take_token(struct leader *l, struct sequence *q, int32_t id)
 static int collect_step(struct leader *l, struct err *err)
 {
     struct flight *f = &l->flight[l->first_flight];
-    if (l->o->comm && f->step.sample_count >= 0) {
+    if (l->o->control) {
         watchdog_enter(l->o->watchdog, "waiting for the last stage", l->o->wait_limit_ms);
-        if (comm_recv(l->o->comm, executor_stream(l->o->executor), f->result,
-                      result_bytes(&l->o->engine.limits), l->o->comm->size - 1, err))
+        if (comm_recv(l->o->control, NULL, f->result, result_bytes(&l->o->engine.limits),
+                      l->o->control->size - 1, err))
             return -1;
         uint64_t id;
         memcpy(&id, f->result, sizeof(id));
@@ -481,11 +480,11 @@ static int send_flag(struct leader *l, uint32_t flags, struct err *err)
 {
     struct step step = l->flight[0].step; /* borrows its arrays; nothing is under way */
     step_clear(&step, l->next_step++, flags);
-    if (!l->o->comm)
+    if (!l->o->control)
         return 0;
     watchdog_enter(l->o->watchdog, "putting the group to sleep", l->o->wait_limit_ms);
     return wake_group(l, err) || send_step(l->o, &step, &l->encoded, err) ||
-                   comm_barrier(l->o->comm, executor_stream(l->o->executor), err)
+                   comm_barrier(l->o->control, NULL, err)
                ? -1
                : 0;
 }
@@ -518,7 +517,8 @@ static int lead(struct leader *l, struct err *err)
 static void leader_init(struct leader *l, const struct serve_options *o)
 {
     const struct step_limits *limits = &o->engine.limits;
-    *l = (struct leader){.o = o, .flights = o->comm ? o->comm->size : 1, .next_step = 1, .next_order = 1};
+    *l = (struct leader){
+        .o = o, .flights = o->control ? o->control->size : 1, .next_step = 1, .next_order = 1};
     l->slot = xcalloc((size_t)limits->slots, sizeof(*l->slot));
     l->flight = xcalloc((size_t)l->flights, sizeof(*l->flight));
     for (int32_t i = 0; i < l->flights; i++) {

@@ -21,7 +21,8 @@
 struct serve_options {
     struct executor *executor; /* this rank's */
     struct executor_options engine;
-    struct comm *comm;         /* of the pipeline; NULL for a group of one rank */
+    struct comm *control;      /* host memory: descriptors and drawn tokens; NULL for a group of one rank */
+    struct comm *data;         /* device memory: the rows between stages; NULL likewise */
     struct wake *wake;         /* NULL for a group of one rank */
     struct watchdog *watchdog; /* may be NULL */
     uint64_t step_limit_ms;    /* without progress inside a step */
