@@ -137,18 +137,18 @@ static int open_data_comm(struct worker *w, struct err *err)
                                         .rank = w->rank,
                                         .size = w->ranks,
                                         .timeout_ms = (int)s->wait_limit_ms};
-    /* A rank that cannot make the id must still take part in the broadcast: its first byte says so. */
-    uint8_t card[1 + COMM_NCCL_ID_BYTES] = {0};
+    /* Rank 0 makes the id; when it cannot, every rank learns why, so that all leave with the same words. */
+    struct {
+        uint8_t id[COMM_NCCL_ID_BYTES];
+        int failed;
+        struct err why;
+    } card = {0};
     if (w->rank == 0)
-        card[0] = comm_nccl_unique_id(s->nccl_library, card + 1, err) == 0;
-    MPI_Bcast(card, sizeof(card), MPI_BYTE, 0, MPI_COMM_WORLD);
-    if (!card[0] && w->rank == 0) {
-        err->code = EXIT_CONFIG;
-        return err_prefix(err, "comm nccl");
-    }
-    if (!card[0])
-        return err_set_code(err, EXIT_CONFIG, "comm nccl: rank 0 has no NCCL");
-    memcpy(options.id, card + 1, sizeof(options.id));
+        card.failed = comm_nccl_unique_id(s->nccl_library, card.id, &card.why);
+    MPI_Bcast(&card, sizeof(card), MPI_BYTE, 0, MPI_COMM_WORLD);
+    if (card.failed)
+        return err_set_code(err, EXIT_CONFIG, "comm nccl: %s", card.why.message);
+    memcpy(options.id, card.id, sizeof(options.id));
     return comm_nccl_open(&w->data, &options, err);
 }
 
