@@ -81,7 +81,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (uint64_t k = 0; k < gguf_tensor_count(g); k++) {
         const struct gguf_tensor *t = gguf_tensor_at(g, k);
         ASSERT(t->offset + t->bytes <= size && t->offset % gguf_alignment(g) == 0);
-        touch(t->data, t->bytes);
+        touch(t->mapped, t->bytes);
     }
     gguf_fingerprint(g, fingerprint);
     sum += (uint64_t)fingerprint[0];

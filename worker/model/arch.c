@@ -120,7 +120,7 @@ static int divide_frequencies(struct model_params *p, const struct gguf *g, stru
                        (long long)p->rope_length / 2);
     for (int64_t i = 0; i < p->rope_length / 2; i++) {
         float divisor;
-        memcpy(&divisor, (const char *)t->data + (size_t)i * 4, 4);
+        memcpy(&divisor, (const char *)gguf_tensor_data(g, t) + (size_t)i * 4, 4);
         if (!(divisor > 0))
             return err_set(err, "%s: tensor rope_freqs.weight: value %lld is %g, expected more than 0",
                            gguf_name(g), (long long)i, (double)divisor);

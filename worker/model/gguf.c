@@ -9,16 +9,13 @@
  */
 #include "worker/model/gguf.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "worker/model/gguf_impl.h"
+#include "worker/model/map_file.h"
 
 /* Limits beyond what the format says. They keep memory below 4 x file + 64 MiB; the largest published models
  * have a few thousand tensors and a few dozen keys. */
@@ -31,7 +28,6 @@
 #define ALIGNMENT_DEFAULT 32
 #define ALIGNMENT_MIN     8
 #define ALIGNMENT_MAX     (1u << 24)
-#define SAMPLE_BYTES      4096 /* of each end of a tensor, for the fingerprint */
 
 /* Every element type that ggml has given a number, so that a refusal can name it. */
 static const char *const ggml_type_names[] = {
@@ -404,7 +400,7 @@ static int place_tensors(struct gguf *g, struct reader *r)
                 gguf_show(t->name, shown), (unsigned long long)t->bytes, (unsigned long long)t->offset,
                 (unsigned long long)g->data_offset, (unsigned long long)g->size);
         t->offset = begin;
-        t->data = g->data + begin;
+        t->mapped = g->data + begin;
     }
     return 0;
 }
@@ -434,17 +430,23 @@ static int check_overlap(const struct gguf *g, struct reader *r)
     return rc;
 }
 
-int gguf_parse(struct gguf **out, const void *data, uint64_t size, const char *name, struct err *err)
+static struct gguf *gguf_new(const void *data, uint64_t size, const char *name)
 {
     struct gguf *g = xcalloc(1, sizeof(*g));
-    struct reader r;
-    *out = NULL;
     g->name = xstrdup(name);
     g->data = data;
     g->size = size;
     if (sodium_init() < 0)
         die("libsodium does not start");
     randombytes_buf(g->hash_key, sizeof(g->hash_key));
+    return g;
+}
+
+int gguf_parse(struct gguf **out, const void *data, uint64_t size, const char *name, struct err *err)
+{
+    struct gguf *g = gguf_new(data, size, name);
+    struct reader r;
+    *out = NULL;
     reader_init(&r, data, size, g->name, err);
     if (parse_header(g, &r) || parse_entries(g, &r) || check_alignment(g, &r) || parse_tensors(g, &r) ||
         place_tensors(g, &r) || check_overlap(g, &r)) {
@@ -455,54 +457,47 @@ int gguf_parse(struct gguf **out, const void *data, uint64_t size, const char *n
     return 0;
 }
 
-/* ---- files -------------------------------------------------------------------------------------------- */
-
-/* Maps the file. The default read-ahead is right for both uses: the tables are read front to back, and so is
- * each tensor when it is packed. Nothing here may ask for the data itself. */
-static int map_file(const char *path, void **mapping, uint64_t *size, struct err *err)
+int gguf_assemble(struct gguf **out, struct buffer *header, const struct gguf_source *source,
+                  const char *name, struct err *err)
 {
-    struct stat st;
-    int rc = -1;
-    /* O_NONBLOCK: opening a FIFO by mistake must not hang. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return err_set(err, "%s: %s", path, strerror(errno));
-    if (fstat(fd, &st) != 0) {
-        err_set(err, "%s: %s", path, strerror(errno));
-        goto out;
+    struct gguf *g = gguf_new(header->data, header->size, name);
+    struct reader r;
+    *out = NULL;
+    g->header = *header;
+    g->source = *source;
+    *header = (struct buffer){0};
+    reader_init(&r, g->data, g->size, g->name, err);
+    if (parse_header(g, &r) || parse_entries(g, &r) || check_alignment(g, &r) || parse_tensors(g, &r)) {
+        gguf_close(&g);
+        return -1;
     }
-    if (!S_ISREG(st.st_mode)) {
-        err_set(err, "%s: expected a GGUF file, this is no regular file", path);
-        goto out;
+    /* The offsets and the size are those of the file that this would be. */
+    g->size = g->data_offset;
+    for (uint64_t i = 0; i < g->tensor_count; i++) {
+        struct gguf_tensor *t = &g->tensor[i];
+        t->offset += g->data_offset;
+        if (t->offset + t->bytes > g->size)
+            g->size = t->offset + t->bytes;
     }
-    *size = (uint64_t)st.st_size;
-    *mapping = NULL; /* an empty file cannot be mapped; the parser refuses it */
-    if (*size) {
-        *mapping = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (*mapping == MAP_FAILED) {
-            err_set(err, "%s: cannot map %llu bytes: %s", path, (unsigned long long)*size, strerror(errno));
-            goto out;
-        }
-    }
-    rc = 0;
-out:
-    close(fd);
-    return rc;
+    *out = g;
+    return 0;
 }
+
+/* ---- files -------------------------------------------------------------------------------------------- */
 
 int gguf_open(struct gguf **out, const char *path, struct err *err)
 {
-    void *mapping = NULL;
-    uint64_t size = 0;
+    const void *mapping;
+    uint64_t size;
     *out = NULL;
-    if (map_file(path, &mapping, &size, err))
+    if (map_file(path, "a GGUF file", &mapping, &size, err))
         return -1;
+    /* An empty file has no mapping; the parser refuses it. */
     if (gguf_parse(out, mapping ? mapping : "", size, path, err)) {
-        if (mapping)
-            munmap(mapping, size);
+        map_file_release(mapping, size);
         return -1;
     }
-    (*out)->mapping = mapping;
+    (*out)->mapping = (void *)(uintptr_t)mapping;
     return 0;
 }
 
@@ -517,8 +512,10 @@ void gguf_close(struct gguf **g)
     free(f->tensor);
     free(f->key_index.slot);
     free(f->tensor_index.slot);
-    if (f->mapping)
-        munmap(f->mapping, f->size);
+    map_file_release(f->mapping, f->size);
+    if (f->source.close)
+        f->source.close(f->source.context);
+    buffer_release(&f->header);
     free(f->name);
     free(f);
     *g = NULL;
@@ -553,28 +550,4 @@ const struct gguf_tensor *gguf_tensor_at(const struct gguf *g, uint64_t index)
 {
     ASSERT(index < g->tensor_count);
     return &g->tensor[index];
-}
-
-void gguf_fingerprint(const struct gguf *g, char out[33])
-{
-    crypto_generichash_state state;
-    uint8_t digest[16];
-    /* Samples lie far apart: read-ahead would fetch thirty times what is used. A refusal costs only time. */
-    if (g->mapping)
-        madvise(g->mapping, g->size, MADV_RANDOM);
-    crypto_generichash_init(&state, NULL, 0, sizeof(digest));
-    crypto_generichash_update(&state, g->data, g->table_end);
-    crypto_generichash_update(&state, (const uint8_t *)&g->size, sizeof(g->size));
-    for (uint64_t i = 0; i < g->tensor_count; i++) {
-        const struct gguf_tensor *t = &g->tensor[i];
-        const uint8_t *data = t->data;
-        uint64_t head = t->bytes < SAMPLE_BYTES ? t->bytes : SAMPLE_BYTES;
-        uint64_t tail = t->bytes - head < SAMPLE_BYTES ? t->bytes - head : SAMPLE_BYTES;
-        crypto_generichash_update(&state, data, head);
-        crypto_generichash_update(&state, data + t->bytes - tail, tail);
-    }
-    if (g->mapping)
-        madvise(g->mapping, g->size, MADV_NORMAL);
-    crypto_generichash_final(&state, digest, sizeof(digest));
-    sodium_bin2hex(out, 33, digest, sizeof(digest));
 }

@@ -44,7 +44,7 @@ struct gguf_tensor {
     int64_t dim[TENSOR_MAX_DIMS]; /* row-major: dim[ndim - 1] is GGUF's ne[0] */
     uint64_t offset;              /* of the data, from the start of the file */
     uint64_t bytes;
-    const void *data; /* in the mapping */
+    const void *mapped; /* in the file's mapping; NULL in an assembled one: ask gguf_tensor_data */
 };
 
 /* Opens and checks a file. The mapping is private and read-only and lives until gguf_close. */
@@ -52,6 +52,25 @@ int gguf_open(struct gguf **out, const char *path, struct err *err);
 /* The same over bytes that the caller keeps alive (tests, fuzzing). `name` stands in messages. */
 int gguf_parse(struct gguf **out, const void *data, uint64_t size, const char *name, struct err *err);
 void gguf_close(struct gguf **g);
+
+/* Where the tensors of an assembled model come from. Every check belongs before gguf_assemble: a tensor of
+ * the table can always be made. `data` may be called from several threads. */
+struct gguf_source {
+    void *context;
+    const void *(*data)(void *context, uint64_t index); /* its bytes, valid until drop or close */
+    void (*drop)(void *context, uint64_t index);        /* frees what `data` made; NULL = keeps all */
+    /* Shows the bytes that the tensor is made from, without making it; for fingerprints. */
+    void (*sample)(void *context, uint64_t index, void (*take)(void *state, const void *data, uint64_t bytes),
+                   void *state);
+    void (*close)(void *context);
+};
+
+/* A model that is no GGUF file, as if it were one: `header` is what the file would begin with (the bytes of
+ * gguf_writer_header, taken over and left empty), `source` gives the tensors by their number in its table.
+ * After an error the source was closed. */
+int gguf_assemble(struct gguf **out, struct buffer *header, const struct gguf_source *source,
+                  const char *name, struct err *err);
+bool gguf_is_assembled(const struct gguf *g);
 
 const char *gguf_name(const struct gguf *g); /* the path */
 uint64_t gguf_file_bytes(const struct gguf *g);
@@ -84,6 +103,10 @@ void gguf_format_value(const struct gguf *g, uint64_t index, size_t limit, struc
 uint64_t gguf_tensor_count(const struct gguf *g);
 const struct gguf_tensor *gguf_tensor_at(const struct gguf *g, uint64_t index);
 const struct gguf_tensor *gguf_tensor_find(const struct gguf *g, const char *name); /* NULL when absent */
+/* The tensor's bytes, made at the first call where the model was assembled and they do not lie ready. */
+const void *gguf_tensor_data(const struct gguf *g, const struct gguf_tensor *t);
+/* Gives up bytes that were made; the next gguf_tensor_data makes them again. */
+void gguf_tensor_drop(const struct gguf *g, const struct gguf_tensor *t);
 /* 32 hexadecimal digits over header, metadata, tensor table and a sample of every tensor's bytes: tells
  * models apart in the numeric class without reading the weights. Not a proof against tampering: that is the
  * registry's hashes. */
@@ -92,6 +115,13 @@ void gguf_fingerprint(const struct gguf *g, char out[33]);
 /* Writing: keys and tensors are added, then the file is written front to back. */
 struct gguf_writer;
 int gguf_writer_open(struct gguf_writer **out, const char *path, struct err *err);
+/* A writer without a file: takes keys and tensor records, for gguf_writer_header and gguf_writer_free. */
+struct gguf_writer *gguf_writer_new(const char *name);
+/* What the file would begin with, up to the tensors' data. */
+int gguf_writer_header(struct gguf_writer *w, struct buffer *out, struct err *err);
+void gguf_writer_free(struct gguf_writer **w);
+/* Adds a key with the type and value it has in `g`. */
+void gguf_writer_copy(struct gguf_writer *w, const struct gguf *g, uint64_t index);
 void gguf_writer_uint(struct gguf_writer *w, const char *key,
                       uint64_t value); /* as u32; u64 when it does not fit */
 void gguf_writer_float(struct gguf_writer *w, const char *key, double value); /* as f32 */

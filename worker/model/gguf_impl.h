@@ -30,7 +30,9 @@ struct gguf {
     char *name;
     const uint8_t *data;
     uint64_t size;
-    void *mapping; /* NULL when the bytes are the caller's */
+    void *mapping;             /* NULL when the bytes are the caller's */
+    struct buffer header;      /* of an assembled one: what `data` points to */
+    struct gguf_source source; /* of an assembled one: where its tensors come from */
     uint32_t version;
     uint32_t alignment;
     uint64_t table_end;   /* where header, metadata and tensor table end */

@@ -13,6 +13,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "worker/model/gguf_impl.h"
+
 #define ALIGNMENT    32
 #define BUFFER_BYTES (1u << 20)
 
@@ -53,6 +55,13 @@ int gguf_writer_open(struct gguf_writer **out, const char *path, struct err *err
     setvbuf(w->file, NULL, _IOFBF, BUFFER_BYTES);
     *out = w;
     return 0;
+}
+
+struct gguf_writer *gguf_writer_new(const char *name)
+{
+    struct gguf_writer *w = xcalloc(1, sizeof(*w));
+    w->path = xstrdup(name);
+    return w;
 }
 
 static void put_string(struct buffer *b, const char *s)
@@ -124,6 +133,31 @@ void gguf_writer_ints(struct gguf_writer *w, const char *key, const int32_t *val
     buffer_append(&w->keys, values, count * sizeof(*values));
 }
 
+void gguf_writer_copy(struct gguf_writer *w, const struct gguf *g, uint64_t index)
+{
+    enum gguf_type type;
+    struct gguf_string name = gguf_key(g, index, &type), s;
+    char *key = xasprintf("%.*s", (int)name.size, name.data);
+    const struct gguf_entry *e = gguf_entry_find(g, key);
+    if (type == GGUF_ARRAY && e->element == GGUF_STRING) {
+        put_array(w, key, GGUF_STRING, e->count);
+        for (uint64_t i = 0; i < e->count; i++) {
+            s = gguf_array_string(g, key, i);
+            buffer_u64(&w->keys, s.size);
+            buffer_append(&w->keys, s.data, s.size);
+        }
+    } else if (type == GGUF_ARRAY) {
+        put_array(w, key, e->element, e->count);
+        buffer_append(&w->keys, e->value, e->count * gguf_type_bytes(e->element));
+    } else {
+        put_key(w, key, type);
+        if (type == GGUF_STRING)
+            buffer_u64(&w->keys, e->count);
+        buffer_append(&w->keys, e->value, e->count);
+    }
+    free(key);
+}
+
 /* Bytes of a tensor; -1 with w->first filled for a shape that no file can hold. */
 static int tensor_size(struct gguf_writer *w, const char *name, enum dtype dtype, int ndim,
                        const int64_t *dim, uint64_t *bytes)
@@ -184,22 +218,27 @@ static int put_padding(struct gguf_writer *w, uint64_t position, struct err *err
     return put(w, zero, round_up_u64(position, ALIGNMENT) - position, err);
 }
 
+int gguf_writer_header(struct gguf_writer *w, struct buffer *out, struct err *err)
+{
+    if (w->refused)
+        return err_set(err, "%s", w->first.message);
+    buffer_append(out, "GGUF", 4);
+    buffer_u32(out, 3);
+    buffer_u64(out, w->tensor_count);
+    buffer_u64(out, w->key_count);
+    buffer_append(out, w->keys.data, w->keys.size);
+    buffer_append(out, w->tensors.data, w->tensors.size);
+    return 0;
+}
+
 int gguf_writer_begin(struct gguf_writer *w, struct err *err)
 {
     struct buffer head = {0};
-    ASSERT(!w->begun);
-    if (w->refused)
-        return err_set(err, "%s", w->first.message);
+    ASSERT(!w->begun && w->file);
+    if (gguf_writer_header(w, &head, err))
+        return -1;
     w->begun = true;
-    buffer_append(&head, "GGUF", 4);
-    buffer_u32(&head, 3);
-    buffer_u64(&head, w->tensor_count);
-    buffer_u64(&head, w->key_count);
-    int rc = put(w, head.data, head.size, err) || put(w, w->keys.data, w->keys.size, err) ||
-                     put(w, w->tensors.data, w->tensors.size, err) ||
-                     put_padding(w, head.size + w->keys.size + w->tensors.size, err)
-                 ? -1
-                 : 0;
+    int rc = put(w, head.data, head.size, err) || put_padding(w, head.size, err) ? -1 : 0;
     buffer_release(&head);
     return rc;
 }
@@ -244,6 +283,21 @@ static int finish(struct gguf_writer *w, struct err *err)
     return sync_directory(w->path, err);
 }
 
+void gguf_writer_free(struct gguf_writer **writer)
+{
+    struct gguf_writer *w = *writer;
+    if (!w)
+        return;
+    ASSERT(!w->file);
+    buffer_release(&w->keys);
+    buffer_release(&w->tensors);
+    buffer_release(&w->sizes);
+    free(w->path);
+    free(w->temporary);
+    free(w);
+    *writer = NULL;
+}
+
 int gguf_writer_close(struct gguf_writer **writer, struct err *err)
 {
     struct gguf_writer *w = *writer;
@@ -254,12 +308,7 @@ int gguf_writer_close(struct gguf_writer **writer, struct err *err)
         rc = err_set(err, "%s: cannot close: %s", w->path, strerror(errno));
     if (rc)
         unlink(w->temporary); /* after the rename there is none left to remove */
-    buffer_release(&w->keys);
-    buffer_release(&w->tensors);
-    buffer_release(&w->sizes);
-    free(w->path);
-    free(w->temporary);
-    free(w);
-    *writer = NULL;
+    w->file = NULL;
+    gguf_writer_free(writer);
     return rc;
 }

@@ -60,13 +60,14 @@ static int load_tensor(struct model *m, struct model_tensor *out, const struct a
         return found;
     if (row->columns == DIM_NONE) {
         float *values = xmalloc((size_t)t->dim[0] * sizeof(float));
-        dtype_to_f32(t->dtype, t->data, values, (uint64_t)t->dim[0]);
+        dtype_to_f32(t->dtype, gguf_tensor_data(m->gguf, t), values, (uint64_t)t->dim[0]);
         int result = upload_floats(&out->vector, m->device, values, t->dim[0], err);
         free(values);
         return result;
     }
     /* The mapping is read-only; weight_pack reads it or keeps it, and never writes. */
-    struct tensor host = tensor_2d(NULL, t->dtype, (void *)(uintptr_t)t->data, t->dim[0], t->dim[1]);
+    struct tensor host =
+        tensor_2d(NULL, t->dtype, (void *)(uintptr_t)gguf_tensor_data(m->gguf, t), t->dim[0], t->dim[1]);
     if (weight_pack(&out->weight, m->device, &host, err))
         return err_prefix(err, "%s: tensor %.*s", gguf_name(m->gguf), (int)t->name.size, t->name.data);
     return 0;

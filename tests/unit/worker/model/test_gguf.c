@@ -199,16 +199,16 @@ static void test_tensors(void)
     CHECK_INT(t->dim[0], 2);
     CHECK_INT(t->dim[1], 3);
     CHECK_INT(t->bytes, 24);
-    memcpy(&value, (const char *)t->data + 20, 4);
+    memcpy(&value, (const char *)t->mapped + 20, 4);
     CHECK_NEAR(value, 6, 0);
     t = gguf_tensor_find(g, "blocks");
     CHECK(t && t->dtype == DTYPE_Q8_0 && t->ndim == 3 && t->dim[0] == 2 && t->dim[1] == 1 && t->dim[2] == 32);
     CHECK_INT(t->bytes, 68);
-    CHECK_INT(((const int8_t *)t->data)[3], -1);
+    CHECK_INT(((const int8_t *)t->mapped)[3], -1);
     t = gguf_tensor_find(g, "last");
     CHECK_INT(t->offset % 32, 0);
     CHECK_INT(t->offset + t->bytes, gguf_file_bytes(g));
-    memcpy(&value, (const char *)t->data + 28, 4);
+    memcpy(&value, (const char *)t->mapped + 28, 4);
     CHECK_NEAR(value, 9, 0);
     gguf_close(&g);
 }
