@@ -27,7 +27,7 @@ MPI_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(MPI_PACKAGE) 2>/dev/null)
 MPI_LIBS := $(shell $(PKG_CONFIG) --libs $(MPI_PACKAGE) 2>/dev/null)
 
 # Say what is missing before a compiler does.
-ifneq ($(filter-out help clean format demo gpu-check gpu-bench,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help clean format demo test gpu-check gpu-bench,$(or $(MAKECMDGOALS),all)),)
 MISSING := $(shell for p in $(PACKAGES) $(MPI_PACKAGE); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
 ifneq ($(MISSING),)
 $(error pkg-config does not find: $(MISSING). tools/deps.sh installs what Lepton needs)
@@ -129,9 +129,12 @@ ifeq ($(VARIANT),tsan)
 export TSAN_OPTIONS ?= suppressions=$(CURDIR)/tests/tsan.supp
 endif
 
-.PHONY: test house unit test-programs debug tsan
+.PHONY: test check house unit test-programs debug tsan
 test-programs: $(UNIT) $(MPI_TESTS)
-test: all test-programs ## Run every test: house rules, units, integration
+test: ## Install what is missing, build, and run every test: house rules, units, integration
+	@tools/deps.sh --test
+	@$(MAKE) --no-print-directory check
+check: all test-programs ## The same, with what is installed
 	@LEPTON_BUILD=$(CURDIR)/$(B) tests/run $(HOUSE) $(UNIT) $(INTEGRATION)
 house: ## Check includes, headers, formatting and scripts alone
 	@tests/run $(HOUSE)
