@@ -15,8 +15,8 @@
 /* The one list of subcommands, in the order in which a newcomer meets them; tools/NAME.c defines
  * command_NAME. Prototypes, dispatch and `lepton --help` come from it. */
 #define LEPTON_COMMANDS(X)                                                               \
-    X(demo, "show it all in a minute: two groups of two stages tell four stories")       \
     X(run, "start everything on this machine and generate: the place to begin")          \
+    X(demo, "show it all in a minute: two groups of two stages tell four stories")       \
     X(generate, "send a prompt to a running coordinator and print the answer")           \
     X(status, "show the groups, requests and queue of a running coordinator")            \
     X(group, "start one worker group on its nodes and keep it alive")                    \

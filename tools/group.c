@@ -60,11 +60,13 @@ static const struct config_table table = {
              "nodes of a Slurm allocation. What stands behind -- goes to every lepton-worker (see "
              "lepton-worker --help).",
     .after = "SIGTERM, SIGINT and SIGUSR2 drain the group: what runs is finished, then the job ends; a "
-             "second one ends it at "
-             "once.\nExit codes: 0 drained, 1 the job died and no restart was left, 2 wrong usage, 78 the "
-             "workers' model or "
-             "configuration cannot be served.\nExample: lepton group --stages 2 --hostfile hosts -- --config "
-             "worker.cfg\n",
+             "second one\n"
+             "ends it at once.\n"
+             "exit codes:\n"
+             "  0 drained   1 the job died and no restart was left   2 wrong usage\n"
+             "  78 the workers' model or configuration cannot be served\n"
+             "example:\n"
+             "  lepton group --stages 2 --hostfile hosts -- --config worker.cfg\n",
     .max_arguments = MAX_ARGUMENTS / 2,
     .options = options,
     .option_count = ARRAY_LEN(options),

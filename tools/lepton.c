@@ -6,10 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Weak: a subcommand whose file is not in the tree is NULL here, and is then neither listed nor found. */
-#define COMMAND_WEAK(name, about) __attribute__((weak)) int command_##name(int argc, char **argv);
-LEPTON_COMMANDS(COMMAND_WEAK)
-
 struct command {
     const char *name;
     const char *about;
@@ -22,7 +18,7 @@ static const struct command commands[] = {LEPTON_COMMANDS(COMMAND_ROW)};
 static const struct command *find(const char *name)
 {
     for (size_t i = 0; i < ARRAY_LEN(commands); i++)
-        if (commands[i].run && strcmp(commands[i].name, name) == 0)
+        if (strcmp(commands[i].name, name) == 0)
             return &commands[i];
     return NULL;
 }
@@ -30,8 +26,7 @@ static const struct command *find(const char *name)
 static const char *command_name(const void *context, size_t i)
 {
     (void)context;
-    /* "" is near nothing, so a missing command is passed over without ending the list. */
-    return i < ARRAY_LEN(commands) ? (commands[i].run ? commands[i].name : "") : NULL;
+    return i < ARRAY_LEN(commands) ? commands[i].name : NULL;
 }
 
 static void print_help(FILE *out)
@@ -40,8 +35,7 @@ static void print_help(FILE *out)
                  "Lepton serves AI models on clusters: a coordinator takes requests and spreads them over\n"
                  "groups of MPI processes, each of which holds a part of the model.\n\ncommands:\n");
     for (size_t i = 0; i < ARRAY_LEN(commands); i++)
-        if (commands[i].run)
-            fprintf(out, "  %-12s%s\n", commands[i].name, commands[i].about);
+        fprintf(out, "  %-12s%s\n", commands[i].name, commands[i].about);
     fprintf(out, "\n`lepton COMMAND --help` explains the options of a command; `lepton --version` shows the "
                  "version.\n\n"
                  "exit codes:\n"
@@ -66,7 +60,7 @@ static int unknown(const char *name)
 {
     const char *near = config_nearest(name, command_name, NULL);
     const char *what = name[0] == '-' ? "option" : "command";
-    if (near && *near)
+    if (near)
         fprintf(stderr, "lepton: \"%s\": unknown %s; did you mean `lepton %s`?\n", name, what, near);
     else
         fprintf(stderr, "lepton: \"%s\": unknown %s; `lepton --help` lists the commands\n", name, what);

@@ -46,8 +46,8 @@ static int parse_seed(const char *text, struct wire_sampling *sampling, struct e
     char *end;
     errno = 0;
     unsigned long long seed = strtoull(text, &end, 10);
-    if (errno || *end || text[0] < '0' || text[0] > '9')
-        return err_set(err, "--seed: expected an integer from 0 to 18446744073709551615, found \"%s\"", text);
+    if (errno || *end || text[0] < '0' || text[0] > '9' || seed > INT64_MAX) /* what JSON readers can hold */
+        return err_set(err, "--seed: expected an integer from 0 to 9223372036854775807, found \"%s\"", text);
     sampling->has_seed = true;
     sampling->seed = seed;
     return 0;

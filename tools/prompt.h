@@ -40,7 +40,7 @@ struct prompt_settings {
         PROMPT_OPTION(type, member, frequency_penalty, 0, CONFIG_FLOAT, -2, 2, "0", "R",                  \
                       "The same, once for each time."),                                                   \
         PROMPT_OPTION(type, member, seed, 0, CONFIG_STRING, 0, 0, NULL, "S",                              \
-                      "Makes the answer repeatable: 0 to 2^64-1; drawn by the coordinator when absent."), \
+                      "Makes the answer repeatable: 0 to 2^63-1; drawn by the coordinator when absent."), \
         PROMPT_OPTION(type, member, ignore_eos, 0, CONFIG_BOOL, 0, 0, NULL, NULL,                         \
                       "Go on after the model's end-of-text token."),                                      \
         PROMPT_OPTION(type, member, no_bos, 0, CONFIG_BOOL, 0, 0, NULL, NULL,                             \

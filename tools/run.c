@@ -49,10 +49,12 @@ static const struct config_table table = {
              "on this machine. With -p or -f it generates once and exits; without, it serves until Ctrl-C. A "
              "group that "
              "dies is started again. What stands behind -- goes to every lepton-worker.",
-    .after = "exit codes:\n  0 done   1 the request or the start failed   2 wrong usage   3 the group was "
-             "lost   130 Ctrl-C\n"
-             "Examples:\n  lepton run demo -p \"Once upon a time\" -n 60 --temperature 0\n"
-             "  lepton run model.gguf --groups 2 --stages 2\n",
+    .after =
+        "exit codes:\n"
+        "  0 done   1 the request or the start failed   2 wrong usage   3 the group was lost   130 Ctrl-C\n"
+        "examples:\n"
+        "  lepton run demo -p \"Once upon a time\" -n 60 --temperature 0\n"
+        "  lepton run model.gguf --groups 2 --stages 2\n",
     .min_arguments = 1,
     .max_arguments = 1 + MAX_WORKER_ARGUMENTS,
     .options = options,

@@ -60,10 +60,9 @@ const struct config_table worker_table = {
     .about = "One rank of a worker group. Started by mpirun or srun (usually through `lepton group`): the "
              "job has as many "
              "ranks as the pipeline has stages; rank 0 leads and talks to the coordinator.",
-    .after = "Exit codes: 0 drained, 2 wrong usage, 70 lost a resource, 71 stuck (ended by the watchdog), 72 "
-             "the group "
-             "could not go on, 78 the model or the configuration cannot be served (starting again does not "
-             "help).\n",
+    .after = "exit codes:\n"
+             "  0 drained   2 wrong usage   70 lost a resource   71 stuck (ended by the watchdog)\n"
+             "  72 the group could not go on   78 the model or the configuration cannot be served\n",
     .options = options,
     .option_count = ARRAY_LEN(options),
     .settings_bytes = sizeof(struct worker_settings),
