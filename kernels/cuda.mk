@@ -4,7 +4,7 @@
 # the plug-in exports lepton_plugin alone. cudart is static; cuBLAS and NCCL are no link dependencies.
 CUDA_CU := $(wildcard kernels/*.cu)
 CUDA_OBJECTS := $(patsubst %.cu,$(B)/%.cu.o,$(CUDA_CU))
-CUDA_HELPERS := $(B)/common/base.o $(B)/kernels/dtype.o $(B)/kernels/tensor.o
+CUDA_HELPERS := $(B)/common/base.o $(patsubst %,$(B)/kernels/%.o,dtype quant quant_fit tensor)
 CUDA_GENCODE ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
     -gencode arch=compute_100,code=[sm_100,compute_100]
 # -fmad=false: a multiply and an add are fused where the source says fmaf and nowhere else.

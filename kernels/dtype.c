@@ -1,25 +1,46 @@
-/* dtype: the table of element types and the conversions that the rest of kernels/ builds on.
- *
- * Conversions are bit arithmetic without branches, so that the compiler can vectorise the loops over rows;
- * they are exact, hence the same on every machine. It knows nothing of tensors or devices. */
+/* dtype: the table of element types, and the conversions of plain types; block types are quant.c's. It knows
+ * nothing of tensors or devices. */
 #include "kernels/dtype.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "kernels/cpu/clones.h"
+#include "kernels/half.h"
+#include "kernels/quant.h"
 
-_Static_assert(sizeof(struct block_q8_0) == 2 + Q8_0_BLOCK, "a Q8_0 block is a scale and 32 bytes, unpadded");
+/* Bits of a code times elements, the scales of sub-blocks, and F16 numbers. */
+_Static_assert(sizeof(struct block_q8_0) == 8 * 32 / 8 + 2, "q8_0: scale");
+_Static_assert(sizeof(struct block_q4_0) == 4 * 32 / 8 + 2, "q4_0: scale");
+_Static_assert(sizeof(struct block_q4_1) == 4 * 32 / 8 + 4, "q4_1: scale, minimum");
+_Static_assert(sizeof(struct block_q5_0) == 5 * 32 / 8 + 2, "q5_0: scale");
+_Static_assert(sizeof(struct block_q5_1) == 5 * 32 / 8 + 4, "q5_1: scale, minimum");
+_Static_assert(sizeof(struct block_q2_k) == 2 * 256 / 8 + 16 * 8 / 8 + 4, "q2_k: 16 of 4 + 4 bits");
+_Static_assert(sizeof(struct block_q3_k) == 3 * 256 / 8 + 16 * 6 / 8 + 2, "q3_k: 16 of 6 bits");
+_Static_assert(sizeof(struct block_q4_k) == 4 * 256 / 8 + 8 * 12 / 8 + 4, "q4_k: 8 of 6 + 6 bits");
+_Static_assert(sizeof(struct block_q5_k) == 5 * 256 / 8 + 8 * 12 / 8 + 4, "q5_k: 8 of 6 + 6 bits");
+_Static_assert(sizeof(struct block_q6_k) == 6 * 256 / 8 + 16 * 8 / 8 + 2, "q6_k: 16 of 8 bits");
+
+#define BLOCK_TYPE(name_, elements, struct_, number)                                      \
+    {                                                                                     \
+        .name = name_, .block_elements = elements, .block_bytes = sizeof(struct struct_), \
+        .ggml_type = number                                                               \
+    }
 
 static const struct dtype_info TYPES[DTYPE_COUNT] = {
     [DTYPE_F32] = {.name = "f32", .block_elements = 1, .block_bytes = 4, .ggml_type = 0},
     [DTYPE_F16] = {.name = "f16", .block_elements = 1, .block_bytes = 2, .ggml_type = 1},
     [DTYPE_BF16] = {.name = "bf16", .block_elements = 1, .block_bytes = 2, .ggml_type = 30},
     [DTYPE_I32] = {.name = "i32", .block_elements = 1, .block_bytes = 4, .ggml_type = 26},
-    [DTYPE_Q8_0] = {.name = "q8_0",
-                    .block_elements = Q8_0_BLOCK,
-                    .block_bytes = sizeof(struct block_q8_0),
-                    .ggml_type = 8},
+    [DTYPE_Q8_0] = BLOCK_TYPE("q8_0", QUANT_BLOCK, block_q8_0, 8),
+    [DTYPE_Q4_0] = BLOCK_TYPE("q4_0", QUANT_BLOCK, block_q4_0, 2),
+    [DTYPE_Q4_1] = BLOCK_TYPE("q4_1", QUANT_BLOCK, block_q4_1, 3),
+    [DTYPE_Q5_0] = BLOCK_TYPE("q5_0", QUANT_BLOCK, block_q5_0, 6),
+    [DTYPE_Q5_1] = BLOCK_TYPE("q5_1", QUANT_BLOCK, block_q5_1, 7),
+    [DTYPE_Q2_K] = BLOCK_TYPE("q2_k", QUANT_SUPER, block_q2_k, 10),
+    [DTYPE_Q3_K] = BLOCK_TYPE("q3_k", QUANT_SUPER, block_q3_k, 11),
+    [DTYPE_Q4_K] = BLOCK_TYPE("q4_k", QUANT_SUPER, block_q4_k, 12),
+    [DTYPE_Q5_K] = BLOCK_TYPE("q5_k", QUANT_SUPER, block_q5_k, 13),
+    [DTYPE_Q6_K] = BLOCK_TYPE("q6_k", QUANT_SUPER, block_q6_k, 14),
 };
 
 const struct dtype_info *dtype_info(enum dtype type)
@@ -58,65 +79,6 @@ int dtype_row_bytes(enum dtype type, uint64_t elements, uint64_t *bytes)
     return checked_mul_u64(elements / info->block_elements, info->block_bytes, bytes) ? 0 : -1;
 }
 
-static inline float float_of(uint32_t bits)
-{
-    float f;
-    memcpy(&f, &bits, sizeof(f));
-    return f;
-}
-
-static inline uint32_t bits_of(float f)
-{
-    uint32_t bits;
-    memcpy(&bits, &f, sizeof(bits));
-    return bits;
-}
-
-/* The exponent and fraction move to their float places; the exponent is rebiased by 127 - 15. Infinity and
- * NaN need a second rebias. A subnormal is first read as 2^-14 * (1 + fraction), then the 2^-14 is taken off
- * again, which is exact. */
-static inline float widen_f16(uint16_t h)
-{
-    const uint32_t exponent_mask = 0x1Fu << 23;
-    uint32_t body = (uint32_t)(h & 0x7FFFu) << 13;
-    uint32_t exponent = body & exponent_mask;
-    uint32_t normal = body + (112u << 23);
-    uint32_t special = normal + (112u << 23);
-    uint32_t subnormal = bits_of(float_of(normal + (1u << 23)) - float_of(113u << 23));
-    uint32_t magnitude = exponent == exponent_mask ? special : exponent == 0 ? subnormal : normal;
-    return float_of(magnitude | (uint32_t)(h & 0x8000u) << 16);
-}
-
-static inline float widen_bf16(uint16_t h)
-{
-    return float_of((uint32_t)h << 16);
-}
-
-/* Normal results: add half of the last kept place, less one when that place is even, and let the carry run
- * into the exponent (the largest finite value rounds to infinity by itself). Subnormal results: adding 0.5
- * makes the float adder round to the place 2^-24, the smallest F16. */
-static inline uint16_t narrow_f16(float value)
-{
-    uint32_t bits = bits_of(value);
-    uint32_t sign = bits & 0x80000000u;
-    uint32_t magnitude = bits ^ sign;
-    uint32_t nan_or_inf = magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u;
-    uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
-    uint32_t rounded = magnitude - (112u << 23) + 0xFFFu + ((magnitude >> 13) & 1u);
-    uint32_t normal = rounded >> 13;
-    uint32_t out = magnitude >= (143u << 23) ? nan_or_inf : magnitude < (113u << 23) ? subnormal : normal;
-    return (uint16_t)(out | sign >> 16);
-}
-
-static inline uint16_t narrow_bf16(float value)
-{
-    uint32_t bits = bits_of(value);
-    uint32_t quiet =
-        (bits >> 16) | 0x40u; /* a NaN whose payload lies in the cut bits must not become infinity */
-    uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-    return (uint16_t)((bits & 0x7FFFFFFFu) > 0x7F800000u ? quiet : rounded);
-}
-
 float f16_to_f32(uint16_t bits)
 {
     return widen_f16(bits);
@@ -149,16 +111,6 @@ CPU_CLONES static void bf16_row(const uint16_t *restrict src, float *restrict ds
         dst[i] = widen_bf16(src[i]);
 }
 
-/* scale has 11 significant bits and q 8: the product is exact in float. */
-CPU_CLONES static void q8_0_row(const struct block_q8_0 *restrict src, float *restrict dst, uint64_t blocks)
-{
-    for (uint64_t b = 0; b < blocks; b++) {
-        float scale = widen_f16(src[b].scale);
-        for (int i = 0; i < Q8_0_BLOCK; i++)
-            dst[b * Q8_0_BLOCK + i] = scale * (float)src[b].q[i];
-    }
-}
-
 void dtype_to_f32(enum dtype type, const void *src, float *dst, uint64_t elements)
 {
     ASSERT(elements % dtype_info(type)->block_elements == 0);
@@ -177,7 +129,16 @@ void dtype_to_f32(enum dtype type, const void *src, float *dst, uint64_t element
             dst[i] = (float)((const int32_t *)src)[i];
         return;
     case DTYPE_Q8_0:
-        q8_0_row(src, dst, elements / Q8_0_BLOCK);
+    case DTYPE_Q4_0:
+    case DTYPE_Q4_1:
+    case DTYPE_Q5_0:
+    case DTYPE_Q5_1:
+    case DTYPE_Q2_K:
+    case DTYPE_Q3_K:
+    case DTYPE_Q4_K:
+    case DTYPE_Q5_K:
+    case DTYPE_Q6_K:
+        quant_to_f32(type, src, dst, elements / TYPES[type].block_elements);
         return;
     case DTYPE_COUNT:
         break;
@@ -189,23 +150,6 @@ CPU_CLONES static void narrow_f16_row(const float *restrict src, uint16_t *restr
 {
     for (uint64_t i = 0; i < n; i++)
         dst[i] = narrow_f16(src[i]);
-}
-
-/* As ggml's quantize_row_q8_0: the inverse of the unrounded scale multiplies; the rounded scale is stored. A
- * value that is not finite has no place in the format: NaN becomes 0, infinity makes the block's scale
- * infinite. */
-static void quantize_q8_0(const float *x, struct block_q8_0 *block)
-{
-    float highest = 0.0f;
-    for (int i = 0; i < Q8_0_BLOCK; i++)
-        highest = fmaxf(highest, fabsf(x[i]));
-    float scale = highest / 127.0f;
-    float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
-    block->scale = narrow_f16(scale);
-    for (int i = 0; i < Q8_0_BLOCK; i++) {
-        float q = roundf(x[i] * inverse);
-        block->q[i] = (int8_t)(q >= 127.0f ? 127.0f : q <= -127.0f ? -127.0f : isnan(q) ? 0.0f : q);
-    }
 }
 
 void dtype_from_f32(enum dtype type, const float *src, void *dst, uint64_t elements)
@@ -223,8 +167,16 @@ void dtype_from_f32(enum dtype type, const float *src, void *dst, uint64_t eleme
             ((uint16_t *)dst)[i] = narrow_bf16(src[i]);
         return;
     case DTYPE_Q8_0:
-        for (uint64_t b = 0; b < elements / Q8_0_BLOCK; b++)
-            quantize_q8_0(src + b * Q8_0_BLOCK, (struct block_q8_0 *)dst + b);
+    case DTYPE_Q4_0:
+    case DTYPE_Q4_1:
+    case DTYPE_Q5_0:
+    case DTYPE_Q5_1:
+    case DTYPE_Q2_K:
+    case DTYPE_Q3_K:
+    case DTYPE_Q4_K:
+    case DTYPE_Q5_K:
+    case DTYPE_Q6_K:
+        quant_from_f32(type, src, dst, elements / TYPES[type].block_elements);
         return;
     case DTYPE_I32:
     case DTYPE_COUNT:

@@ -11,22 +11,21 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "common/clock.h"
+#include "tools/mix.h"
+#include "tools/progress.h"
 #include "worker/model/gguf.h"
 
-#define BATCH_BYTES      (8u << 20) /* of rows, made between two writes */
-#define THREADS_MAX      64
-#define VOCAB_MIN        260 /* unk, bos, eos, 256 bytes, the space piece */
-#define TOKEN_BYTES_MAX  32
-#define PROGRESS_MS      200
-#define PROGRESS_FROM_MS 1000 /* nothing is shown for work shorter than this */
+#define BATCH_BYTES     (8u << 20) /* of rows, made between two writes */
+#define THREADS_MAX     64
+#define VOCAB_MIN       260 /* unk, bos, eos, 256 bytes, the space piece */
+#define TOKEN_BYTES_MAX 32
 
 struct synth_settings {
     char *arch, *type;
     int64_t layers, dim, ffn, heads, kv_heads, vocab, context, seed, threads;
     double rope_base;
+    bool pure;
 };
 
 #define INT_OPTION(member, low, high, default_, text)                                                       \
@@ -46,8 +45,12 @@ static const struct config_option options[] = {
      .kind = CONFIG_STRING,
      .offset = offsetof(struct synth_settings, type),
      .standard = "q8_0",
-     .choices = "q8_0|f32|f16|bf16",
-     .help = "Element type of the matrices; norms are always f32."},
+     .choices = MIX_NAMES,
+     .help = "Element type of the matrices, or a mix of types; norms are always f32."},
+    {.name = "pure",
+     .kind = CONFIG_BOOL,
+     .offset = offsetof(struct synth_settings, pure),
+     .help = "Gives every matrix the type that a mix is named after."},
     INT_OPTION(layers, 1, 1000, "22", "Transformer blocks."),
     INT_OPTION(dim, 2, 65536, "2048", "Width of the residual stream."),
     INT_OPTION(ffn, 1, 1048576, "5632", "Width of the feed-forward layer."),
@@ -73,6 +76,8 @@ static const struct config_table table = {
         "Writes a GGUF model of random weights, for benchmarks only: it has the shape and the speed of a "
         "model, and its text is noise. The defaults are the shape of TinyLlama-1.1B.",
     .after = "The file appears under its name only when it is complete.\n"
+             "Mixes (q2_k and names that end in _s, _m or _l) are those of llama.cpp; docs/models.md lists "
+             "them.\n"
              "example: lepton synth --layers 2 --dim 256 --ffn 512 --heads 8 --kv-heads 2 --vocab 1000 "
              "tiny.gguf\n",
     .min_arguments = 1,
@@ -105,9 +110,9 @@ static void on_signal(int number)
 }
 
 /* Shapes that no llama can have. */
-static int check_shape(const struct synth_settings *s, enum dtype dtype, struct err *err)
+static int check_shape(const struct synth_settings *s, const struct mix *mix, struct err *err)
 {
-    int64_t block = dtype_info(dtype)->block_elements;
+    int64_t block = mix_block(mix);
     if (s->dim % s->heads)
         return err_set(err, "--dim %lld: expected a multiple of --heads (%lld)", (long long)s->dim,
                        (long long)s->heads);
@@ -202,13 +207,7 @@ static void add_vocabulary(struct gguf_writer *w, int64_t count)
 
 /* ---- keys and tensors --------------------------------------------------------------------------------- */
 
-/* GGUF's number for "mostly of this type", which other programs show. */
-static uint64_t file_type(enum dtype dtype)
-{
-    return dtype == DTYPE_F32 ? 0 : dtype == DTYPE_F16 ? 1 : dtype == DTYPE_Q8_0 ? 7 : 32;
-}
-
-static void add_keys(struct gguf_writer *w, const struct synth_settings *s, enum dtype dtype)
+static void add_keys(struct gguf_writer *w, const struct synth_settings *s, const struct mix *mix)
 {
     char name[128];
     snprintf(name, sizeof(name), "synth-%s-%lldx%lld-%s", s->arch, (long long)s->layers, (long long)s->dim,
@@ -216,8 +215,8 @@ static void add_keys(struct gguf_writer *w, const struct synth_settings *s, enum
     gguf_writer_string(w, "general.architecture", s->arch);
     gguf_writer_string(w, "general.name", name);
     gguf_writer_string(w, "general.description", "random weights, for benchmarks only");
-    gguf_writer_uint(w, "general.file_type", file_type(dtype));
-    if (dtype == DTYPE_Q8_0)
+    gguf_writer_uint(w, "general.file_type", mix->file_type);
+    if (dtype_info(mix->base)->block_elements > 1)
         gguf_writer_uint(w, "general.quantization_version", 2);
     gguf_writer_uint(w, "llama.context_length", (uint64_t)s->context);
     gguf_writer_uint(w, "llama.embedding_length", (uint64_t)s->dim);
@@ -240,7 +239,8 @@ static void add(struct plan *plan, const char *name, enum dtype dtype, int64_t r
     snprintf(p->name, sizeof(p->name), "%s", name);
 }
 
-static void add_block(struct plan *plan, const struct synth_settings *s, enum dtype type, int64_t layer)
+static void add_block(struct plan *plan, const struct synth_settings *s, const struct mix *mix,
+                      const struct mix_model *model, int64_t layer)
 {
     int64_t C = s->dim, F = s->ffn, K = s->dim / s->heads * s->kv_heads;
     const struct {
@@ -255,26 +255,29 @@ static void add_block(struct plan *plan, const struct synth_settings *s, enum dt
         bool norm = strstr(part[i].name, "norm") != NULL;
         snprintf(name, sizeof(name), "blk.%lld.%s.weight", (long long)layer, part[i].name);
         /* 1/sqrt(K) keeps the size of what passes through. */
-        add(plan, name, norm ? DTYPE_F32 : type, part[i].rows, part[i].columns,
+        add(plan, name, norm ? DTYPE_F32 : mix_type(mix, model, name), part[i].rows, part[i].columns,
             norm ? 0 : 1 / sqrt((double)part[i].columns));
     }
 }
 
-static struct plan make_plan(const struct synth_settings *s, enum dtype type)
+static struct plan make_plan(const struct synth_settings *s, const struct mix *mix)
 {
     struct plan plan = {.piece = xcalloc(3 + 9 * (size_t)s->layers, sizeof(struct piece))};
-    add(&plan, "token_embd.weight", type, s->vocab, s->dim, 0.02);
+    const struct mix_model model = {
+        .layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads, .has_output = true};
+    const char *embed = "token_embd.weight", *output = "output.weight";
+    add(&plan, embed, mix_type(mix, &model, embed), s->vocab, s->dim, 0.02);
     for (int64_t layer = 0; layer < s->layers; layer++)
-        add_block(&plan, s, type, layer);
+        add_block(&plan, s, mix, &model, layer);
     add(&plan, "output_norm.weight", DTYPE_F32, 1, s->dim, 0);
-    add(&plan, "output.weight", type, s->vocab, s->dim, 1 / sqrt((double)s->dim));
+    add(&plan, output, mix_type(mix, &model, output), s->vocab, s->dim, 1 / sqrt((double)s->dim));
     return plan;
 }
 
 /* ---- weights ------------------------------------------------------------------------------------------ */
 
 /* splitmix64 (Steele, Lea and Flood 2014): the n-th number of a stream is a function of n. */
-static inline uint64_t mix(uint64_t z)
+static inline uint64_t mix64(uint64_t z)
 {
     z += 0x9E3779B97F4A7C15ull;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
@@ -295,7 +298,7 @@ static void random_row(uint64_t stream, double deviation, float *out, int64_t co
     const float scale = (float)(deviation / spread);
     for (int64_t i = 0; i < columns; i++) {
         uint64_t n = stream + 2 * (uint64_t)i;
-        uint32_t sum = sum_of_quarters(mix(n)) + sum_of_quarters(mix(n + 1));
+        uint32_t sum = sum_of_quarters(mix64(n)) + sum_of_quarters(mix64(n + 1));
         out[i] = ((float)sum - (float)mean) * scale;
     }
 }
@@ -316,7 +319,7 @@ static void *make_rows(void *context)
     float *row = xmalloc((size_t)columns * sizeof(float));
     for (int64_t r = 0; r < s->count; r++) {
         if (s->piece->deviation > 0)
-            random_row(mix(s->stream + (uint64_t)(s->first + r)), s->piece->deviation, row, columns);
+            random_row(mix64(s->stream + (uint64_t)(s->first + r)), s->piece->deviation, row, columns);
         else
             for (int64_t i = 0; i < columns; i++)
                 row[i] = 1;
@@ -348,30 +351,6 @@ static void make_batch(struct share whole, int threads)
 
 /* ---- writing ------------------------------------------------------------------------------------------ */
 
-struct progress {
-    bool shown, terminal;
-    uint64_t start_ms, last_ms, done_bytes, total_bytes;
-};
-
-static void progress_update(struct progress *p, const char *name)
-{
-    uint64_t now = clock_now_ms(), elapsed = now - p->start_ms;
-    if (!p->terminal || elapsed < PROGRESS_FROM_MS || now - p->last_ms < PROGRESS_MS)
-        return;
-    p->last_ms = now;
-    p->shown = true;
-    double rate = (double)p->done_bytes / (double)elapsed; /* bytes per ms */
-    fprintf(stderr, "\r\033[K%3.0f %%  %.0f of %.0f MB, %.0f s left  %s",
-            100.0 * (double)p->done_bytes / (double)p->total_bytes, (double)p->done_bytes / 1e6,
-            (double)p->total_bytes / 1e6, (double)(p->total_bytes - p->done_bytes) / rate / 1e3, name);
-}
-
-static void progress_end(struct progress *p)
-{
-    if (p->shown)
-        fprintf(stderr, "\r\033[K");
-}
-
 static uint64_t bytes_of_row(const struct piece *p)
 {
     uint64_t bytes = 0;
@@ -391,36 +370,37 @@ static int write_piece(struct gguf_writer *w, const struct synth_settings *s, co
         int64_t count = piece->rows - first < batch ? piece->rows - first : batch;
         make_batch((struct share){piece, stream, first, count, row_bytes, rows}, (int)s->threads);
         rc = gguf_writer_data(w, rows, (uint64_t)count * row_bytes, err);
-        progress->done_bytes += (uint64_t)count * row_bytes;
-        progress_update(progress, piece->name);
+        progress_add(progress, (uint64_t)count * row_bytes, piece->name);
     }
     free(rows);
     return rc;
 }
 
-static int write_model(struct gguf_writer *w, const struct synth_settings *s, enum dtype type,
+static int write_model(struct gguf_writer *w, const struct synth_settings *s, const struct mix *mix,
                        struct err *err)
 {
-    struct progress progress = {.terminal = isatty(STDERR_FILENO) == 1, .start_ms = clock_now_ms()};
-    struct plan plan = make_plan(s, type);
-    add_keys(w, s, type);
+    struct progress progress;
+    struct plan plan = make_plan(s, mix);
+    uint64_t total_bytes = 0;
+    add_keys(w, s, mix);
     for (size_t i = 0; i < plan.count; i++) {
         const struct piece *p = &plan.piece[i];
         if (p->rows == 1)
             gguf_writer_tensor(w, p->name, p->dtype, 1, (int64_t[]){p->columns});
         else
             gguf_writer_tensor(w, p->name, p->dtype, 2, (int64_t[]){p->rows, p->columns});
-        progress.total_bytes += (uint64_t)p->rows * bytes_of_row(p);
+        total_bytes += (uint64_t)p->rows * bytes_of_row(p);
     }
+    progress_begin(&progress, total_bytes);
     int rc = gguf_writer_begin(w, err);
     for (size_t i = 0; i < plan.count && rc == 0 && !interrupted; i++)
-        rc = write_piece(w, s, &plan.piece[i], mix(mix((uint64_t)s->seed) + i), &progress, err);
+        rc = write_piece(w, s, &plan.piece[i], mix64(mix64((uint64_t)s->seed) + i), &progress, err);
     progress_end(&progress);
     free(plan.piece);
     return rc;
 }
 
-static int synth(const struct synth_settings *s, enum dtype type, const char *path, struct err *err)
+static int synth(const struct synth_settings *s, const struct mix *mix, const char *path, struct err *err)
 {
     struct gguf_writer *w;
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND};
@@ -429,7 +409,7 @@ static int synth(const struct synth_settings *s, enum dtype type, const char *pa
     sigaction(SIGTERM, &action, NULL);
     if (gguf_writer_open(&w, path, err))
         return -1;
-    int rc = write_model(w, s, type, err);
+    int rc = write_model(w, s, mix, err);
     /* After a failure close removes what was written; the first message is the one to show. */
     int closed = gguf_writer_close(&w, rc ? NULL : err);
     return rc ? rc : closed;
@@ -439,16 +419,14 @@ int command_synth(int argc, char **argv)
 {
     struct synth_settings settings;
     const char *arguments[1];
-    enum dtype type;
     struct err err;
     int code = EXIT_OK;
     config_main(&table, &settings, argc, argv, arguments, 1);
-    if (!dtype_from_name(settings.type, &type))
-        die("the choices of --type are types");
-    if (check_shape(&settings, type, &err)) {
+    struct mix mix = mix_find(settings.type, settings.pure);
+    if (check_shape(&settings, &mix, &err)) {
         fprintf(stderr, "lepton synth: %s\n", err.message);
         code = EXIT_USAGE;
-    } else if (synth(&settings, type, arguments[0], &err)) {
+    } else if (synth(&settings, &mix, arguments[0], &err)) {
         fprintf(stderr, "lepton synth: %s\n", interrupted ? "interrupted: nothing was written" : err.message);
         code = interrupted ? EXIT_INTERRUPTED : EXIT_FAILED;
     }

@@ -391,6 +391,31 @@ static void test_nan_in_an_input_reaches_the_output(void)
 /* ---- rows ------------------------------------------------------------------------------------------------
  */
 
+static void test_types_without_a_product_are_refused_by_name(void)
+{
+    NEED_GPU();
+    struct bed b;
+    bed_open(&b);
+    for (int type = 0; type < DTYPE_COUNT; type++) {
+        bool known = type == DTYPE_I32; /* no weight */
+        for (size_t i = 0; i < ARRAY_LEN(WEIGHT_TYPES); i++)
+            known = known || type == (int)WEIGHT_TYPES[i];
+        if (known)
+            continue;
+        uint8_t bytes[256] = {0};
+        char expected[64];
+        struct err err = {0};
+        struct weight w;
+        struct tensor host =
+            tensor_2d(b.cpu, (enum dtype)type, bytes, 1, dtype_info((enum dtype)type)->block_elements);
+        snprintf(expected, sizeof(expected), "no matmul for weights of type %s",
+                 dtype_info((enum dtype)type)->name);
+        CHECK_INT(weight_pack(&w, b.gpu, &host, &err), -1);
+        CHECK_CONTAINS(err.message, expected);
+    }
+    bed_close(&b);
+}
+
 static void test_rows_agree_with_the_cpu(void)
 {
     NEED_GPU();
@@ -640,6 +665,8 @@ int main(int argc, char **argv)
     TEST(test_matmul_transposed_agrees_with_the_cpu, "matmul_transposed on the GPU agrees with the CPU");
     TEST(test_nan_in_an_input_reaches_the_output,
          "NaN in an input of the GPU's matmul reaches its row alone");
+    TEST(test_types_without_a_product_are_refused_by_name,
+         "a weight type that the GPU has no product for is refused by name");
     TEST(test_rows_agree_with_the_cpu, "rmsnorm, swiglu, gather_rows, sum_ranks and add agree with the CPU");
     TEST(test_embed_agrees_with_the_cpu, "embed on the GPU agrees with the CPU, all types");
     TEST(test_rope_agrees_with_the_cpu, "rope on the GPU agrees with the CPU in both styles");

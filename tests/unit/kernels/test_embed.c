@@ -2,11 +2,13 @@
 
 static void test_embed_gives_rows_of_the_table(void)
 {
-    static const enum dtype TYPES[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0};
+    static const enum dtype TYPES[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0,
+                                       DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_Q2_K, DTYPE_Q3_K,
+                                       DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
     struct rig r;
     rig_open(&r, 1);
     for (size_t i = 0; i < ARRAY_LEN(TYPES); i++) {
-        const int64_t V = 19, C = 96, T = 5;
+        const int64_t V = 19, C = dtype_info(TYPES[i])->block_elements * 3, T = 5;
         struct weight table = rig_weight(&r, TYPES[i], V, C);
         struct tensor ids = RIG_I32(&r, T), out = RIG_F32(&r, T, C), all = RIG_F32(&r, V, C);
         dtype_to_f32(TYPES[i], table.packed, all.data, (uint64_t)(V * C));

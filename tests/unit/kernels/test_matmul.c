@@ -1,6 +1,14 @@
 #include "tests/unit/kernels/rig.h"
 
-static const enum dtype WEIGHT_TYPES[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0};
+static const enum dtype WEIGHT_TYPES[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0,
+                                          DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_Q2_K, DTYPE_Q3_K,
+                                          DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
+
+/* `wanted`, made a length that rows of the type can have. */
+static int64_t row_of(enum dtype type, int64_t wanted)
+{
+    return (int64_t)round_up_u64((uint64_t)wanted, dtype_info(type)->block_elements);
+}
 
 static void weight_row(const struct weight *w, int64_t n, float *out)
 {
@@ -42,21 +50,21 @@ static void test_matmul_follows_the_definition(void)
         struct rig r;
         rig_open(&r, 2);
         enum dtype type = WEIGHT_TYPES[i];
-        int64_t step = type == DTYPE_Q8_0 ? 32 : 1;
         for (int64_t T = 1; T <= 9; T++)
-            check_matmul(&r, type, T, 37, step * 21, T % 2);
-        check_matmul(&r, type, 1, 1, step, false);
-        check_matmul(&r, type, 3, 130, step == 1 ? 1031 : 1056, true);
-        check_matmul(&r, type, 21, 70, step == 1 ? 515 : 544, true);
+            check_matmul(&r, type, T, 37, row_of(type, 21), T % 2);
+        check_matmul(&r, type, 1, 1, row_of(type, 1), false);
+        check_matmul(&r, type, 3, 130, row_of(type, 1031), true);
+        check_matmul(&r, type, 21, 70, row_of(type, 515), true);
         rig_close(&r);
     }
 }
 
-/* The same rows alone, in twos, in sevens and all together, on 1, 2 and 3 threads: the same bits. */
+/* The same rows alone, in twos, threes, sevens, sixteens and all together, on 1, 2 and 3 threads: the same
+ * bits. */
 static void test_matmul_of_a_row_does_not_depend_on_the_batch(void)
 {
-    static const int64_t GROUPS[] = {1, 2, 7, 64};
-    const int64_t T = 64, N = 83, K = 1056;
+    static const int64_t GROUPS[] = {1, 2, 3, 7, 16, 64};
+    const int64_t T = 64, N = 83;
     for (size_t i = 0; i < ARRAY_LEN(WEIGHT_TYPES); i++) {
         struct tensor first;
         struct rig keeper;
@@ -65,6 +73,7 @@ static void test_matmul_of_a_row_does_not_depend_on_the_batch(void)
         for (int threads = 1; threads <= 3; threads++) {
             struct rig r;
             rig_open(&r, threads);
+            const int64_t K = row_of(WEIGHT_TYPES[i], 1056);
             struct weight w = rig_weight(&r, WEIGHT_TYPES[i], N, K);
             struct tensor x = RIG_F32(&r, T, K), bias = RIG_F32(&r, N);
             rig_random(&r, &x);
@@ -107,7 +116,7 @@ static void test_matmul_has_the_bits_of_the_written_order(void)
     struct rig r;
     rig_open(&r, 2);
     for (size_t i = 0; i < ARRAY_LEN(WEIGHT_TYPES); i++) {
-        const int64_t T = 13, N = 41, K = WEIGHT_TYPES[i] == DTYPE_Q8_0 ? 1632 : 1637;
+        const int64_t T = 13, N = 41, K = row_of(WEIGHT_TYPES[i], 1637);
         struct weight w = rig_weight(&r, WEIGHT_TYPES[i], N, K);
         struct tensor x = RIG_F32(&r, T, K), out = RIG_F32(&r, T, N), one = RIG_F32(&r, 1, N);
         rig_random(&r, &x);
@@ -150,7 +159,7 @@ static void test_transposed_product_follows_the_definition(void)
     for (size_t i = 0; i < ARRAY_LEN(WEIGHT_TYPES); i++) {
         struct rig r;
         rig_open(&r, 2);
-        const int64_t N = 75, K = WEIGHT_TYPES[i] == DTYPE_Q8_0 ? 544 : 531, T = 70;
+        const int64_t N = 75, K = row_of(WEIGHT_TYPES[i], 531), T = 70;
         struct weight w = rig_weight(&r, WEIGHT_TYPES[i], N, K);
         struct tensor dy = RIG_F32(&r, T, N), dx = RIG_F32(&r, T, K);
         rig_random(&r, &dy);
@@ -186,7 +195,7 @@ static void test_transposed_product_is_the_adjoint(void)
     struct rig r;
     rig_open(&r, 2);
     for (size_t i = 0; i < ARRAY_LEN(WEIGHT_TYPES); i++) {
-        const int64_t T = 6, N = 95, K = 320;
+        const int64_t T = 6, N = 95, K = row_of(WEIGHT_TYPES[i], 320);
         struct weight w = rig_weight(&r, WEIGHT_TYPES[i], N, K);
         struct tensor x = RIG_F32(&r, T, K), y = RIG_F32(&r, T, N), dy = RIG_F32(&r, T, N),
                       dx = RIG_F32(&r, T, K);
