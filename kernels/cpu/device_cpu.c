@@ -32,25 +32,29 @@ static void cpu_close(struct device *device)
     free(cpu);
 }
 
+/* calloc gives large memory as fresh pages of the system, zero until they are written: a KV cache costs only
+ * what it holds. What it returned stands in front of the aligned block, for cpu_free. */
 static void *cpu_alloc(struct device *device, size_t bytes, struct err *err)
 {
     size_t alignment = bytes >= HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : ALIGNMENT_BYTES;
-    void *memory = NULL;
-    if (bytes > SIZE_MAX - alignment ||
-        posix_memalign(&memory, alignment, round_up_u64(bytes ? bytes : 1, alignment)) != 0) {
+    size_t extra = alignment + sizeof(void *);
+    char *start = bytes > SIZE_MAX - extra ? NULL : calloc(1, bytes + extra);
+    if (!start) {
         err_set(err, "%s: no memory for %zu bytes", device->name, bytes);
         return NULL;
     }
+    char *memory = (char *)round_up_u64((uintptr_t)start + sizeof(void *), alignment);
+    ((void **)(void *)memory)[-1] = start;
     if (alignment == HUGE_PAGE_BYTES)
         (void)madvise(memory, bytes, MADV_HUGEPAGE); /* a wish: where it is not granted, only speed is lost */
-    memset(memory, 0, bytes);
     return memory;
 }
 
 static void cpu_free(struct device *device, void *memory)
 {
     (void)device;
-    free(memory);
+    if (memory)
+        free(((void **)memory)[-1]);
 }
 
 static int cpu_stream_open(struct stream **out, struct device *device, struct err *err)
