@@ -9,7 +9,7 @@ import threading
 import time
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from coordinator_harness import BUILD, run  # noqa: E402
+from coordinator_harness import BUILD, Coordinator, run  # noqa: E402
 from local_cluster import DEMO, ROOT, LocalCluster, cpu_s, processes, shared  # noqa: E402
 
 
@@ -237,6 +237,45 @@ def test_idle(c):
     assert all(u < 0.01 for u in used.values()), used
 
 
+def test_group_drains(_):
+    """a group that is told to end finishes its streams, says goodbye and leaves with 0"""
+    c = Coordinator(lease_ms=3000)
+    group = None
+    try:
+        group = subprocess.Popen([BUILD + "/lepton", "group", "--stages", "2", "--launcher", "mpirun", "--", "--model", DEMO,
+                                  "--group", "g0", "--endpoint", c.endpoint, "--server-key", c.path("keys/coordinator.pub"),
+                                  "--key", c.path("keys/g0.key")], stderr=subprocess.DEVNULL)
+
+        def state():
+            return [g["state"] for g in c.status().get("groups", []) if g["group"] == "g0"]
+        for _wait in range(6):  # each waits 10 s at most: a build with sanitizers starts slowly
+            try:
+                c.until(lambda: state() == ["ready"], "the group")
+                break
+            except AssertionError:
+                assert group.poll() is None
+        client = c.client()
+        client.send("generate", request="q", prompt="Once upon a time", max_tokens=300, ignore_eos=True)
+        client.expect("accepted")
+        client.expect("token", timeout_s=30)
+        group.send_signal(signal.SIGTERM)
+        tokens = 1
+        while True:
+            m = client.expect("token", "done", timeout_s=60)
+            if m.name == "done":
+                break
+            tokens += 1
+        assert tokens == 300 and m.finish_reason == "length"
+        assert group.wait(60) == 0
+        c.until(lambda: state() in ([], ["lost"]), "the group's goodbye")
+        client.send("generate", request="late", prompt="x", max_tokens=4, timeout_ms=500)
+        client.expect("accepted", "error")
+    finally:
+        if group and group.poll() is None:
+            group.kill()
+        c.close()
+
+
 FAKE_NCCL = os.path.join(BUILD, "tests/libfake_nccl.so")
 
 
@@ -257,7 +296,7 @@ def test_no_nccl(_):
         assert done.returncode == 1 and message in done.stderr, done.stderr
 
 
-ALONE = [test_no_nccl, test_trained_model, test_demo_model, test_bad_models, test_demo]
+ALONE = [test_no_nccl, test_group_drains, test_trained_model, test_demo_model, test_bad_models, test_demo]
 RUNNING = [test_stops, test_foreign_client, test_same_seed, test_cancel, test_too_long, test_kill_stage,
            test_coordinator_restart, test_idle, test_pipeline_over_nccl]
 

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# lepton perplexity: the figure does not depend on how the text was cut into steps, and matches the meaning of the word.
+set -u
+B=${LEPTON_BUILD:-build/release}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=0
+verdict() {
+    if [ "$1" -eq 0 ]; then echo "ok - $2"; else echo "not ok - $2" && failed=1; fi
+}
+model=tools/demo/lepton-demo.gguf
+for _ in 1 2 3 4 5 6 7 8; do
+    printf 'Once upon a time, there was a little fox. The fox liked to run through the tall grass. '
+done >"$work/story"
+head -c 600 /dev/urandom | od -An -tx1 >"$work/noise"
+
+figure() { "$B/lepton" perplexity $model --json "$@" | grep -o '"perplexity": [0-9.]*'; }
+one=$(figure -f "$work/story" --chunk 1 --threads 1)
+for words in "--chunk 7" "--chunk 128 --threads 2" "--chunk 300 --threads 3"; do
+    [ -n "$one" ] && [ "$(figure -f "$work/story" $words)" = "$one" ] || { echo "# $words: $(figure -f "$work/story" $words), not $one"; false; } || differs=1
+done
+[ -z "${differs:-}" ]
+verdict $? "perplexity has the same digits for every chunk and thread count"
+
+awk -v story="${one##*: }" -v noise="$(figure -f "$work/noise" | sed 's/.*: //')" 'BEGIN { print "# story " story ", noise " noise; exit !(story > 1 && story < 5 && noise > 100) }'
+verdict $? "a story of the model's own kind is likely, noise is not"
+
+"$B/lepton" perplexity $model -f /no/such/file >"$work/out" 2>&1
+[ $? -eq 1 ] && grep -q '/no/such/file: No such file' "$work/out" &&
+    ! "$B/lepton" perplexity $model >"$work/out" 2>&1 && grep -q 'file: expected' "$work/out" &&
+    : >"$work/empty" && ! "$B/lepton" perplexity $model -f "$work/empty" >"$work/out" 2>&1 && grep -q 'nothing to score' "$work/out"
+verdict $? "a missing file, no file and an empty file are refused"
+exit $failed
