@@ -8,7 +8,7 @@ NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc
 
 # msgpack-c 6 renamed its pkg-config file.
 MSGPACK := $(shell $(PKG_CONFIG) --exists msgpack 2>/dev/null && echo msgpack || echo msgpack-c)
-PACKAGES := libczmq libzmq $(MSGPACK) libconfig jansson libsodium
+PACKAGES := libczmq libzmq $(MSGPACK) libconfig jansson libsodium libutf8proc
 MPI_PACKAGE := $(shell $(PKG_CONFIG) --exists ompi-c 2>/dev/null && echo ompi-c || echo ompi)
 
 # -ffp-contract=off: the reference kernels give the same bits with and without fused multiply-add units.
@@ -121,6 +121,12 @@ $(B)/tests/mpi/%: $(B)/tests/mpi/%.o $(B)/tests/comm/check_comm.o $(call obj,$(M
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(MPI_LIBS) $(LIB_LIBS)
 
+# Small programs that scripts of tests/integration drive.
+DRIVERS := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/drivers/*.c))
+$(B)/tests/drivers/%: $(B)/tests/drivers/%.o $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
+
 HOUSE := $(wildcard tests/house/*.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
 
@@ -130,7 +136,7 @@ export TSAN_OPTIONS ?= suppressions=$(CURDIR)/tests/tsan.supp
 endif
 
 .PHONY: test check house unit test-programs debug tsan
-test-programs: $(UNIT) $(MPI_TESTS)
+test-programs: $(UNIT) $(MPI_TESTS) $(DRIVERS)
 test: ## Install what is missing, build, and run every test: house rules, units, integration
 	@tools/deps.sh --test
 	@$(MAKE) --no-print-directory check

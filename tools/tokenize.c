@@ -14,6 +14,7 @@ struct tokenize_settings {
     char *prompt;
     char *file;
     bool bos;
+    bool eos;
     bool special;
     bool json;
     bool pieces;
@@ -37,6 +38,10 @@ static const struct config_option options[] = {
      .kind = CONFIG_BOOL,
      .offset = OFFSET(bos),
      .help = "Puts the token that begins a text in front, when the model has one."},
+    {.name = "eos",
+     .kind = CONFIG_BOOL,
+     .offset = OFFSET(eos),
+     .help = "Puts the token that ends a text behind, when the model has one."},
     {.name = "special",
      .kind = CONFIG_BOOL,
      .offset = OFFSET(special),
@@ -145,7 +150,8 @@ static void print_text(const struct tokenizer *t, const struct token_ids *ids, b
 
 static int tokenize(const struct tokenize_settings *settings, const char *model, struct err *err)
 {
-    struct tokenizer_options how = {.add_bos = settings->bos, .parse_special = settings->special};
+    struct tokenizer_options how = {
+        .add_bos = settings->bos, .add_eos = settings->eos, .parse_special = settings->special};
     struct gguf *g = NULL;
     struct tokenizer *t = NULL;
     struct buffer text = {0};

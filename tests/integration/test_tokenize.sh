@@ -126,12 +126,9 @@ assert tokens and all(isinstance(t, int) and t >= 0 for t in tokens), tokens' "$
 }
 
 test_shared() {
-    local vocabulary=$shared/data/tokenizer/ggml-vocab-llama-spm.gguf
-    run 0 "$vocabulary" -p "Hello world"
-    prints "15043 3186"
-    run 1 "$shared/data/tokenizer/ggml-vocab-gpt-2.gguf" -p "Hello world"
-    says '"gpt2" is not supported'
-    python3 - "$lepton" "$vocabulary" <<'PYTHON' || bad=yes
+    run 0 "$shared/data/tokenizer/ggml-vocab-$1.gguf" -p "Hello world"
+    prints "$2"
+    python3 - "$lepton" "$shared/data/tokenizer/ggml-vocab-$1.gguf" <<'PYTHON' || bad=yes
 import json, subprocess, sys
 lepton, vocabulary = sys.argv[1:]
 texts = open(vocabulary + ".inp", "rb").read().split(b"\n__ggml_vocab_test__\n")[:-1]
@@ -144,6 +141,9 @@ for text, line in zip(texts, lines):
     assert found == expected, (text, found, expected)
 PYTHON
 }
+test_llama() { test_shared llama-spm "15043 3186"; }
+test_gpt2() { test_shared gpt-2 "15496 995"; }
+test_falcon() { test_shared falcon "9856 1079"; }
 
 check "ids are printed on a line, with pieces, or as JSON" test_forms
 check "control tokens are recognised with --special only" test_special
@@ -155,9 +155,11 @@ if [ -e tools/demo/lepton-demo.gguf ]; then
 else
     echo "skip - the demo model's vocabulary tokenizes: no tools/demo/lepton-demo.gguf"
 fi
-if [ -e "$shared/data/tokenizer/ggml-vocab-llama-spm.gguf" ]; then
-    check "every string of the Llama vocabulary has the reference's ids" test_shared
-else
-    echo "skip - every string of the Llama vocabulary has the reference's ids: no shared data"
-fi
+for kind in llama gpt2 falcon; do
+    if [ -e "$shared/data/tokenizer" ]; then
+        check "every string of the $kind vocabulary has the reference's ids" test_$kind
+    else
+        echo "skip - every string of the $kind vocabulary has the reference's ids: no shared data"
+    fi
+done
 exit $((failures != 0))

@@ -66,6 +66,24 @@ static void push_piece(struct detokenizer *d, const char *piece, size_t bytes, s
     buffer_append(text, piece + done, bytes - done);
 }
 
+/* A piece of a byte-level vocabulary. A character that stands for no byte is given as it is. */
+static void push_bytes(struct detokenizer *d, const struct piece *p, bool first, struct buffer *text)
+{
+    for (size_t i = 0; i < p->bytes;) {
+        uint32_t character;
+        int n = tokenizer_character(p->text + i, p->bytes - i, &character), byte;
+        ASSERT(n > 0); /* the vocabulary's pieces were checked */
+        byte = tokenizer_byte_of(character);
+        if (byte < 0) {
+            replace_held(d, text);
+            buffer_append(text, p->text + i, (size_t)n);
+        } else if (byte != ' ' || i > 0 || !first) {
+            push_byte(d, (uint8_t)byte, text);
+        }
+        i += (size_t)n;
+    }
+}
+
 /* Bytes that the space prefix put in front of this piece when it is the first of a text. */
 static size_t prefix_bytes(const struct piece *p)
 {
@@ -93,6 +111,8 @@ void detokenizer_push(struct detokenizer *d, int32_t id, struct buffer *text)
     } else if (p->type == PIECE_BYTE) {
         if (!first || prefix_bytes(p) == 0)
             push_byte(d, p->byte, text);
+    } else if (d->tokenizer->algorithm->byte_level) {
+        push_bytes(d, p, first, text);
     } else {
         size_t skip = first ? prefix_bytes(p) : 0;
         push_piece(d, p->text + skip, p->bytes - skip, text);

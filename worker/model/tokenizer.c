@@ -15,7 +15,7 @@
 
 #define KEY "tokenizer.ggml."
 
-static const struct tokenizer_algorithm *const algorithms[] = {&tokenizer_spm};
+static const struct tokenizer_algorithm *const algorithms[] = {&tokenizer_spm, &tokenizer_bpe};
 
 /* ---- growing ids ------------------------------------------------------------------------------------------
  */
@@ -173,7 +173,8 @@ static int choose_algorithm(struct tokenizer *t, const struct gguf *g, struct er
     for (size_t i = 0; i < n; i++)
         name[i] = model.data[i] >= 0x20 && model.data[i] < 0x7F ? model.data[i] : '?';
     name[n] = '\0';
-    return err_set(err, "%s: " KEY "model \"%s\" is not supported, expected \"llama\"", gguf_name(g), name);
+    return err_set(err, "%s: " KEY "model \"%s\" is not supported, expected \"llama\" or \"gpt2\"",
+                   gguf_name(g), name);
 }
 
 /* Checks that the array `key` is there with `count` elements (0 = any but none) of one type. */
@@ -227,12 +228,14 @@ static int read_texts(struct tokenizer *t, const struct gguf *g, struct err *err
 static int read_scores_and_types(struct tokenizer *t, const struct gguf *g, struct err *err)
 {
     const char *scores = gguf_array_data(g, KEY "scores"), *types = gguf_array_data(g, KEY "token_type");
-    ASSERT(scores && types);
+    ASSERT((scores && types) || t->algorithm->optional_arrays);
     for (uint32_t i = 0; i < t->count; i++) {
-        float score;
-        int32_t type;
-        memcpy(&score, scores + i * sizeof(score), sizeof(score)); /* the arrays are not aligned */
-        memcpy(&type, types + i * sizeof(type), sizeof(type));
+        float score = 0;
+        int32_t type = PIECE_NORMAL;
+        if (scores)
+            memcpy(&score, scores + i * sizeof(score), sizeof(score)); /* the arrays are not aligned */
+        if (types)
+            memcpy(&type, types + i * sizeof(type), sizeof(type));
         if (!isfinite(score))
             return err_set(err, "%s: " KEY "scores[%u]: expected a finite number, found %g", gguf_name(g), i,
                            (double)score);
@@ -322,13 +325,14 @@ static int read_flag(const struct gguf *g, const char *key, bool standard, bool 
 
 static int read_settings(struct tokenizer *t, const struct gguf *g, struct err *err)
 {
-    if (read_id(t, g, KEY "bos_token_id", 1, PIECE_CONTROL, &t->bos, err) ||
-        read_id(t, g, KEY "eos_token_id", 2, PIECE_CONTROL, &t->eos, err) ||
-        read_id(t, g, KEY "unknown_token_id", 0, PIECE_UNKNOWN, &t->unknown, err) ||
+    if (read_id(t, g, KEY "bos_token_id", t->bos, PIECE_CONTROL, &t->bos, err) ||
+        read_id(t, g, KEY "eos_token_id", t->eos, PIECE_CONTROL, &t->eos, err) ||
+        read_id(t, g, KEY "unknown_token_id", t->unknown, PIECE_UNKNOWN, &t->unknown, err) ||
         read_id(t, g, KEY "eot_token_id", -1, PIECE_CONTROL, &t->eot, err) ||
         read_id(t, g, KEY "eom_token_id", -1, PIECE_CONTROL, &t->eom, err) ||
-        read_flag(g, KEY "add_bos_token", true, &t->add_bos, err) ||
-        read_flag(g, KEY "add_space_prefix", true, &t->add_space_prefix, err))
+        read_flag(g, KEY "add_bos_token", t->add_bos, &t->add_bos, err) ||
+        read_flag(g, KEY "add_eos_token", false, &t->add_eos, err) ||
+        read_flag(g, KEY "add_space_prefix", t->add_space_prefix, &t->add_space_prefix, err))
         return -1;
     for (uint32_t i = 0; i < t->count && t->unknown < 0; i++)
         if (t->pieces[i].type == PIECE_UNKNOWN)
@@ -336,12 +340,52 @@ static int read_settings(struct tokenizer *t, const struct gguf *g, struct err *
     return 0;
 }
 
+/* Many files name one token that ends a generation and hold others: a chat model's turn ends with one of
+ * these, whatever its eos_token_id says. */
+static void find_end_names(struct tokenizer *t)
+{
+    static const char *const names[] = {
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<end_of_turn>",
+        "<|end_of_turn|>",
+        "<|END_OF_TURN_TOKEN|>",
+        "<EOT>",
+        "<|return|>",
+        "<end_of_utterance>",
+        "<\xEF\xBD\x9C"
+        "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",
+    };
+    _Static_assert(ARRAY_LEN(names) <= TOKENIZER_END_NAMES, "all of them fit");
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        int32_t id = tokenizer_lookup(t, names[i], strlen(names[i]));
+        if (id >= 0 && t->pieces[id].type == PIECE_CONTROL)
+            t->end_names[t->end_count++] = id;
+    }
+}
+
+/* An array that the algorithm can do without. */
+static int check_extra_array(const struct tokenizer *t, const struct gguf *g, const char *key,
+                             enum gguf_type type, const char *type_name, uint64_t *count, struct err *err)
+{
+    enum gguf_type element;
+    uint64_t n;
+    if (t->algorithm->optional_arrays && gguf_get_array(g, key, &element, &n, NULL) == 0)
+        return 0;
+    return check_array(g, key, type, type_name, count, err);
+}
+
 static int read_vocabulary(struct tokenizer *t, const struct gguf *g, struct err *err)
 {
     uint64_t count = 0;
-    if (choose_algorithm(t, g, err) || check_array(g, KEY "tokens", GGUF_STRING, "strings", &count, err) ||
-        check_array(g, KEY "scores", GGUF_F32, "f32", &count, err) ||
-        check_array(g, KEY "token_type", GGUF_I32, "i32", &count, err))
+    if (choose_algorithm(t, g, err) || t->algorithm->begin(t, g, err) ||
+        check_array(g, KEY "tokens", GGUF_STRING, "strings", &count, err) ||
+        check_extra_array(t, g, KEY "scores", GGUF_F32, "f32", &count, err) ||
+        check_extra_array(t, g, KEY "token_type", GGUF_I32, "i32", &count, err))
         return -1;
     t->count = (uint32_t)count;
     t->pieces = xcalloc(count, sizeof(*t->pieces));
@@ -349,7 +393,8 @@ static int read_vocabulary(struct tokenizer *t, const struct gguf *g, struct err
         read_byte_tokens(t, g, err) || read_settings(t, g, err))
         return -1;
     collect_special(t);
-    return t->algorithm->prepare(t, err);
+    find_end_names(t);
+    return t->algorithm->prepare(t, g, err);
 }
 
 int tokenizer_open(struct tokenizer **out, const struct gguf *g, struct err *err)
@@ -403,9 +448,19 @@ bool tokenizer_adds_bos(const struct tokenizer *t)
     return t->add_bos && t->bos >= 0;
 }
 
+bool tokenizer_adds_eos(const struct tokenizer *t)
+{
+    return t->add_eos && t->eos >= 0;
+}
+
 bool tokenizer_is_end(const struct tokenizer *t, int32_t id)
 {
-    return id >= 0 && (id == t->eos || id == t->eot || id == t->eom);
+    if (id < 0)
+        return false;
+    for (uint32_t i = 0; i < t->end_count; i++)
+        if (id == t->end_names[i])
+            return true;
+    return id == t->eos || id == t->eot || id == t->eom;
 }
 
 const char *tokenizer_piece(const struct tokenizer *t, int32_t id, size_t *bytes)
@@ -451,5 +506,7 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes,
         ids->count = before;
         return -1;
     }
+    if (options->add_eos && t->eos >= 0)
+        token_ids_push(ids, t->eos);
     return 0;
 }

@@ -1,11 +1,16 @@
 /* tokenizer: text <-> token ids, from a GGUF file's tokenizer.ggml.* metadata.
  *
- * Today `tokenizer.ggml.model = llama`: SentencePiece BPE with scores, byte fallback and the space prefix.
+ * `tokenizer.ggml.model = llama`: SentencePiece BPE with scores, byte fallback and the space prefix.
  * Encoding merges the pair with the highest score first (the leftmost among equals), over a heap: O(n log n),
  * no recursion. A run of over 2 MiB without a boundary that the vocabulary's merges cannot cross is cut
  * there; every shorter one is exact. U+2581 in a text counts as a space. Bytes of the text that are no valid
  * UTF-8 are encoded by byte tokens, never dropped. Source of the algorithm: Kudo & Richardson 2018, and the
  * behaviour of the sentencepiece library.
+ *
+ * `tokenizer.ggml.model = gpt2`: byte-level BPE with tokenizer.ggml.merges. The text is cut into words by the
+ * pre-tokenizer that `tokenizer.ggml.pre` names (worker/model/pretokenize.h; a name that is not known is
+ * refused), and the bytes of a word are merged, the lowest rank first: O(n log n), no recursion. A word of
+ * over 1 MiB is cut there. A file whose vocabulary holds all 256 bytes encodes any bytes and gives them back.
  *
  * A tokenizer is immutable after opening; several threads may use one. */
 #ifndef LEPTON_WORKER_MODEL_TOKENIZER_H
@@ -17,6 +22,7 @@ struct tokenizer;
 
 struct tokenizer_options {
     bool add_bos;       /* put BOS in front when the model has one */
+    bool add_eos;       /* put EOS behind when the model has one */
     bool parse_special; /* recognise control tokens written out in the text ("</s>") */
 };
 
@@ -27,17 +33,22 @@ struct token_ids { /* a growing array of ids */
 void token_ids_push(struct token_ids *ids, int32_t id);
 void token_ids_release(struct token_ids *ids);
 
-/* Copies what it needs: the file may be closed afterwards. BOS and EOS default to the control tokens 1 and 2.
+/* Copies what it needs: the file may be closed afterwards. BOS and EOS default to the control tokens 1 and 2
+ * of `llama` files, to 11 of `gpt2` files.
  * Errors: no or unknown tokenizer model (named), missing arrays, arrays of unequal length, duplicate pieces,
- * malformed byte tokens, pieces that are empty or no UTF-8 where they must be, ids out of range. */
+ * malformed byte tokens, pieces that are empty or no UTF-8 where they must be, ids out of range; an unknown
+ * pre-tokenizer, merges that are malformed, twice there or name pieces that the vocabulary lacks. */
 int tokenizer_open(struct tokenizer **out, const struct gguf *g, struct err *err);
 void tokenizer_close(struct tokenizer **t);
 
 int32_t tokenizer_vocab_size(const struct tokenizer *t);
 int32_t tokenizer_bos(const struct tokenizer *t); /* -1 when there is none */
 int32_t tokenizer_eos(const struct tokenizer *t);
-bool tokenizer_adds_bos(const struct tokenizer *t); /* what the file asks for (add_bos_token; default true) */
-/* True for ids that end a generation: EOS, and EOT / end-of-message where the file names them. */
+bool tokenizer_adds_bos(
+    const struct tokenizer *t); /* what the file asks for (add_bos_token; default: its kind's) */
+bool tokenizer_adds_eos(const struct tokenizer *t); /* the same (add_eos_token; default false) */
+/* True for ids that end a generation: EOS, EOT / end-of-message where the file names them, and control tokens
+ * with one of the usual names ("<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<end_of_turn>", ...). */
 bool tokenizer_is_end(const struct tokenizer *t, int32_t id);
 /* The piece as it stands in the vocabulary, not terminated (U+2581 for a space); for people to look at. */
 const char *tokenizer_piece(const struct tokenizer *t, int32_t id, size_t *bytes);

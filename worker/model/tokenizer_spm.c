@@ -122,8 +122,20 @@ static void add_pairs_of(const struct tokenizer *t, struct spm *s, const struct 
     }
 }
 
-static int spm_prepare(struct tokenizer *t, struct err *err)
+static int spm_begin(struct tokenizer *t, const struct gguf *g, struct err *err)
 {
+    (void)g;
+    (void)err;
+    t->add_bos = t->add_space_prefix = true;
+    t->unknown = 0;
+    t->bos = 1;
+    t->eos = 2;
+    return 0;
+}
+
+static int spm_prepare(struct tokenizer *t, const struct gguf *g, struct err *err)
+{
+    (void)g;
     (void)err;
     struct spm *s = xcalloc(1, sizeof(*s));
     for (uint32_t i = 0; i < t->count; i++)
@@ -321,6 +333,7 @@ static int spm_encode(const struct tokenizer *t, const char *text, size_t bytes,
 
 const struct tokenizer_algorithm tokenizer_spm = {
     .model = "llama",
+    .begin = spm_begin,
     .prepare = spm_prepare,
     .encode = spm_encode,
     .release = spm_release,
