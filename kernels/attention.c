@@ -8,7 +8,8 @@
  *   position   0 ........ 15 | 16 ....... 31 | 32 .. t        (row at position t)
  *   block      m, l, acc  -> | rescale, add  | rescale, add
  *
- * so the sums of a row depend on its own position and its sequence's keys alone. */
+ * so the sums of a row depend on its own position and its sequence's keys alone. A window leaves out the keys
+ * before it; its first block may be short at its beginning as the last one is at its end. */
 #include <math.h>
 #include <string.h>
 
@@ -107,7 +108,7 @@ struct attention {
     const struct tensor *q, *k, *v;
     float *out;
     const struct seq_view *view;
-    float scale;
+    struct attention_options options;
     int64_t H, G, D;
     int64_t heads_per_item; /* query heads that share one read of keys and values: H / G, or 1 */
 };
@@ -121,12 +122,14 @@ struct softmax_state {
 /* Adds one block of n keys to a head: k and v are [n, D], acc is [D]. */
 CPU_CLONES static void attend_block(struct softmax_state *state, float *restrict acc, const float *restrict q,
                                     const float *const *k, const float *const *v, int n, int64_t D,
-                                    float scale)
+                                    float scale, float softcap)
 {
     float score[KEY_BLOCK], p[KEY_BLOCK];
     float highest = state->highest;
     for (int j = 0; j < n; j++) {
         score[j] = scale * lanes_dot(q, k[j], D);
+        if (softcap > 0)
+            score[j] = softcap * fixed_tanhf(score[j] / softcap);
         highest = score[j] > highest ? score[j] : highest;
     }
     float fade = fixed_expf(state->highest - highest); /* 0 for the first block: exp(-infinity) */
@@ -170,17 +173,21 @@ static void attend_heads(const struct attention *a, float *room, int64_t t, int6
     for (int64_t h = 0; h < a->heads_per_item; h++)
         state[h] = (struct softmax_state){.highest = -INFINITY, .sum = 0.0f};
 
-    for (int64_t block = 0; block <= last; block += KEY_BLOCK) {
+    int64_t window = a->options.window;
+    int64_t oldest = window > 0 && window <= last ? last + 1 - window : 0; /* the first position seen */
+    for (int64_t block = oldest / KEY_BLOCK * KEY_BLOCK; block <= last; block += KEY_BLOCK) {
         const float *k[KEY_BLOCK], *v[KEY_BLOCK];
-        int n = last + 1 - block < KEY_BLOCK ? (int)(last + 1 - block) : KEY_BLOCK;
+        int64_t first = block > oldest ? block : oldest;
+        int n = last < block + KEY_BLOCK ? (int)(last + 1 - first) : (int)(block + KEY_BLOCK - first);
         for (int j = 0; j < n; j++) {
             int64_t index =
-                paged ? paged_index(a->view, sequence, block + j, a->k->dim[0]) : document + block + j;
+                paged ? paged_index(a->view, sequence, first + j, a->k->dim[0]) : document + first + j;
             k[j] = kv_row(a->k, index, g, a->G, a->D, room + j * a->D);
             v[j] = kv_row(a->v, index, g, a->G, a->D, room + (KEY_BLOCK + j) * a->D);
         }
         for (int64_t h = 0; h < a->heads_per_item; h++)
-            attend_block(&state[h], out + h * a->D, q + h * a->D, k, v, n, a->D, a->scale);
+            attend_block(&state[h], out + h * a->D, q + h * a->D, k, v, n, a->D, a->options.scale,
+                         a->options.softcap);
     }
     for (int64_t h = 0; h < a->heads_per_item; h++)
         for (int64_t d = 0; d < a->D; d++)
@@ -199,7 +206,8 @@ static void attention_body(void *context, int64_t begin, int64_t end, int member
 }
 
 void cpu_attention(struct stream *s, struct tensor *out, const struct tensor *q, const struct tensor *k,
-                   const struct tensor *v, const struct seq_view *view, float scale)
+                   const struct tensor *v, const struct seq_view *view,
+                   const struct attention_options *options)
 {
     struct attention a = {.team = cpu_team(s),
                           .q = q,
@@ -207,7 +215,7 @@ void cpu_attention(struct stream *s, struct tensor *out, const struct tensor *q,
                           .v = v,
                           .out = out->data,
                           .view = view,
-                          .scale = scale,
+                          .options = *options,
                           .H = q->dim[1],
                           .G = k->dim[k->ndim - 2],
                           .D = q->dim[2]};

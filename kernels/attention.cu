@@ -139,7 +139,7 @@ void cuda_move_pages(struct stream *s, struct tensor *pages, const struct tensor
 
 struct attention_shape {
     int64_t H, G, D;
-    float scale;
+    struct attention_options options;
 };
 
 template <bool HALF>
@@ -156,20 +156,25 @@ static __global__ void __launch_bounds__(KEY_BLOCK)
         query[d] = q[(t * shape.H + h) * D + d];
     __syncthreads();
 
-    for (int64_t block = 0; block <= last; block += KEY_BLOCK) {
+    int64_t window = shape.options.window;
+    int64_t oldest = window > 0 && window <= last ? last + 1 - window : 0; /* the first position seen */
+    for (int64_t block = oldest / KEY_BLOCK * KEY_BLOCK; block <= last; block += KEY_BLOCK) {
         int n = last + 1 - block < KEY_BLOCK ? (int)(last + 1 - block) : KEY_BLOCK;
+        int from = oldest > block ? (int)(oldest - block) : 0;
         float score = -INFINITY;
-        if ((int)threadIdx.x < n) {
+        if ((int)threadIdx.x >= from && (int)threadIdx.x < n) {
             int64_t key = (row_of(view, sequence, block + threadIdx.x) * shape.G + g) * D;
             float dot = 0;
             for (int64_t d = 0; d < D; d++)
                 dot = fmaf(query[d], get<HALF>(k, key + d), dot);
-            score = shape.scale * dot;
+            score = shape.options.scale * dot;
+            if (shape.options.softcap > 0)
+                score = shape.options.softcap * tanhf(score / shape.options.softcap);
             at[threadIdx.x] = key;
         }
         float now = fmaxf(highest, cuda_block_max<KEY_BLOCK>(room, score));
         float fade = expf(highest - now); /* 0 for the first block: exp(-infinity) */
-        float weight = (int)threadIdx.x < n ? expf(score - now) : 0.0f;
+        float weight = (int)threadIdx.x >= from && (int)threadIdx.x < n ? expf(score - now) : 0.0f;
         p[threadIdx.x] = weight;
         sum = sum * fade + cuda_block_sum<KEY_BLOCK>(room, weight); /* its barriers show p and at to all */
 #pragma unroll
@@ -178,7 +183,7 @@ static __global__ void __launch_bounds__(KEY_BLOCK)
             if (d >= D)
                 break;
             acc[i] *= fade;
-            for (int j = 0; j < n; j++)
+            for (int j = from; j < n; j++)
                 acc[i] = fmaf(p[j], get<HALF>(v, at[j] + d), acc[i]);
         }
         highest = now;
@@ -191,9 +196,10 @@ static __global__ void __launch_bounds__(KEY_BLOCK)
 }
 
 void cuda_attention(struct stream *s, struct tensor *out, const struct tensor *q, const struct tensor *k,
-                    const struct tensor *v, const struct seq_view *view, float scale)
+                    const struct tensor *v, const struct seq_view *view,
+                    const struct attention_options *options)
 {
-    struct attention_shape shape = {q->dim[1], k->dim[k->ndim - 2], q->dim[2], scale};
+    struct attention_shape shape = {q->dim[1], k->dim[k->ndim - 2], q->dim[2], *options};
     ASSERT(shape.D <= D_MAX);
     cuda_launch(s, "attention", k->dtype == DTYPE_F16 ? attention_kernel<true> : attention_kernel<false>,
                 dim3((unsigned)(q->dim[0] * shape.H)), dim3(KEY_BLOCK), (float *)out->data,

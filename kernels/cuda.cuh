@@ -197,7 +197,12 @@ void cuda_rmsnorm(struct stream *s, struct tensor *out, const struct tensor *x, 
 void cuda_add(struct stream *s, struct tensor *x, const struct tensor *y);
 void cuda_gather_rows(struct stream *s, struct tensor *out, const struct tensor *x,
                       const struct tensor *rows);
-void cuda_swiglu(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up);
+void cuda_layernorm(struct stream *s, struct tensor *out, const struct tensor *x, const struct tensor *gain,
+                    const struct tensor *bias, float eps);
+void cuda_activate(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up,
+                   enum activation f);
+void cuda_scale(struct stream *s, struct tensor *x, float factor);
+void cuda_softcap(struct stream *s, struct tensor *x, float cap);
 void cuda_sum_ranks(struct stream *s, struct tensor *out, const struct tensor *parts);
 void cuda_rope(struct stream *s, struct tensor *x, const struct tensor *positions,
                const struct tensor *frequency, enum rope_pairs pairs, float magnitude);
@@ -205,7 +210,8 @@ void cuda_rope(struct stream *s, struct tensor *x, const struct tensor *position
 void cuda_kv_store(struct stream *s, struct tensor *k_pages, struct tensor *v_pages, const struct tensor *k,
                    const struct tensor *v, const struct seq_view *view);
 void cuda_attention(struct stream *s, struct tensor *out, const struct tensor *q, const struct tensor *k,
-                    const struct tensor *v, const struct seq_view *view, float scale);
+                    const struct tensor *v, const struct seq_view *view,
+                    const struct attention_options *options);
 void cuda_move_pages(struct stream *s, struct tensor *pages, const struct tensor *moves);
 /* loss.cu */
 void cuda_token_loss(struct stream *s, struct tensor *nll, const struct tensor *logits,

@@ -246,7 +246,10 @@ static struct device_ops make_ops(void)
     ops.rmsnorm = cuda_rmsnorm;
     ops.add = cuda_add;
     ops.gather_rows = cuda_gather_rows;
-    ops.swiglu = cuda_swiglu;
+    ops.activate = cuda_activate;
+    ops.layernorm = cuda_layernorm;
+    ops.scale = cuda_scale;
+    ops.softcap = cuda_softcap;
     ops.sum_ranks = cuda_sum_ranks;
     ops.rope = cuda_rope;
     ops.kv_store = cuda_kv_store;

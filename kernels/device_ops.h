@@ -36,19 +36,31 @@ struct device_ops {
     void (*add)(struct stream *, struct tensor *x, const struct tensor *y);
     void (*gather_rows)(struct stream *, struct tensor *out, const struct tensor *x,
                         const struct tensor *rows);
-    void (*swiglu)(struct stream *, struct tensor *out, const struct tensor *gate, const struct tensor *up);
+    void (*activate)(struct stream *, struct tensor *out, const struct tensor *gate, const struct tensor *up,
+                     enum activation f);
     void (*sum_ranks)(struct stream *, struct tensor *out, const struct tensor *parts);
     void (*rope)(struct stream *, struct tensor *x, const struct tensor *positions,
                  const struct tensor *frequency, enum rope_pairs pairs, float magnitude);
     void (*kv_store)(struct stream *, struct tensor *k_pages, struct tensor *v_pages, const struct tensor *k,
                      const struct tensor *v, const struct seq_view *view);
     void (*attention)(struct stream *, struct tensor *out, const struct tensor *q, const struct tensor *k,
-                      const struct tensor *v, const struct seq_view *view, float scale);
+                      const struct tensor *v, const struct seq_view *view,
+                      const struct attention_options *options);
     void (*move_pages)(struct stream *, struct tensor *pages, const struct tensor *moves);
     void (*sample)(struct stream *, struct tensor *ids, struct tensor *logits, const struct sample_row *rows,
                    const struct tensor *history);
     void (*token_loss)(struct stream *, struct tensor *nll, const struct tensor *logits,
                        const struct tensor *targets);
+    void (*layernorm)(struct stream *, struct tensor *out, const struct tensor *x, const struct tensor *gain,
+                      const struct tensor *bias, float eps);
+    void (*scale)(struct stream *, struct tensor *x, float factor);
+    void (*softcap)(struct stream *, struct tensor *x, float cap);
+    void (*route)(struct stream *, struct tensor *ids, struct tensor *weights, const struct tensor *logits,
+                  bool renormalise);
+    void (*expert_matmul)(struct stream *, struct tensor *out, const struct tensor *x, const struct weight *w,
+                          const struct tensor *ids);
+    void (*expert_sum)(struct stream *, struct tensor *out, const struct tensor *parts,
+                       const struct tensor *weights);
 };
 
 /* The first member of every device and stream; the implementation's own fields follow it. */
@@ -67,7 +79,7 @@ int device_cpu_open(struct device **out, const struct device_options *options, s
 
 /* The plug-in's one exported symbol is LEPTON_PLUGIN_SYMBOL, a struct lepton_plugin. */
 #define LEPTON_PLUGIN_SYMBOL  "lepton_plugin"
-#define LEPTON_PLUGIN_VERSION 1
+#define LEPTON_PLUGIN_VERSION 2
 struct lepton_plugin {
     uint32_t version;
     /* Number of usable devices; -1 and *err with the runtime's own message when the probe fails. */

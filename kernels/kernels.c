@@ -124,12 +124,41 @@ void kernel_gather_rows(struct stream *s, struct tensor *out, const struct tenso
         CALL(s, gather_rows, out, x, rows);
 }
 
-void kernel_swiglu(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up)
+void kernel_layernorm(struct stream *s, struct tensor *out, const struct tensor *x, const struct tensor *gain,
+                      const struct tensor *bias, float eps)
 {
-    ASSERT(is_floats(s, out) && is_floats(s, gate) && is_floats(s, up));
-    ASSERT(same_shape(out, gate) && same_shape(out, up));
+    ASSERT(is_tensor(s, out, DTYPE_F32, 2) && is_tensor(s, x, DTYPE_F32, 2) && same_shape(out, x));
+    ASSERT(is_tensor(s, gain, DTYPE_F32, 1) && gain->dim[0] == x->dim[1]);
+    const struct tensor *added = bias && bias->data ? bias : NULL;
+    if (added)
+        ASSERT(is_tensor(s, added, DTYPE_F32, 1) && added->dim[0] == x->dim[1]);
     if (!is_empty(out))
-        CALL(s, swiglu, out, gate, up);
+        CALL(s, layernorm, out, x, gain, added, eps);
+}
+
+void kernel_scale(struct stream *s, struct tensor *x, float factor)
+{
+    ASSERT(is_floats(s, x));
+    if (!is_empty(x))
+        CALL(s, scale, x, factor);
+}
+
+void kernel_softcap(struct stream *s, struct tensor *x, float cap)
+{
+    ASSERT(is_floats(s, x) && cap > 0);
+    if (!is_empty(x))
+        CALL(s, softcap, x, cap);
+}
+
+void kernel_activate(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up,
+                     enum activation f)
+{
+    ASSERT(is_floats(s, out) && is_floats(s, gate) && same_shape(out, gate));
+    ASSERT(f == ACTIVATION_SILU || f == ACTIVATION_GELU_TANH);
+    if (up)
+        ASSERT(is_floats(s, up) && same_shape(out, up));
+    if (!is_empty(out))
+        CALL(s, activate, out, gate, up, f);
 }
 
 void kernel_sum_ranks(struct stream *s, struct tensor *out, const struct tensor *parts)
@@ -182,7 +211,8 @@ void kernel_kv_store(struct stream *s, struct tensor *k_pages, struct tensor *v_
 }
 
 void kernel_attention(struct stream *s, struct tensor *out, const struct tensor *q, const struct tensor *k,
-                      const struct tensor *v, const struct seq_view *view, float scale)
+                      const struct tensor *v, const struct seq_view *view,
+                      const struct attention_options *options)
 {
     ASSERT(is_tensor(s, out, DTYPE_F32, 3) && is_tensor(s, q, DTYPE_F32, 3) && same_shape(out, q));
     ASSERT(is_view(s, view, q->dim[0]) && same_shape(k, v) && k->dtype == v->dtype);
@@ -192,8 +222,9 @@ void kernel_attention(struct stream *s, struct tensor *out, const struct tensor 
         ASSERT(is_tensor(s, k, DTYPE_F32, 3) && is_tensor(s, v, DTYPE_F32, 3) && k->dim[0] == q->dim[0]);
     int64_t kv_heads = k->dim[k->ndim - 2];
     ASSERT(k->dim[k->ndim - 1] == q->dim[2] && kv_heads > 0 && q->dim[1] % kv_heads == 0);
+    ASSERT(options->softcap >= 0 && options->window >= 0);
     if (!is_empty(out))
-        CALL(s, attention, out, q, k, v, view, scale);
+        CALL(s, attention, out, q, k, v, view, options);
 }
 
 void kernel_move_pages(struct stream *s, struct tensor *pages, const struct tensor *moves)
@@ -202,6 +233,40 @@ void kernel_move_pages(struct stream *s, struct tensor *pages, const struct tens
     ASSERT(is_tensor(s, moves, DTYPE_I32, 2) && moves->dim[1] == 2);
     if (!is_empty(moves))
         CALL(s, move_pages, pages, moves);
+}
+
+/* ---- experts */
+
+void kernel_route(struct stream *s, struct tensor *ids, struct tensor *weights, const struct tensor *logits,
+                  bool renormalise)
+{
+    ASSERT(is_tensor(s, ids, DTYPE_I32, 2) && is_tensor(s, weights, DTYPE_F32, 2) &&
+           same_shape(ids, weights));
+    ASSERT(is_tensor(s, logits, DTYPE_F32, 2) && logits->dim[0] == ids->dim[0]);
+    ASSERT(ids->dim[1] >= 1 && ids->dim[1] <= logits->dim[1] && logits->dim[1] <= INT32_MAX);
+    if (!is_empty(ids))
+        CALL(s, route, ids, weights, logits, renormalise);
+}
+
+void kernel_expert_matmul(struct stream *s, struct tensor *out, const struct tensor *x,
+                          const struct weight *w, const struct tensor *ids)
+{
+    ASSERT(is_weight(s, w) && is_tensor(s, out, DTYPE_F32, 2) && is_tensor(s, x, DTYPE_F32, 2));
+    ASSERT(is_tensor(s, ids, DTYPE_I32, 2) && out->dim[0] == tensor_elements(ids));
+    ASSERT(x->dim[0] == ids->dim[0] || x->dim[0] == out->dim[0]);
+    ASSERT(x->dim[1] == w->stored.dim[1] && out->dim[1] > 0 && w->stored.dim[0] % out->dim[1] == 0);
+    if (!is_empty(out))
+        CALL(s, expert_matmul, out, x, w, ids);
+}
+
+void kernel_expert_sum(struct stream *s, struct tensor *out, const struct tensor *parts,
+                       const struct tensor *weights)
+{
+    ASSERT(is_tensor(s, out, DTYPE_F32, 2) && is_tensor(s, parts, DTYPE_F32, 2));
+    ASSERT(is_tensor(s, weights, DTYPE_F32, 2) && weights->dim[0] == out->dim[0] && weights->dim[1] >= 1);
+    ASSERT(parts->dim[0] == tensor_elements(weights) && parts->dim[1] == out->dim[1]);
+    if (!is_empty(out))
+        CALL(s, expert_sum, out, parts, weights);
 }
 
 /* ---- sampling */
@@ -242,7 +307,7 @@ static const struct {
     [KERNEL_RMSNORM] = {"rmsnorm", offsetof(struct device_ops, rmsnorm), true},
     [KERNEL_ADD] = {"add", offsetof(struct device_ops, add), true},
     [KERNEL_GATHER_ROWS] = {"gather_rows", offsetof(struct device_ops, gather_rows), true},
-    [KERNEL_SWIGLU] = {"swiglu", offsetof(struct device_ops, swiglu), true},
+    [KERNEL_ACTIVATE] = {"activate", offsetof(struct device_ops, activate), true},
     [KERNEL_SUM_RANKS] = {"sum_ranks", offsetof(struct device_ops, sum_ranks), true},
     [KERNEL_ROPE] = {"rope", offsetof(struct device_ops, rope), true},
     [KERNEL_KV_STORE] = {"kv_store", offsetof(struct device_ops, kv_store), true},
@@ -250,6 +315,12 @@ static const struct {
     [KERNEL_MOVE_PAGES] = {"move_pages", offsetof(struct device_ops, move_pages), true},
     [KERNEL_SAMPLE] = {"sample", offsetof(struct device_ops, sample), true},
     [KERNEL_TOKEN_LOSS] = {"token_loss", offsetof(struct device_ops, token_loss), false},
+    [KERNEL_LAYERNORM] = {"layernorm", offsetof(struct device_ops, layernorm), false},
+    [KERNEL_SCALE] = {"scale", offsetof(struct device_ops, scale), false},
+    [KERNEL_SOFTCAP] = {"softcap", offsetof(struct device_ops, softcap), false},
+    [KERNEL_ROUTE] = {"route", offsetof(struct device_ops, route), false},
+    [KERNEL_EXPERT_MATMUL] = {"expert_matmul", offsetof(struct device_ops, expert_matmul), false},
+    [KERNEL_EXPERT_SUM] = {"expert_sum", offsetof(struct device_ops, expert_sum), false},
 };
 
 const char *kernel_op_name(enum kernel_op op)
@@ -266,12 +337,14 @@ bool kernel_available(const struct device *device, enum kernel_op op)
     return entry != NULL;
 }
 
-int kernels_supported(const struct device *device, struct err *err)
+int kernels_supported(const struct device *device, uint32_t more, struct err *err)
 {
-    char missing[300] = "";
+    _Static_assert(KERNEL_OP_COUNT <= 32, "a bit for every operation");
+    char missing[400] = "";
     size_t used = 0;
     for (int op = 0; op < KERNEL_OP_COUNT; op++) {
-        if (OPERATIONS[op].serving && !kernel_available(device, (enum kernel_op)op))
+        bool needed = OPERATIONS[op].serving || (more >> op & 1);
+        if (needed && !kernel_available(device, (enum kernel_op)op))
             used += (size_t)snprintf(missing + used, sizeof(missing) - used, "%s%s", used ? ", " : "",
                                      OPERATIONS[op].name);
         ASSERT(used < sizeof(missing));

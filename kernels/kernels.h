@@ -51,13 +51,29 @@ void kernel_embed(struct stream *s, struct tensor *out, const struct weight *tab
 /* out[t,c] = x[t,c] / sqrt(mean_c(x[t,c]^2) + eps) * gain[c]. In place allowed. (Zhang & Sennrich 2019) */
 void kernel_rmsnorm(struct stream *s, struct tensor *out, const struct tensor *x, const struct tensor *gain,
                     float eps);
+/* out[t,c] = (x[t,c] - mean_c(x[t,c])) / sqrt(variance_c(x[t,c]) + eps) * gain[c] + bias[c]; bias optional:
+ * data NULL. The variance is the mean of the squared differences. In place allowed. (Ba et al. 2016) */
+void kernel_layernorm(struct stream *s, struct tensor *out, const struct tensor *x, const struct tensor *gain,
+                      const struct tensor *bias, float eps);
 /* x[T,C] += y[T,C] */
 void kernel_add(struct stream *s, struct tensor *x, const struct tensor *y);
+/* x[T,C] *= factor */
+void kernel_scale(struct stream *s, struct tensor *x, float factor);
+/* x[T,C] = cap * tanh(x / cap), cap > 0. (Gemma Team 2024) */
+void kernel_softcap(struct stream *s, struct tensor *x, float cap);
 /* out[B,C] = x[rows[b], :] */
 void kernel_gather_rows(struct stream *s, struct tensor *out, const struct tensor *x,
                         const struct tensor *rows);
-/* out[T,F] = silu(gate[T,F]) * up[T,F], silu(z) = z / (1 + exp(-z)). out may be gate. (Shazeer 2020) */
-void kernel_swiglu(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up);
+
+enum activation {
+    ACTIVATION_SILU,      /* z / (1 + exp(-z)) */
+    ACTIVATION_GELU_TANH, /* z / 2 * (1 + tanh(sqrt(2 / pi) * (z + 0.044715 z^3))) (Hendrycks & Gimpel 2016)
+                           */
+};
+/* out[T,F] = f(gate[T,F]) * up[T,F]; up NULL: out = f(gate). out may be gate. SwiGLU with silu, GeGLU with
+ * gelu. (Shazeer 2020) */
+void kernel_activate(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up,
+                     enum activation f);
 /* out[n] = parts[0][n] + parts[1][n] + ... in this order: parts is [ranks, n]. Tensor-parallel sums. */
 void kernel_sum_ranks(struct stream *s, struct tensor *out, const struct tensor *parts);
 
@@ -88,19 +104,43 @@ struct seq_view {
     int page_tokens;          /* positions in a page */
 };
 
+struct attention_options {
+    float scale;
+    float softcap;  /* scores become softcap * tanh(score / softcap); 0 = off (Gemma Team 2024) */
+    int64_t window; /* a row sees the last `window` positions, its own among them; 0 = all before it */
+};
+
 /* Writes k and v ([T, G, D] F32) at each row's position into the pages: k_pages, v_pages [P, page_tokens, G,
  * D], F32 or F16 (rounded to nearest even). */
 void kernel_kv_store(struct stream *s, struct tensor *k_pages, struct tensor *v_pages, const struct tensor *k,
                      const struct tensor *v, const struct seq_view *view);
-/* Causal attention: row t of sequence s attends to positions 0..positions[t] of s; query head h reads KV head
- * h / (H / G); out[T,H,D] = softmax(scale * q . K) . V. k and v are pages (see kernel_kv_store), or [T, G, D]
- * for packed documents. Online softmax over blocks of fixed size, so that pages and chunks do not show in the
- * sums. */
+/* Causal attention: row t of sequence s attends to positions 0..positions[t] of s, or to those of its window;
+ * query head h reads KV head h / (H / G); out[T,H,D] = softmax(cap(scale * q . K)) . V. k and v are pages
+ * (see kernel_kv_store), or [T, G, D] for packed documents. Online softmax over blocks of fixed size at fixed
+ * positions, so that pages and chunks do not show in the sums. */
 void kernel_attention(struct stream *s, struct tensor *out, const struct tensor *q, const struct tensor *k,
-                      const struct tensor *v, const struct seq_view *view, float scale);
+                      const struct tensor *v, const struct seq_view *view,
+                      const struct attention_options *options);
 /* Page work that rides in a step, for one pool [P, ...]: pages[to] = pages[from]; from < 0 zeroes the page.
  * moves is [n, 2] I32 rows of (from, to), done in order. */
 void kernel_move_pages(struct stream *s, struct tensor *pages, const struct tensor *moves);
+
+/* ---- experts
+ * ---------------------------------------------------------------------------------------------------- */
+
+/* Picks the experts of each row: ids[T,k] (I32) are the k highest of logits[T,E], highest first, the lower id
+ * among equals; weights[T,k] their softmax over all E, or over the k picked when `renormalise`. A row with
+ * NaN among its logits gets NaN weights. (Shazeer et al. 2017; Jiang et al. 2024) */
+void kernel_route(struct stream *s, struct tensor *ids, struct tensor *weights, const struct tensor *logits,
+                  bool renormalise);
+/* out[T * k, N]: row t * k + r = x . w[e]^T with e = ids[t,r]; w is [E * N, K], expert after
+ * expert. x[T,K] serves the k experts of its row, x[T * k, K] gives each its own. Which other rows chose an
+ * expert does not show in the sums. */
+void kernel_expert_matmul(struct stream *s, struct tensor *out, const struct tensor *x,
+                          const struct weight *w, const struct tensor *ids);
+/* out[T,C] = weights[t,0] * parts[t * k] + weights[t,1] * parts[t * k + 1] + ... in this order. */
+void kernel_expert_sum(struct stream *s, struct tensor *out, const struct tensor *parts,
+                       const struct tensor *weights);
 
 /* ---- sampling
  * --------------------------------------------------------------------------------------------------- */
@@ -143,7 +183,7 @@ enum kernel_op {
     KERNEL_RMSNORM,
     KERNEL_ADD,
     KERNEL_GATHER_ROWS,
-    KERNEL_SWIGLU,
+    KERNEL_ACTIVATE,
     KERNEL_SUM_RANKS,
     KERNEL_ROPE,
     KERNEL_KV_STORE,
@@ -151,13 +191,20 @@ enum kernel_op {
     KERNEL_MOVE_PAGES,
     KERNEL_SAMPLE,
     KERNEL_TOKEN_LOSS,
+    KERNEL_LAYERNORM, /* from here on: what some families need, asked for by name */
+    KERNEL_SCALE,
+    KERNEL_SOFTCAP,
+    KERNEL_ROUTE,
+    KERNEL_EXPERT_MATMUL,
+    KERNEL_EXPERT_SUM,
     KERNEL_OP_COUNT,
 };
 const char *kernel_op_name(enum kernel_op op); /* "matmul" */
 /* Whether the device has this operation: for what serving does not need (token_loss, matmul_transposed). */
 bool kernel_available(const struct device *device, enum kernel_op op);
-/* 0 when the device has every operation that serving needs; else -1 and the names of those it lacks. */
-int kernels_supported(const struct device *device, struct err *err);
+/* 0 when the device has every operation that serving needs and those of `more` (bits 1 << op: what a model's
+ * family needs besides); else -1 and the names of those it lacks. */
+int kernels_supported(const struct device *device, uint32_t more, struct err *err);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,6 @@
-/* rows.cu: the operations that take rows one by one, on the GPU: embed, rmsnorm, add, gather_rows, swiglu,
- * sum_ranks, rope. All are bound by memory. A row's sums are made by one block in an order fixed by the row's
- * length, so no row depends on the others of its step. */
+/* rows.cu: the operations that take rows one by one, on the GPU: embed, norms, add, gather_rows,
+ * activations, scale, softcap, sum_ranks, rope. All are bound by memory. A row's sums are made by one block
+ * in an order fixed by the row's length, so no row depends on the others of its step. */
 #include "kernels/cuda.cuh"
 
 #define THREADS 256
@@ -27,20 +27,56 @@ void cuda_add(struct stream *s, struct tensor *x, const struct tensor *y)
                 (const float *)y->data, n);
 }
 
-static __global__ void swiglu_kernel(float *out, const float *gate, const float *up, int64_t n)
+template <int FUNCTION>
+static __global__ void activate_kernel(float *out, const float *gate, const float *up, int64_t n)
 {
     int64_t i = element();
     if (i < n) {
         float z = gate[i];
-        out[i] = z / (1.0f + expf(-z)) * up[i];
+        /* gelu: z / 2 * (1 + tanh(u)) = z / (1 + exp(-2u)) */
+        float e = FUNCTION == ACTIVATION_SILU ? z : 1.5957691216057308f * (z + 0.044715f * z * z * z);
+        float a = z / (1.0f + expf(-e));
+        out[i] = up ? a * up[i] : a;
     }
 }
 
-void cuda_swiglu(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up)
+void cuda_activate(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up,
+                   enum activation f)
 {
     int64_t n = tensor_elements(out);
-    cuda_launch(s, "swiglu", swiglu_kernel, dim3(cuda_blocks(n, THREADS)), dim3(THREADS), (float *)out->data,
-                (const float *)gate->data, (const float *)up->data, n);
+    cuda_launch(s, "activate",
+                f == ACTIVATION_SILU ? activate_kernel<ACTIVATION_SILU>
+                                     : activate_kernel<ACTIVATION_GELU_TANH>,
+                dim3(cuda_blocks(n, THREADS)), dim3(THREADS), (float *)out->data, (const float *)gate->data,
+                (const float *)(up ? up->data : NULL), n);
+}
+
+static __global__ void scale_kernel(float *x, float factor, int64_t n)
+{
+    int64_t i = element();
+    if (i < n)
+        x[i] *= factor;
+}
+
+void cuda_scale(struct stream *s, struct tensor *x, float factor)
+{
+    int64_t n = tensor_elements(x);
+    cuda_launch(s, "scale", scale_kernel, dim3(cuda_blocks(n, THREADS)), dim3(THREADS), (float *)x->data,
+                factor, n);
+}
+
+static __global__ void softcap_kernel(float *x, float cap, int64_t n)
+{
+    int64_t i = element();
+    if (i < n)
+        x[i] = cap * tanhf(x[i] / cap);
+}
+
+void cuda_softcap(struct stream *s, struct tensor *x, float cap)
+{
+    int64_t n = tensor_elements(x);
+    cuda_launch(s, "softcap", softcap_kernel, dim3(cuda_blocks(n, THREADS)), dim3(THREADS), (float *)x->data,
+                cap, n);
 }
 
 static __global__ void sum_ranks_kernel(float *out, const float *parts, int64_t ranks, int64_t n)
@@ -139,6 +175,32 @@ void cuda_rmsnorm(struct stream *s, struct tensor *out, const struct tensor *x, 
 {
     cuda_launch(s, "rmsnorm", rmsnorm_kernel, dim3((unsigned)x->dim[0]), dim3(THREADS), (float *)out->data,
                 (const float *)x->data, (const float *)gain->data, x->dim[1], eps);
+}
+
+/* Two passes: the mean, then the squares of the differences. Every element is read by the thread that writes
+ * it, so out may be x. */
+static __global__ void layernorm_kernel(float *out, const float *x, const float *gain, const float *bias,
+                                        int64_t C, float eps)
+{
+    __shared__ float room[THREADS];
+    const float *row = x + blockIdx.x * C;
+    float sum = 0, squares = 0;
+    for (int64_t c = threadIdx.x; c < C; c += THREADS)
+        sum += row[c];
+    float mean = cuda_block_sum<THREADS>(room, sum) / (float)C;
+    for (int64_t c = threadIdx.x; c < C; c += THREADS)
+        squares = fmaf(row[c] - mean, row[c] - mean, squares);
+    float inverse = 1.0f / sqrtf(cuda_block_sum<THREADS>(room, squares) / (float)C + eps);
+    for (int64_t c = threadIdx.x; c < C; c += THREADS)
+        out[blockIdx.x * C + c] = (row[c] - mean) * inverse * gain[c] + (bias ? bias[c] : 0.0f);
+}
+
+void cuda_layernorm(struct stream *s, struct tensor *out, const struct tensor *x, const struct tensor *gain,
+                    const struct tensor *bias, float eps)
+{
+    cuda_launch(s, "layernorm", layernorm_kernel, dim3((unsigned)x->dim[0]), dim3(THREADS),
+                (float *)out->data, (const float *)x->data, (const float *)gain->data,
+                (const float *)(bias ? bias->data : NULL), x->dim[1], eps);
 }
 
 struct rope_shape {

@@ -55,7 +55,7 @@ static void describe(struct found *out, const char *name, const struct device_op
     }
     snprintf(out->kernel_set, sizeof(out->kernel_set), "%s", device_kernel_set(device));
     out->threads = device_threads(device);
-    if (kernels_supported(device, &err) != 0)
+    if (kernels_supported(device, 0, &err) != 0)
         snprintf(out->fault, sizeof(out->fault), "%s", err.message);
     device_close(&device);
 }

@@ -95,9 +95,10 @@ static int open_model(struct worker *w, struct err *err)
             most = w->first_layer[r + 1] - w->first_layer[r];
     if (code == 0)
         code = settings_engine(&w->engine, &w->settings, &params, most, err);
+    uint32_t kernels = model_params_kernels(&params);
     model_params_release(&params);
     if (code || device_open(&w->device, w->settings.device, &device, err) ||
-        kernels_supported(w->device, err))
+        kernels_supported(w->device, kernels, err))
         return -1;
     struct model_slice slice = {.first_layer = w->first_layer[w->rank],
                                 .last_layer = w->first_layer[w->rank + 1],

@@ -113,7 +113,7 @@ static const struct device_ops CPU_OPS = {
     .rmsnorm = cpu_rmsnorm,
     .add = cpu_add,
     .gather_rows = cpu_gather_rows,
-    .swiglu = cpu_swiglu,
+    .activate = cpu_activate,
     .sum_ranks = cpu_sum_ranks,
     .rope = cpu_rope,
     .kv_store = cpu_kv_store,
@@ -121,6 +121,12 @@ static const struct device_ops CPU_OPS = {
     .move_pages = cpu_move_pages,
     .sample = cpu_sample,
     .token_loss = cpu_token_loss,
+    .layernorm = cpu_layernorm,
+    .scale = cpu_scale,
+    .softcap = cpu_softcap,
+    .route = cpu_route,
+    .expert_matmul = cpu_expert_matmul,
+    .expert_sum = cpu_expert_sum,
 };
 
 int device_cpu_open(struct device **out, const struct device_options *options, struct err *err)

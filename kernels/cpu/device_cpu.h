@@ -22,14 +22,26 @@ void cpu_rmsnorm(struct stream *s, struct tensor *out, const struct tensor *x, c
                  float eps);
 void cpu_add(struct stream *s, struct tensor *x, const struct tensor *y);
 void cpu_gather_rows(struct stream *s, struct tensor *out, const struct tensor *x, const struct tensor *rows);
-void cpu_swiglu(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up);
+void cpu_activate(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up,
+                  enum activation f);
+void cpu_layernorm(struct stream *s, struct tensor *out, const struct tensor *x, const struct tensor *gain,
+                   const struct tensor *bias, float eps);
+void cpu_scale(struct stream *s, struct tensor *x, float factor);
+void cpu_softcap(struct stream *s, struct tensor *x, float cap);
+void cpu_route(struct stream *s, struct tensor *ids, struct tensor *weights, const struct tensor *logits,
+               bool renormalise);
+void cpu_expert_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                       const struct tensor *ids);
+void cpu_expert_sum(struct stream *s, struct tensor *out, const struct tensor *parts,
+                    const struct tensor *weights);
 void cpu_sum_ranks(struct stream *s, struct tensor *out, const struct tensor *parts);
 void cpu_rope(struct stream *s, struct tensor *x, const struct tensor *positions,
               const struct tensor *frequency, enum rope_pairs pairs, float magnitude);
 void cpu_kv_store(struct stream *s, struct tensor *k_pages, struct tensor *v_pages, const struct tensor *k,
                   const struct tensor *v, const struct seq_view *view);
 void cpu_attention(struct stream *s, struct tensor *out, const struct tensor *q, const struct tensor *k,
-                   const struct tensor *v, const struct seq_view *view, float scale);
+                   const struct tensor *v, const struct seq_view *view,
+                   const struct attention_options *options);
 void cpu_move_pages(struct stream *s, struct tensor *pages, const struct tensor *moves);
 void cpu_sample(struct stream *s, struct tensor *ids, struct tensor *logits, const struct sample_row *rows,
                 const struct tensor *history);

@@ -86,6 +86,13 @@ ALWAYS_INLINE double fixed_exp_sum(const float *x, int64_t n, double highest, do
     return sum;
 }
 
+/* tanh(x) = 1 - 2 / (exp(2x) + 1): within 2^-52 absolute, far below a float's rounding where a score or a
+ * logit is capped. */
+ALWAYS_INLINE float fixed_tanhf(float x)
+{
+    return (float)(1.0 - 2.0 / (fixed_exp(2.0 * (double)x) + 1.0));
+}
+
 /* Sine and cosine of an angle below 2^22 in size: angle = k pi/2 + r, |r| <= pi/4. */
 ALWAYS_INLINE void fixed_sincos(double angle, double *sine, double *cosine)
 {

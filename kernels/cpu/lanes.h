@@ -25,6 +25,18 @@ ALWAYS_INLINE float lanes_fold(float lane[LANES])
     return lane[0];
 }
 
+ALWAYS_INLINE float lanes_sum(const float *x, int64_t n)
+{
+    float lane[LANES] = {0};
+    int64_t k = 0;
+    for (; k + LANES <= n; k += LANES)
+        for (int j = 0; j < LANES; j++)
+            lane[j] += x[k + j];
+    for (int j = 0; k + j < n; j++)
+        lane[j] += x[k + j];
+    return lanes_fold(lane);
+}
+
 ALWAYS_INLINE float lanes_dot(const float *restrict a, const float *restrict b, int64_t n)
 {
     float lane[LANES] = {0};

@@ -1,23 +1,41 @@
 #include "worker/model/block.h"
 
+/* Scratch views and their widths for one row. */
+#define BLOCK_VIEWS 11
+
 int block_scratch_init(struct block_scratch *b, const struct model_params *p, struct device *device,
                        int64_t max_tokens, struct err *err)
 {
     int64_t query = p->heads * p->head_length, kv = p->kv_heads * p->head_length;
-    /* Offsets in floats, each rounded so that every view is 64-byte aligned. */
-    int64_t width[7] = {p->embed, query, kv, kv, query, p->ffn, p->ffn};
-    float **view[7] = {&b->hidden, &b->query, &b->key, &b->value, &b->attention, &b->gate, &b->up};
+    int64_t ffn = p->experts ? p->experts_used * p->expert_ffn : p->ffn;
+    struct {
+        void **view;
+        int64_t width; /* 4-byte elements of a row */
+    } views[BLOCK_VIEWS] = {
+        {(void **)&b->hidden, p->embed},
+        {(void **)&b->query, query},
+        {(void **)&b->key, kv},
+        {(void **)&b->value, kv},
+        {(void **)&b->attention, query},
+        {(void **)&b->gate, ffn},
+        {(void **)&b->up, ffn},
+        {(void **)&b->router, p->experts},
+        {(void **)&b->expert_ids, p->experts_used},
+        {(void **)&b->expert_weights, p->experts_used},
+        {(void **)&b->expert_parts, p->experts_used * p->embed},
+    };
+    /* Offsets in elements, each rounded so that every view is 64-byte aligned. */
     uint64_t total = 0;
-    for (int i = 0; i < 7; i++)
-        total += round_up_u64((uint64_t)(width[i] * max_tokens), 16);
+    for (int i = 0; i < BLOCK_VIEWS; i++)
+        total += round_up_u64((uint64_t)(views[i].width * max_tokens), 16);
     *b = (struct block_scratch){.device = device, .max_tokens = max_tokens};
     b->memory = device_alloc(device, total * sizeof(float), err);
     if (!b->memory)
         return -1;
     float *next = b->memory;
-    for (int i = 0; i < 7; i++) {
-        *view[i] = next;
-        next += round_up_u64((uint64_t)(width[i] * max_tokens), 16);
+    for (int i = 0; i < BLOCK_VIEWS; i++) {
+        *views[i].view = next;
+        next += round_up_u64((uint64_t)(views[i].width * max_tokens), 16);
     }
     return 0;
 }
@@ -30,60 +48,146 @@ void block_scratch_release(struct block_scratch *b)
     b->memory = NULL;
 }
 
-/* x += W_o attention(rope(W_q h), rope(W_k h), W_v h), h = norm(x) */
-static void attention_half(const struct model *m, const struct model_tensor *w, struct stream *stream,
-                           struct tensor *x, const struct seq_view *view, struct kv_layer *kv,
-                           struct block_scratch *b)
+void block_norm(const struct model *m, struct stream *stream, struct tensor *out, const struct tensor *x,
+                const struct tensor *gain, const struct tensor *bias)
 {
-    const struct model_params *p = &m->params;
-    int64_t T = x->dim[0], H = p->heads, G = p->kv_heads, D = p->head_length;
-    struct tensor hidden = tensor_2d(m->device, DTYPE_F32, b->hidden, T, p->embed);
-    struct tensor q = tensor_2d(m->device, DTYPE_F32, b->query, T, H * D);
-    struct tensor k = tensor_2d(m->device, DTYPE_F32, b->key, T, G * D);
-    struct tensor v = tensor_2d(m->device, DTYPE_F32, b->value, T, G * D);
-    struct tensor out = tensor_2d(m->device, DTYPE_F32, b->attention, T, H * D);
-    struct tensor q_heads = tensor_3d(m->device, DTYPE_F32, b->query, T, H, D);
-    struct tensor k_heads = tensor_3d(m->device, DTYPE_F32, b->key, T, G, D);
-    struct tensor v_heads = tensor_3d(m->device, DTYPE_F32, b->value, T, G, D);
-    struct tensor out_heads = tensor_3d(m->device, DTYPE_F32, b->attention, T, H, D);
-
-    kernel_rmsnorm(stream, &hidden, x, &w[TENSOR_ATTN_NORM].vector, p->norm_eps);
-    kernel_matmul(stream, &q, &hidden, &w[TENSOR_ATTN_Q].weight, &w[TENSOR_ATTN_Q_BIAS].vector);
-    kernel_matmul(stream, &k, &hidden, &w[TENSOR_ATTN_K].weight, &w[TENSOR_ATTN_K_BIAS].vector);
-    kernel_matmul(stream, &v, &hidden, &w[TENSOR_ATTN_V].weight, &w[TENSOR_ATTN_V_BIAS].vector);
-    kernel_rope(stream, &q_heads, &view->positions, &m->rope_frequency, p->arch->rope_pairs,
-                p->rope_magnitude);
-    kernel_rope(stream, &k_heads, &view->positions, &m->rope_frequency, p->arch->rope_pairs,
-                p->rope_magnitude);
-    kernel_kv_store(stream, &kv->k, &kv->v, &k_heads, &v_heads, view);
-    kernel_attention(stream, &out_heads, &q_heads, &kv->k, &kv->v, view, p->attention_scale);
-    kernel_matmul(stream, &hidden, &out, &w[TENSOR_ATTN_OUTPUT].weight, NULL);
-    kernel_add(stream, x, &hidden);
+    if (m->params.arch->norm == NORM_LAYER)
+        kernel_layernorm(stream, out, x, gain, bias, m->params.norm_eps);
+    else
+        kernel_rmsnorm(stream, out, x, gain, m->params.norm_eps);
 }
 
-/* x += W_down (silu(W_gate h) * W_up h), h = norm(x) */
-static void ffn_half(const struct model *m, const struct model_tensor *w, struct stream *stream,
-                     struct tensor *x, struct block_scratch *b)
-{
-    const struct model_params *p = &m->params;
-    int64_t T = x->dim[0];
-    struct tensor hidden = tensor_2d(m->device, DTYPE_F32, b->hidden, T, p->embed);
-    struct tensor gate = tensor_2d(m->device, DTYPE_F32, b->gate, T, p->ffn);
-    struct tensor up = tensor_2d(m->device, DTYPE_F32, b->up, T, p->ffn);
+/* What one call of block_forward works on. */
+struct block {
+    const struct model *m;
+    const struct model_tensor *w;
+    struct stream *stream;
+    struct block_scratch *b;
+    int64_t layer; /* of the whole model */
+    int64_t T;
+};
 
-    kernel_rmsnorm(stream, &hidden, x, &w[TENSOR_FFN_NORM].vector, p->norm_eps);
-    kernel_matmul(stream, &gate, &hidden, &w[TENSOR_FFN_GATE].weight, NULL);
-    kernel_matmul(stream, &up, &hidden, &w[TENSOR_FFN_UP].weight, NULL);
-    kernel_swiglu(stream, &gate, &gate, &up);
-    kernel_matmul(stream, &hidden, &gate, &w[TENSOR_FFN_DOWN].weight, NULL);
-    kernel_add(stream, x, &hidden);
+static struct tensor rows(const struct block *k, void *memory, int64_t width)
+{
+    return tensor_2d(k->m->device, DTYPE_F32, memory, k->T, width);
+}
+
+static struct tensor heads(const struct block *k, void *memory, int64_t count)
+{
+    return tensor_3d(k->m->device, DTYPE_F32, memory, k->T, count, k->m->params.head_length);
+}
+
+static void trace(const struct block *k, const char *what, const struct tensor *x)
+{
+    if (k->b->trace)
+        k->b->trace(k->b->trace_context, k->layer, what, x);
+}
+
+/* One of q, k, v: projected, normalised head by head where the family does, rotated when `rotate`. */
+static struct tensor project(const struct block *k, const struct tensor *hidden, float *memory, int64_t count,
+                             int which, const struct tensor *norm, const struct seq_view *view)
+{
+    const struct model_params *p = &k->m->params;
+    struct tensor out = rows(k, memory, count * p->head_length), by_head = heads(k, memory, count);
+    kernel_matmul(k->stream, &out, hidden, &k->w[TENSOR_ATTN_Q + which].weight,
+                  &k->w[TENSOR_ATTN_Q_BIAS + which].vector);
+    if (norm && norm->data) {
+        struct tensor flat = tensor_2d(k->m->device, DTYPE_F32, memory, k->T * count, p->head_length);
+        kernel_rmsnorm(k->stream, &flat, &flat, norm, p->norm_eps);
+    }
+    if (view && p->arch->positions == POSITIONS_ROPE)
+        kernel_rope(k->stream, &by_head, &view->positions, &k->m->rope_frequency, p->arch->rope_pairs,
+                    p->rope_magnitude);
+    return by_head;
+}
+
+/* x += post(W_o attention(rope(W_q h), rope(W_k h), W_v h)), h = norm(x) */
+static void attention_half(const struct block *k, struct tensor *x, const struct seq_view *view,
+                           struct kv_layer *kv)
+{
+    const struct model_params *p = &k->m->params;
+    const struct model_tensor *w = k->w;
+    struct attention_options options = model_params_attention(p, k->layer);
+    struct tensor hidden = rows(k, k->b->hidden, p->embed);
+    struct tensor out = rows(k, k->b->attention, p->heads * p->head_length);
+    struct tensor out_heads = heads(k, k->b->attention, p->heads);
+
+    block_norm(k->m, k->stream, &hidden, x, &w[TENSOR_ATTN_NORM].vector, &w[TENSOR_ATTN_NORM_BIAS].vector);
+    struct tensor query = project(k, &hidden, k->b->query, p->heads, 0, &w[TENSOR_ATTN_Q_NORM].vector, view);
+    struct tensor key = project(k, &hidden, k->b->key, p->kv_heads, 1, &w[TENSOR_ATTN_K_NORM].vector, view);
+    struct tensor value = project(k, &hidden, k->b->value, p->kv_heads, 2, NULL, NULL);
+    kernel_kv_store(k->stream, &kv->k, &kv->v, &key, &value, view);
+    kernel_attention(k->stream, &out_heads, &query, &kv->k, &kv->v, view, &options);
+    kernel_matmul(k->stream, &hidden, &out, &w[TENSOR_ATTN_OUTPUT].weight,
+                  &w[TENSOR_ATTN_OUTPUT_BIAS].vector);
+    if (w[TENSOR_ATTN_POST_NORM].vector.data)
+        block_norm(k->m, k->stream, &hidden, &hidden, &w[TENSOR_ATTN_POST_NORM].vector, NULL);
+    trace(k, "attention", &hidden);
+    kernel_add(k->stream, x, &hidden);
+}
+
+/* hidden = W_down (f(W_gate h) * W_up h), or W_down f(W_up h) without a gate */
+static void dense_ffn(const struct block *k, struct tensor *hidden)
+{
+    const struct model_params *p = &k->m->params;
+    const struct model_tensor *w = k->w;
+    struct tensor up = rows(k, k->b->up, p->ffn), gate = rows(k, k->b->gate, p->ffn);
+    bool gated = w[TENSOR_FFN_GATE].weight.packed != NULL;
+    kernel_matmul(k->stream, &up, hidden, &w[TENSOR_FFN_UP].weight, &w[TENSOR_FFN_UP_BIAS].vector);
+    if (gated)
+        kernel_matmul(k->stream, &gate, hidden, &w[TENSOR_FFN_GATE].weight, &w[TENSOR_FFN_GATE_BIAS].vector);
+    kernel_activate(k->stream, &gate, gated ? &gate : &up, gated ? &up : NULL, p->arch->activation);
+    kernel_matmul(k->stream, hidden, &gate, &w[TENSOR_FFN_DOWN].weight, &w[TENSOR_FFN_DOWN_BIAS].vector);
+}
+
+/* hidden = sum over the experts e that the router picks: weight_e * W_down,e (f(W_gate,e h) * W_up,e h) */
+static void routed_ffn(const struct block *k, struct tensor *hidden)
+{
+    const struct model_params *p = &k->m->params;
+    const struct model_tensor *w = k->w;
+    struct device *device = k->m->device;
+    int64_t used = p->experts_used, F = p->expert_ffn;
+    struct tensor logits = rows(k, k->b->router, p->experts), weights = rows(k, k->b->expert_weights, used);
+    struct tensor ids = tensor_2d(device, DTYPE_I32, k->b->expert_ids, k->T, used);
+    struct tensor gate = tensor_2d(device, DTYPE_F32, k->b->gate, k->T * used, F);
+    struct tensor up = tensor_2d(device, DTYPE_F32, k->b->up, k->T * used, F);
+    struct tensor parts = tensor_2d(device, DTYPE_F32, k->b->expert_parts, k->T * used, p->embed);
+    kernel_matmul(k->stream, &logits, hidden, &w[TENSOR_ROUTER].weight, NULL);
+    kernel_route(k->stream, &ids, &weights, &logits, p->expert_renormalise);
+    kernel_expert_matmul(k->stream, &gate, hidden, &w[TENSOR_EXPERT_GATE].weight, &ids);
+    kernel_expert_matmul(k->stream, &up, hidden, &w[TENSOR_EXPERT_UP].weight, &ids);
+    kernel_activate(k->stream, &gate, &gate, &up, p->arch->activation);
+    kernel_expert_matmul(k->stream, &parts, &gate, &w[TENSOR_EXPERT_DOWN].weight, &ids);
+    kernel_expert_sum(k->stream, hidden, &parts, &weights);
+}
+
+/* x += post(ffn(norm(x))) */
+static void ffn_half(const struct block *k, struct tensor *x)
+{
+    const struct model_tensor *w = k->w;
+    struct tensor hidden = rows(k, k->b->hidden, k->m->params.embed);
+    block_norm(k->m, k->stream, &hidden, x, &w[TENSOR_FFN_NORM].vector, &w[TENSOR_FFN_NORM_BIAS].vector);
+    if (k->m->params.experts)
+        routed_ffn(k, &hidden);
+    else
+        dense_ffn(k, &hidden);
+    if (w[TENSOR_FFN_POST_NORM].vector.data)
+        block_norm(k->m, k->stream, &hidden, &hidden, &w[TENSOR_FFN_POST_NORM].vector, NULL);
+    trace(k, "ffn", &hidden);
+    kernel_add(k->stream, x, &hidden);
 }
 
 void block_forward(const struct model *m, int64_t layer, struct stream *stream, struct tensor *x,
                    const struct seq_view *view, struct kv_layer *kv, struct block_scratch *scratch)
 {
     ASSERT(x->dim[0] <= scratch->max_tokens);
-    const struct model_tensor *w = m->layer[layer];
-    attention_half(m, w, stream, x, view, kv, scratch);
-    ffn_half(m, w, stream, x, scratch);
+    struct block k = {.m = m,
+                      .w = m->layer[layer],
+                      .stream = stream,
+                      .b = scratch,
+                      .layer = m->slice.first_layer + layer,
+                      .T = x->dim[0]};
+    attention_half(&k, x, view, kv);
+    ffn_half(&k, x);
+    trace(&k, "block", x);
 }

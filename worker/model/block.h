@@ -1,6 +1,7 @@
-/* block: one transformer block, written as the paper: pre-norm attention with rotary positions and grouped
- * key/value heads, then a gated feed-forward. The same code serves and trains; a backward pass will stand
- * beneath its forward.
+/* block: one transformer block: attention over grouped key/value heads, then a feed-forward, each behind a
+ * norm and added to the residual. What differs between families (norms, positions, activation, windows, caps,
+ * experts) is read from the model's row of tables; no family is named here. The same code serves and trains;
+ * a backward pass will stand beneath its forward.
  *
  * It knows nothing of requests, steps or ranks: rows, their view, weights, pages. */
 #ifndef LEPTON_WORKER_MODEL_BLOCK_H
@@ -23,12 +24,24 @@ struct block_scratch {
     float *query;       /* [T, H*D] */
     float *key, *value; /* [T, G*D] */
     float *attention;   /* [T, H*D] */
-    float *gate, *up;   /* [T, F] */
+    float *gate, *up;   /* [T, F]; with experts [T * used, F] */
+    float *router;      /* [T, E] logits of the router */
+    int32_t *expert_ids;
+    float *expert_weights; /* [T, used] both */
+    float *expert_parts;   /* [T * used, C] */
+    /* Called with what attention and feed-forward add ("attention", "ffn") and with the rows behind a block
+     * ("block"), for a look inside; x is device memory, work on it may still be under way. NULL as a rule. */
+    void (*trace)(void *context, int64_t layer, const char *what, const struct tensor *x);
+    void *trace_context;
 };
 
 int block_scratch_init(struct block_scratch *b, const struct model_params *p, struct device *device,
                        int64_t max_tokens, struct err *err);
 void block_scratch_release(struct block_scratch *b);
+
+/* out = norm(x) as the family normalises: RMS with a gain, or LayerNorm with a gain and an optional bias. */
+void block_norm(const struct model *m, struct stream *stream, struct tensor *out, const struct tensor *x,
+                const struct tensor *gain, const struct tensor *bias);
 
 /* x[T, C] in place: x += attention(norm(x)); x += ffn(norm(x)). Keys and values of the T rows are written to
  * `kv` at their positions first. `layer` indexes the model's slice. */

@@ -4,33 +4,116 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The tensor of a table row in the file, checked: 1 = found, 0 = absent and optional, -1 = error. */
-static int find_tensor(const struct gguf *g, const struct model_params *p, const struct arch_tensor_row *row,
-                       int64_t layer, const struct gguf_tensor **out, struct err *err)
+/* Where a table row's elements lie in the file. */
+struct place {
+    const struct gguf_tensor *tensor;
+    int64_t first, rows, columns; /* rows [first, first + rows) of the tensor seen as a matrix */
+    bool each;                    /* spread over one tensor for each expert, of which `tensor` is the first */
+};
+
+static void tensor_name(char out[128], const char *name, int64_t layer)
 {
-    char name[128];
     if (layer < 0)
-        snprintf(name, sizeof(name), "%s", row->name);
+        snprintf(out, 128, "%s", name);
     else
-        snprintf(name, sizeof(name), "blk.%lld.%s", (long long)layer, row->name);
-    const struct gguf_tensor *t = gguf_tensor_find(g, name);
-    if (!t) {
-        if (row->optional)
-            return 0;
-        return err_set(err, "%s: tensor %s is missing", gguf_name(g), name);
+        snprintf(out, 128, "blk.%lld.%s", (long long)layer, name);
+}
+
+/* Rows of a table that follow each other under one name share a tensor: where this row's part begins and how
+ * long the whole is. */
+static void row_part(const struct model_params *p, const struct arch_tensor_row *table, int count, int at,
+                     int64_t *first, int64_t *total)
+{
+    *first = *total = 0;
+    for (int i = 0; i < count; i++) {
+        if (strcmp(table[i].name, table[at].name) != 0)
+            continue;
+        if (i < at)
+            *first += model_params_dim(p, table[i].rows);
+        *total += model_params_dim(p, table[i].rows);
     }
-    int64_t rows = model_params_dim(p, row->rows), columns = model_params_dim(p, row->columns);
-    bool vector = row->columns == DIM_NONE;
-    if (vector && (t->ndim != 1 || t->dim[0] != rows))
-        return err_set(err, "%s: tensor %s: expected a vector of %lld", gguf_name(g), name, (long long)rows);
-    if (!vector && (t->ndim != 2 || t->dim[0] != rows || t->dim[1] != columns))
-        return err_set(err, "%s: tensor %s is [%lld, %lld], expected [%lld, %lld]", gguf_name(g), name,
-                       (long long)t->dim[0], (long long)(t->ndim > 1 ? t->dim[1] : 1), (long long)rows,
-                       (long long)columns);
-    if (t->dtype == DTYPE_I32 || (vector && dtype_info(t->dtype)->block_elements != 1))
+}
+
+static int check_tensor(const struct gguf *g, const struct gguf_tensor *t, const char *name, int ndim,
+                        const int64_t *dim, struct err *err)
+{
+    bool same = t->ndim == ndim;
+    char found[80] = "", expected[80] = "";
+    for (int i = 0; i < ndim; i++)
+        same = same && t->dim[i] == dim[i];
+    for (int i = 0; i < t->ndim; i++)
+        snprintf(found + strlen(found), sizeof(found) - strlen(found), "%s%lld", i ? ", " : "",
+                 (long long)t->dim[i]);
+    for (int i = 0; i < ndim; i++)
+        snprintf(expected + strlen(expected), sizeof(expected) - strlen(expected), "%s%lld", i ? ", " : "",
+                 (long long)dim[i]);
+    if (!same)
+        return err_set(err, "%s: tensor %s is [%s], expected [%s]", gguf_name(g), name, found, expected);
+    if (t->dtype == DTYPE_I32 || (ndim == 1 && dtype_info(t->dtype)->block_elements != 1))
         return err_set(err, "%s: tensor %s has type %s, which is not supported there", gguf_name(g), name,
                        dtype_info(t->dtype)->name);
-    *out = t;
+    return 0;
+}
+
+/* The tensor of expert e in a file that keeps one for each; NULL when absent. */
+static const struct gguf_tensor *expert_tensor(const struct gguf *g, const struct arch_tensor_row *row,
+                                               int64_t layer, int e, char name[128])
+{
+    char suffix[64];
+    snprintf(suffix, sizeof(suffix), row->each, e);
+    tensor_name(name, suffix, layer);
+    return gguf_tensor_find(g, name);
+}
+
+/* The same place in a file that keeps a tensor for each expert: all there, of one shape and type. */
+static int find_each(const struct gguf *g, const struct model_params *p, const struct arch_tensor_row *row,
+                     int64_t layer, struct place *out, struct err *err)
+{
+    int64_t dim[2] = {model_params_dim(p, row->rows), model_params_dim(p, row->columns)};
+    const struct gguf_tensor *first = NULL;
+    for (int e = 0; e < p->experts; e++) {
+        char name[128];
+        const struct gguf_tensor *t = expert_tensor(g, row, layer, e, name);
+        if (!t)
+            return err_set(err, "%s: tensor %s is missing", gguf_name(g), name);
+        if (check_tensor(g, t, name, 2, dim, err))
+            return -1;
+        first = first ? first : t;
+        if (t->dtype != first->dtype)
+            return err_set(err, "%s: tensor %s has type %s, expected %s as its first expert has",
+                           gguf_name(g), name, dtype_info(t->dtype)->name, dtype_info(first->dtype)->name);
+    }
+    *out = (struct place){.tensor = first, .rows = p->experts * dim[0], .columns = dim[1], .each = true};
+    return 1;
+}
+
+/* The place of table[at] in the file, checked: 1 = found, 0 = absent and may be, -1 = error. */
+static int find_tensor(const struct gguf *g, const struct model_params *p,
+                       const struct arch_tensor_row *table, int count, int at, int64_t layer,
+                       struct place *out, struct err *err)
+{
+    const struct arch_tensor_row *row = &table[at];
+    char name[128];
+    int64_t first, total, columns = model_params_dim(p, row->columns);
+    int expected = model_params_expects(p, row);
+    tensor_name(name, row->name, layer);
+    const struct gguf_tensor *t = gguf_tensor_find(g, name);
+    if (expected < 0)
+        return 0; /* and not in the file: arch_check_tensors */
+    char first_expert[128];
+    if (!t && row->stacked && expert_tensor(g, row, layer, 0, first_expert))
+        return find_each(g, p, row, layer, out, err);
+    if (!t)
+        return expected ? err_set(err, "%s: tensor %s is missing", gguf_name(g), name) : 0;
+    row_part(p, table, count, at, &first, &total);
+    int64_t matrix[] = {total, columns}, stack[] = {p->experts, total, columns};
+    int ndim = row->stacked ? 3 : row->columns == DIM_NONE ? 1 : 2;
+    if (check_tensor(g, t, name, ndim, row->stacked ? stack : matrix, err))
+        return -1;
+    *out = (struct place){
+        .tensor = t, .first = first, .rows = model_params_dim(p, row->rows), .columns = columns};
+    if (row->stacked)
+        out->rows *= p->experts;
     return 1;
 }
 
@@ -51,42 +134,89 @@ static int upload_floats(struct tensor *out, struct device *device, const float 
     return result;
 }
 
-static int load_tensor(struct model *m, struct model_tensor *out, const struct arch_tensor_row *row,
-                       int64_t layer, struct err *err)
+/* Bytes of a row of a place's tensor. */
+static uint64_t row_bytes(const struct place *at)
 {
-    const struct gguf_tensor *t = NULL;
-    int found = find_tensor(m->gguf, &m->params, row, layer, &t, err);
+    uint64_t bytes = 0;
+    int rc = dtype_row_bytes(at->tensor->dtype, (uint64_t)at->columns, &bytes);
+    ASSERT(rc == 0); /* gguf checked it */
+    return bytes;
+}
+
+static int load_vector(struct model *m, struct model_tensor *out, const struct place *at, struct err *err)
+{
+    uint32_t bytes = dtype_info(at->tensor->dtype)->block_bytes;
+    float *values = xmalloc((size_t)at->rows * sizeof(float));
+    dtype_to_f32(at->tensor->dtype,
+                 (const char *)gguf_tensor_data(m->gguf, at->tensor) + (uint64_t)at->first * bytes, values,
+                 (uint64_t)at->rows);
+    int result = upload_floats(&out->vector, m->device, values, at->rows, err);
+    free(values);
+    return result;
+}
+
+/* The experts of a file that keeps a tensor for each, one behind the other as `weight` wants them. */
+static void *gather_experts(const struct model *m, const struct place *at, const struct arch_tensor_row *row,
+                            int64_t layer)
+{
+    uint64_t bytes = at->tensor->bytes;
+    char *all = xmalloc(bytes * (uint64_t)m->params.experts);
+    for (int e = 0; e < m->params.experts; e++) {
+        char name[128];
+        const struct gguf_tensor *t = expert_tensor(m->gguf, row, layer, e, name);
+        memcpy(all + (uint64_t)e * bytes, gguf_tensor_data(m->gguf, t), bytes);
+        gguf_tensor_drop(m->gguf, t);
+    }
+    return all;
+}
+
+static int load_tensor(struct model *m, struct model_tensor *tensors, const struct arch_tensor_row *table,
+                       int count, int row, int64_t layer, struct err *err)
+{
+    struct place at;
+    struct model_tensor *out = &tensors[table[row].tensor];
+    int found = find_tensor(m->gguf, &m->params, table, count, row, layer, &at, err);
     if (found <= 0)
         return found;
-    if (row->columns == DIM_NONE) {
-        float *values = xmalloc((size_t)t->dim[0] * sizeof(float));
-        dtype_to_f32(t->dtype, gguf_tensor_data(m->gguf, t), values, (uint64_t)t->dim[0]);
-        int result = upload_floats(&out->vector, m->device, values, t->dim[0], err);
-        free(values);
-        return result;
-    }
+    if (table[row].columns == DIM_NONE)
+        return load_vector(m, out, &at, err);
     /* The mapping is read-only; weight_pack reads it or keeps it, and never writes. */
-    struct tensor host =
-        tensor_2d(NULL, t->dtype, (void *)(uintptr_t)gguf_tensor_data(m->gguf, t), t->dim[0], t->dim[1]);
+    const char *data =
+        (const char *)gguf_tensor_data(m->gguf, at.tensor) + (uint64_t)at.first * row_bytes(&at);
+    if (at.each)
+        data = out->gathered = gather_experts(m, &at, &table[row], layer);
+    struct tensor host = tensor_2d(NULL, at.tensor->dtype, (void *)(uintptr_t)data, at.rows, at.columns);
     if (weight_pack(&out->weight, m->device, &host, err))
-        return err_prefix(err, "%s: tensor %.*s", gguf_name(m->gguf), (int)t->name.size, t->name.data);
+        return err_prefix(err, "%s: tensor %.*s", gguf_name(m->gguf), (int)at.tensor->name.size,
+                          at.tensor->name.data);
+    if (out->weight.packed != out->gathered) { /* the device has a copy of its own */
+        free(out->gathered);
+        out->gathered = NULL;
+    }
     return 0;
 }
 
 static bool row_wanted(const struct model_slice *s, int tensor, bool tied)
 {
-    if (tensor == TENSOR_TOKEN_EMBED)
+    switch (tensor) {
+    case TENSOR_TOKEN_EMBED:
         return s->embed || (s->head && tied);
-    return s->head;
+    case TENSOR_POSITION_EMBED:
+        return s->embed;
+    case TENSOR_ROPE_DIVISORS: /* already in the frequencies */
+        return false;
+    default:
+        return s->head;
+    }
 }
 
 static int load_slice(struct model *m, struct err *err)
 {
     const struct arch *a = m->params.arch;
-    bool tied = !gguf_tensor_find(m->gguf, a->global[TENSOR_OUTPUT].name);
+    bool tied = !gguf_tensor_find(m->gguf, arch_global(a, TENSOR_OUTPUT)->name);
     for (int i = 0; i < a->global_count; i++)
         if (row_wanted(&m->slice, a->global[i].tensor, tied) &&
-            load_tensor(m, &m->global[a->global[i].tensor], &a->global[i], -1, err))
+            load_tensor(m, m->global, a->global, a->global_count, i, -1, err))
             return -1;
     if (tied && m->slice.head) {
         m->global[TENSOR_OUTPUT].weight = m->global[TENSOR_TOKEN_EMBED].weight;
@@ -94,8 +224,8 @@ static int load_slice(struct model *m, struct err *err)
     }
     for (int64_t layer = m->slice.first_layer; layer < m->slice.last_layer; layer++)
         for (int i = 0; i < a->layer_count; i++)
-            if (load_tensor(m, &m->layer[layer - m->slice.first_layer][a->layer[i].tensor], &a->layer[i],
-                            layer, err))
+            if (load_tensor(m, m->layer[layer - m->slice.first_layer], a->layer, a->layer_count, i, layer,
+                            err))
                 return -1;
     return 0;
 }
@@ -115,8 +245,9 @@ int model_open(struct model **out, const struct gguf *g, struct device *device,
     ASSERT(m->slice.first_layer >= 0 && m->slice.first_layer <= m->slice.last_layer &&
            m->slice.last_layer <= m->params.layers);
     m->layer = xcalloc((size_t)(m->slice.last_layer - m->slice.first_layer), sizeof(*m->layer));
-    if (load_slice(m, err) || upload_floats(&m->rope_frequency, device, m->params.rope_frequencies,
-                                            m->params.rope_length / 2, err)) {
+    if (load_slice(m, err) ||
+        (m->params.rope_length && upload_floats(&m->rope_frequency, device, m->params.rope_frequencies,
+                                                m->params.rope_length / 2, err))) {
         model_close(&m);
         return -1;
     }
@@ -128,6 +259,7 @@ static void release_tensor(struct device *device, struct model_tensor *t)
 {
     weight_release(&t->weight);
     device_free(device, t->vector.data);
+    free(t->gathered);
 }
 
 void model_close(struct model **pm)
@@ -150,27 +282,29 @@ void model_close(struct model **pm)
 int model_layer_bytes(const struct gguf *g, const struct model_params *p, int64_t layer, uint64_t *bytes,
                       struct err *err)
 {
+    const struct arch *a = p->arch;
     *bytes = 0;
-    for (int i = 0; i < p->arch->layer_count; i++) {
-        const struct gguf_tensor *t = NULL;
-        int found = find_tensor(g, p, &p->arch->layer[i], layer, &t, err);
+    for (int i = 0; i < a->layer_count; i++) {
+        struct place at;
+        int found = find_tensor(g, p, a->layer, a->layer_count, i, layer, &at, err);
         if (found < 0)
             return -1;
-        if (found)
-            *bytes += t->bytes;
+        if (!found)
+            continue;
+        uint64_t all = (uint64_t)at.rows * row_bytes(&at);
+        *bytes += a->layer[i].stacked ? all / (uint64_t)p->experts * (uint64_t)p->experts_used : all;
     }
     return 0;
 }
 
 int model_head_bytes(const struct gguf *g, const struct model_params *p, uint64_t *bytes, struct err *err)
 {
-    const struct arch_tensor_row *row = &p->arch->global[TENSOR_OUTPUT];
-    const struct gguf_tensor *t = NULL;
-    int found = find_tensor(g, p, row, -1, &t, err);
-    if (found == 0)
-        found = find_tensor(g, p, &p->arch->global[TENSOR_TOKEN_EMBED], -1, &t, err);
-    if (found < 0)
+    const struct arch *a = p->arch;
+    struct place at;
+    bool tied = !gguf_tensor_find(g, arch_global(a, TENSOR_OUTPUT)->name);
+    int row = (int)(arch_global(a, tied ? TENSOR_TOKEN_EMBED : TENSOR_OUTPUT) - a->global);
+    if (find_tensor(g, p, a->global, a->global_count, row, -1, &at, err) < 0)
         return -1;
-    *bytes = t->bytes;
+    *bytes = (uint64_t)at.rows * row_bytes(&at);
     return 0;
 }

@@ -20,6 +20,7 @@ struct model_slice {
 struct model_tensor {
     struct weight weight;
     struct tensor vector;
+    void *gathered; /* host memory that `weight` lies in: experts whose file keeps a tensor for each */
 };
 
 struct model {

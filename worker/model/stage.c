@@ -49,6 +49,20 @@ struct tensor stage_rows(struct stage *s, int64_t tokens)
     return tensor_2d(s->model->device, DTYPE_F32, s->x_memory, tokens, s->model->params.embed);
 }
 
+/* x = embedding of the ids, scaled, with learned positions added: as the family does. */
+static void embed(struct stage *s, struct tensor *x, const struct tensor *ids, const struct tensor *positions)
+{
+    const struct model *m = s->model;
+    kernel_embed(s->stream, x, &m->global[TENSOR_TOKEN_EMBED].weight, ids);
+    if (m->params.embedding_scale != 1)
+        kernel_scale(s->stream, x, m->params.embedding_scale);
+    if (m->params.arch->positions == POSITIONS_LEARNED) {
+        struct tensor added = tensor_2d(m->device, DTYPE_F32, s->scratch.hidden, x->dim[0], x->dim[1]);
+        kernel_embed(s->stream, &added, &m->global[TENSOR_POSITION_EMBED].weight, positions);
+        kernel_add(s->stream, x, &added);
+    }
+}
+
 int stage_forward(struct stage *s, const struct tensor *ids, const struct seq_view *view, struct kv_layer *kv,
                   struct err *err)
 {
@@ -56,7 +70,7 @@ int stage_forward(struct stage *s, const struct tensor *ids, const struct seq_vi
     struct tensor x = stage_rows(s, view->positions.dim[0]);
     ASSERT((ids != NULL) == m->slice.embed);
     if (ids)
-        kernel_embed(s->stream, &x, &m->global[TENSOR_TOKEN_EMBED].weight, ids);
+        embed(s, &x, ids, &view->positions);
     for (int64_t layer = 0; layer < m->slice.last_layer - m->slice.first_layer; layer++) {
         block_forward(m, layer, s->stream, &x, view, &kv[layer], &s->scratch);
         if (s->between && s->between(s->between_context, err))
@@ -75,7 +89,10 @@ struct tensor stage_logits(struct stage *s, int64_t tokens, const struct tensor 
     struct tensor picked = tensor_2d(m->device, DTYPE_F32, s->rows_memory, B, p->embed);
     struct tensor logits = tensor_2d(m->device, DTYPE_F32, s->logits_memory, B, p->vocab);
     kernel_gather_rows(s->stream, &picked, &x, rows);
-    kernel_rmsnorm(s->stream, &picked, &picked, &m->global[TENSOR_OUTPUT_NORM].vector, p->norm_eps);
+    block_norm(m, s->stream, &picked, &picked, &m->global[TENSOR_OUTPUT_NORM].vector,
+               &m->global[TENSOR_OUTPUT_NORM_BIAS].vector);
     kernel_matmul(s->stream, &logits, &picked, &m->global[TENSOR_OUTPUT].weight, NULL);
+    if (p->logit_softcap > 0)
+        kernel_softcap(s->stream, &logits, p->logit_softcap);
     return logits;
 }

@@ -82,7 +82,7 @@ static void run_step(struct rig *r, const struct story *s, struct cache *c, cons
         ints(&view.row_begin)[i + 1] = row;
     }
     kernel_kv_store(r->stream, &c->k, &c->v, &k, &v, &view);
-    kernel_attention(r->stream, &o, &q, &c->k, &c->v, &view, SCALE);
+    kernel_attention(r->stream, &o, &q, &c->k, &c->v, &view, &(struct attention_options){.scale = SCALE});
     for (int i = 0, row = 0; i < SEQUENCES; i++)
         for (int p = from[i]; p < to[i]; p++, row++) {
             struct tensor one = tensor_rows(&o, row, 1);
@@ -197,7 +197,7 @@ static void test_packed_documents_give_the_bits_of_pages(void)
         for (int p = 0; p < LENGTHS[i]; p++)
             ints(&view.positions)[s.begin[i] + p] = p;
     memcpy(view.row_begin.data, s.begin, sizeof(s.begin));
-    kernel_attention(r.stream, &packed, &s.q, &s.k, &s.v, &view, SCALE);
+    kernel_attention(r.stream, &packed, &s.q, &s.k, &s.v, &view, &(struct attention_options){.scale = SCALE});
     CHECK(same_bits(&packed, &paged));
     rig_close(&r);
 }

@@ -432,8 +432,8 @@ static void test_rows_agree_with_the_cpu(void)
     kernel_rmsnorm(b.cpu_stream, &out.cpu, &x.cpu, &gain.cpu, 1e-5f);
     kernel_rmsnorm(b.gpu_stream, &out.gpu, &x.gpu, &gain.gpu, 1e-5f);
     check_near_cpu(&b, &out, 1e-6);
-    kernel_swiglu(b.cpu_stream, &out.cpu, &x.cpu, &y.cpu);
-    kernel_swiglu(b.gpu_stream, &out.gpu, &x.gpu, &y.gpu);
+    kernel_activate(b.cpu_stream, &out.cpu, &x.cpu, &y.cpu, ACTIVATION_SILU);
+    kernel_activate(b.gpu_stream, &out.gpu, &x.gpu, &y.gpu, ACTIVATION_SILU);
     check_near_cpu(&b, &out, 1e-6);
     kernel_gather_rows(b.cpu_stream, &picked.cpu, &x.cpu, &rows.cpu);
     kernel_gather_rows(b.gpu_stream, &picked.gpu, &x.gpu, &rows.gpu);
@@ -571,8 +571,10 @@ static void check_paged(struct bed *b, enum dtype type)
     kernel_kv_store(b->gpu_stream, &p.k_pages.gpu, &p.v_pages.gpu, &k.gpu, &v.gpu, &p.gpu);
     check_same_bytes(b, &p.k_pages);
     check_same_bytes(b, &p.v_pages);
-    kernel_attention(b->cpu_stream, &out.cpu, &q.cpu, &p.k_pages.cpu, &p.v_pages.cpu, &p.cpu, 0.7f);
-    kernel_attention(b->gpu_stream, &out.gpu, &q.gpu, &p.k_pages.gpu, &p.v_pages.gpu, &p.gpu, 0.7f);
+    kernel_attention(b->cpu_stream, &out.cpu, &q.cpu, &p.k_pages.cpu, &p.v_pages.cpu, &p.cpu,
+                     &(struct attention_options){.scale = 0.7f});
+    kernel_attention(b->gpu_stream, &out.gpu, &q.gpu, &p.k_pages.gpu, &p.v_pages.gpu, &p.gpu,
+                     &(struct attention_options){.scale = 0.7f});
     check_near_cpu(b, &out, 3e-6);
     twin_ints(b, &moves, (int32_t[]){1, 2, 2, 3, -1, 1, 1, 29}); /* each reads what the one before wrote */
     kernel_move_pages(b->cpu_stream, &p.k_pages.cpu, &moves.cpu);
@@ -610,8 +612,10 @@ static void test_packed_attention_agrees_with_the_cpu(void)
     twin_ints(&b, &positions, (int32_t[]){0, 1, 2, 3, 0, 1, 2, 3, 4});
     struct seq_view cpu = {.row_begin = row_begin.cpu, .positions = positions.cpu};
     struct seq_view gpu = {.row_begin = row_begin.gpu, .positions = positions.gpu};
-    kernel_attention(b.cpu_stream, &out.cpu, &q.cpu, &k.cpu, &v.cpu, &cpu, 0.3f);
-    kernel_attention(b.gpu_stream, &out.gpu, &q.gpu, &k.gpu, &v.gpu, &gpu, 0.3f);
+    kernel_attention(b.cpu_stream, &out.cpu, &q.cpu, &k.cpu, &v.cpu, &cpu,
+                     &(struct attention_options){.scale = 0.3f});
+    kernel_attention(b.gpu_stream, &out.gpu, &q.gpu, &k.gpu, &v.gpu, &gpu,
+                     &(struct attention_options){.scale = 0.3f});
     check_near_cpu(&b, &out, 3e-6);
     struct twin *all[] = {&k, &v, &q, &out, &row_begin, &positions};
     for (size_t i = 0; i < ARRAY_LEN(all); i++)
@@ -667,7 +671,7 @@ int main(int argc, char **argv)
          "NaN in an input of the GPU's matmul reaches its row alone");
     TEST(test_types_without_a_product_are_refused_by_name,
          "a weight type that the GPU has no product for is refused by name");
-    TEST(test_rows_agree_with_the_cpu, "rmsnorm, swiglu, gather_rows, sum_ranks and add agree with the CPU");
+    TEST(test_rows_agree_with_the_cpu, "rmsnorm, silu, gather_rows, sum_ranks and add agree with the CPU");
     TEST(test_embed_agrees_with_the_cpu, "embed on the GPU agrees with the CPU, all types");
     TEST(test_rope_agrees_with_the_cpu, "rope on the GPU agrees with the CPU in both styles");
     TEST(test_token_loss_agrees_with_the_cpu, "token_loss on the GPU agrees with the CPU");

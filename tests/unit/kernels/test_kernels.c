@@ -75,7 +75,7 @@ static void attention_of_heads_that_do_not_divide(struct rig *r)
     struct seq_view view = {.row_begin = RIG_I32(r, 2), .positions = RIG_I32(r, 1)};
     memcpy(view.row_begin.data, (int32_t[]){0, 1}, 8);
     ints(&view.positions)[0] = 0;
-    kernel_attention(r->stream, &out, &q, &k, &k, &view, 1.0f);
+    kernel_attention(r->stream, &out, &q, &k, &k, &view, &(struct attention_options){.scale = 1.0f});
 }
 
 static void store_outside_the_page_table(struct rig *r)

@@ -1,0 +1,67 @@
+"""A GGUF writer that shares no code with Lepton's (ggml docs/gguf.md, version 3): tests write models with it."""
+import struct
+
+import numpy as np
+
+ALIGNMENT = 32
+F32, F16, Q8_0 = 0, 1, 8
+
+
+def string(text):
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def value(v):
+    """Type and bytes of a metadata value: bool, int (u32), float (f32), str, or a list of one kind of these."""
+    if isinstance(v, bool):
+        return 7, struct.pack("<B", v)
+    if isinstance(v, int):
+        return (4, struct.pack("<I", v)) if v >= 0 else (5, struct.pack("<i", v))
+    if isinstance(v, float):
+        return 6, struct.pack("<f", v)
+    if isinstance(v, str):
+        return 8, string(v)
+    parts = [value(item) for item in v]
+    return 9, struct.pack("<IQ", parts[0][0], len(parts)) + b"".join(data for _, data in parts)
+
+
+def quantise_q8_0(rows):
+    """Blocks of 32: an F16 scale and 32 signed bytes."""
+    blocks = np.asarray(rows, np.float32).reshape(-1, 32)
+    scale = (np.abs(blocks).max(axis=1) / 127).astype(np.float16)
+    inverse = np.where(scale == 0, 0, 1 / np.maximum(scale.astype(np.float32), 1e-30))
+    q = np.clip(np.rint(blocks * inverse[:, None]), -127, 127).astype(np.int8)
+    return scale, q
+
+
+def pack(array, kind):
+    """(bytes, what they mean as float64)."""
+    if kind == Q8_0:
+        scale, q = quantise_q8_0(array)
+        data = b"".join(scale[i].tobytes() + q[i].tobytes() for i in range(len(scale)))
+        return data, (scale.astype(np.float64)[:, None] * q).reshape(array.shape)
+    stored = np.asarray(array, np.float16 if kind == F16 else np.float32)
+    return stored.tobytes(), stored.astype(np.float64)
+
+
+def write(path, metadata, tensors, kinds=None):
+    """tensors: name -> array, row-major. kinds: name -> F32|F16|Q8_0 for those that are not F32."""
+    kinds = kinds or {}
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
+    for key, v in metadata.items():
+        kind, data = value(v)
+        head += string(key) + struct.pack("<I", kind) + data
+    offset, blobs = 0, []
+    for name, array in tensors.items():
+        kind = kinds.get(name, F32)
+        data, _ = pack(np.asarray(array), kind)
+        dims = np.asarray(array).shape
+        head += string(name) + struct.pack("<I", len(dims))
+        head += b"".join(struct.pack("<Q", d) for d in reversed(dims)) + struct.pack("<IQ", kind, offset)
+        data += b"\0" * (-len(data) % ALIGNMENT)
+        blobs.append(data)
+        offset += len(data)
+    head += b"\0" * (-len(head) % ALIGNMENT)
+    with open(path, "wb") as f:
+        f.write(head + b"".join(blobs))
