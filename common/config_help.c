@@ -54,8 +54,8 @@ static void append_limits(struct buffer *b, const struct config_option *option)
     if (range)
         buffer_printf(b, "%s to %s", config_number(option->kind, option->min, low),
                       config_number(option->kind, option->max, high));
-    if (choices)
-        buffer_printf(b, "%s", option->choices);
+    for (const char *c = choices ? option->choices : ""; *c; c++)
+        buffer_append(b, *c == '|' ? ", " : c, *c == '|' ? 2 : 1); /* with spaces, so that lines can break */
     if (standard)
         buffer_printf(b, "%sdefault %s", range || choices ? "; " : "", option->standard);
     buffer_printf(b, ")");

@@ -24,6 +24,7 @@
     X(tokenize, "turn text into the token ids of a model")                               \
     X(perplexity, "measure how well a model predicts a text")                            \
     X(logits, "show what a model computes for given token ids, as numbers")              \
+    X(quantize, "write a model again with other element types")                          \
     X(synth, "write a model of random weights, for benchmarks")                          \
     X(devices, "list the devices that kernels can run on")                               \
     X(keygen, "make the CURVE key pair of a coordinator, worker or client")              \

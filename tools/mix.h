@@ -14,6 +14,9 @@
     "q8_0|f32|f16|bf16|q4_0|q4_1|q5_0|q5_1|q2_k|q3_k|q3_k_s|q3_k_m|q3_k_l|q4_k|q4_k_s|q4_k_m|q5_k|q5_k_s|" \
     "q5_k_m|q6_k"
 
+/* The types themselves. */
+#define TYPE_NAMES "f32|f16|bf16|q8_0|q4_0|q4_1|q5_0|q5_1|q2_k|q3_k|q4_k|q5_k|q6_k"
+
 struct mix {
     const char *name;
     enum dtype base;    /* of every matrix that no rule names */

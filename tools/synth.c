@@ -7,11 +7,11 @@
 
 #include <math.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "tools/interrupt.h"
 #include "tools/mix.h"
 #include "tools/progress.h"
 #include "worker/model/gguf.h"
@@ -45,6 +45,7 @@ static const struct config_option options[] = {
      .kind = CONFIG_STRING,
      .offset = offsetof(struct synth_settings, type),
      .standard = "q8_0",
+     .value = "TYPE",
      .choices = MIX_NAMES,
      .help = "Element type of the matrices, or a mix of types; norms are always f32."},
     {.name = "pure",
@@ -99,15 +100,6 @@ struct plan {
     struct piece *piece;
     size_t count;
 };
-
-/* Set by Ctrl-C: the temporary file must not stay behind. */
-static volatile sig_atomic_t interrupted;
-
-static void on_signal(int number)
-{
-    (void)number;
-    interrupted = 1;
-}
 
 /* Shapes that no llama can have. */
 static int check_shape(const struct synth_settings *s, const struct mix *mix, struct err *err)
@@ -366,7 +358,7 @@ static int write_piece(struct gguf_writer *w, const struct synth_settings *s, co
     int64_t batch = (int64_t)(BATCH_BYTES / row_bytes) + 1;
     uint8_t *rows = xmalloc((size_t)batch * row_bytes);
     int rc = 0;
-    for (int64_t first = 0; first < piece->rows && rc == 0 && !interrupted; first += batch) {
+    for (int64_t first = 0; first < piece->rows && rc == 0 && !interrupted(); first += batch) {
         int64_t count = piece->rows - first < batch ? piece->rows - first : batch;
         make_batch((struct share){piece, stream, first, count, row_bytes, rows}, (int)s->threads);
         rc = gguf_writer_data(w, rows, (uint64_t)count * row_bytes, err);
@@ -393,7 +385,7 @@ static int write_model(struct gguf_writer *w, const struct synth_settings *s, co
     }
     progress_begin(&progress, total_bytes);
     int rc = gguf_writer_begin(w, err);
-    for (size_t i = 0; i < plan.count && rc == 0 && !interrupted; i++)
+    for (size_t i = 0; i < plan.count && rc == 0 && !interrupted(); i++)
         rc = write_piece(w, s, &plan.piece[i], mix64(mix64((uint64_t)s->seed) + i), &progress, err);
     progress_end(&progress);
     free(plan.piece);
@@ -403,10 +395,7 @@ static int write_model(struct gguf_writer *w, const struct synth_settings *s, co
 static int synth(const struct synth_settings *s, const struct mix *mix, const char *path, struct err *err)
 {
     struct gguf_writer *w;
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND};
-    /* Before there is a temporary file, so that none is ever left. */
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    interrupt_watch();
     if (gguf_writer_open(&w, path, err))
         return -1;
     int rc = write_model(w, s, mix, err);
@@ -427,8 +416,9 @@ int command_synth(int argc, char **argv)
         fprintf(stderr, "lepton synth: %s\n", err.message);
         code = EXIT_USAGE;
     } else if (synth(&settings, &mix, arguments[0], &err)) {
-        fprintf(stderr, "lepton synth: %s\n", interrupted ? "interrupted: nothing was written" : err.message);
-        code = interrupted ? EXIT_INTERRUPTED : EXIT_FAILED;
+        fprintf(stderr, "lepton synth: %s\n",
+                interrupted() ? "interrupted: nothing was written" : err.message);
+        code = interrupted() ? EXIT_INTERRUPTED : EXIT_FAILED;
     }
     config_release(&table, &settings);
     return code;

@@ -1,100 +1,6 @@
-/* The block types against their definitions, written here once more, element by element in double, from the
- * published layouts: byte offsets and all, sharing nothing with the code under test. */
-#include "kernels/dtype.h"
+/* The block types, read and written, against their definitions in double (tests/block_types.h). */
+#include "tests/block_types.h"
 #include "tests/test.h"
-
-/* The value of F16 bits by definition (IEEE 754 binary16). */
-static double f16_at(const uint8_t *p)
-{
-    unsigned h = (unsigned)p[0] | (unsigned)p[1] << 8;
-    int exponent = (int)(h >> 10 & 31), fraction = (int)(h & 1023);
-    double magnitude = exponent == 31 ? (fraction ? (double)NAN : (double)INFINITY)
-                       : exponent     ? ldexp(1024 + fraction, exponent - 25)
-                                      : ldexp(fraction, -24);
-    return h >> 15 ? -magnitude : magnitude;
-}
-
-static double q8_0_element(const uint8_t *p, int i)
-{
-    return f16_at(p) * (double)(int8_t)p[2 + i];
-}
-
-/* Nibble i of `low`: the low halves are the first sixteen elements. */
-static int nibble(const uint8_t *low, int i)
-{
-    return i < 16 ? low[i] % 16 : low[i - 16] / 16;
-}
-
-static int bit(const uint8_t *bits, int i)
-{
-    return bits[i / 8] >> i % 8 & 1;
-}
-
-static double q4_0_element(const uint8_t *p, int i)
-{
-    return f16_at(p) * (nibble(p + 2, i) - 8);
-}
-
-static double q4_1_element(const uint8_t *p, int i)
-{
-    return f16_at(p) * nibble(p + 4, i) + f16_at(p + 2);
-}
-
-static double q5_0_element(const uint8_t *p, int i)
-{
-    return f16_at(p) * (nibble(p + 6, i) + 16 * bit(p + 2, i) - 16);
-}
-
-static double q5_1_element(const uint8_t *p, int i)
-{
-    return f16_at(p) * (nibble(p + 8, i) + 16 * bit(p + 4, i)) + f16_at(p + 2);
-}
-
-/* scales 16, q 64, scale at 80, minimum at 82 */
-static double q2_k_element(const uint8_t *p, int i)
-{
-    int q = p[16 + i / 128 * 32 + i % 32] >> 2 * (i / 32 % 4) & 3;
-    return f16_at(p + 80) * (p[i / 16] % 16) * q - f16_at(p + 82) * (p[i / 16] / 16);
-}
-
-/* high 32, q 64, scales at 96, scale at 108 */
-static double q3_k_element(const uint8_t *p, int i)
-{
-    int j = i / 16, q = p[32 + i / 128 * 32 + i % 32] >> 2 * (i / 32 % 4) & 3;
-    int third = p[i % 32] >> i / 32 & 1;
-    int scale = (j < 8 ? p[96 + j] % 16 : p[96 + j - 8] / 16) + 16 * (p[104 + j % 4] >> 2 * (j / 4) & 3);
-    return f16_at(p + 108) * (scale - 32) * (q + 4 * third - 4);
-}
-
-/* scale, minimum, then twelve bytes of scales at 4 */
-static double k4_line(const uint8_t *p, int j, int q)
-{
-    const uint8_t *s = p + 4;
-    int scale = j < 4 ? s[j] % 64 : s[j + 4] % 16 + 16 * (s[j - 4] / 64);
-    int minimum = j < 4 ? s[j + 4] % 64 : s[j + 4] / 16 + 16 * (s[j] / 64);
-    return f16_at(p) * scale * q - f16_at(p + 2) * minimum;
-}
-
-static double q4_k_element(const uint8_t *p, int i)
-{
-    int byte = p[16 + i / 64 * 32 + i % 32];
-    return k4_line(p, i / 32, i / 32 % 2 ? byte / 16 : byte % 16);
-}
-
-static double q5_k_element(const uint8_t *p, int i)
-{
-    int byte = p[48 + i / 64 * 32 + i % 32], fifth = p[16 + i % 32] >> i / 32 & 1;
-    return k4_line(p, i / 32, (i / 32 % 2 ? byte / 16 : byte % 16) + 16 * fifth);
-}
-
-/* low 128, high 64, scales at 192, scale at 208 */
-static double q6_k_element(const uint8_t *p, int i)
-{
-    int half = i / 128, plane = i / 32 % 4, l = i % 32;
-    int byte = p[half * 64 + plane % 2 * 32 + l], low = plane < 2 ? byte % 16 : byte / 16;
-    int high = p[128 + half * 32 + l] >> 2 * plane & 3;
-    return f16_at(p + 208) * (double)(int8_t)p[192 + i / 16] * (low + 16 * high - 32);
-}
 
 static const struct {
     enum dtype type;
@@ -310,8 +216,6 @@ static void test_the_search_is_better_than_plain_rounding(void)
         x[i] = (float)gauss(&state);
     for (size_t t = 0; t < ARRAY_LEN(TYPES); t++) {
         double ratio = squared_error(t, x, N) / plain_error(t, x, N);
-        printf("# %s: %.4f of the deviation, %.3f of plain rounding's squared error\n",
-               dtype_info(TYPES[t].type)->name, sqrt(squared_error(t, x, N) / N), ratio);
         CHECK(ratio <= (TYPES[t].scale_levels ? 1.0 : 1.03)); /* Q4_0 and Q5_0 cut the far end's code */
     }
     free(x);
