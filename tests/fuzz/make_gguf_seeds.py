@@ -58,7 +58,8 @@ SEEDS = {
                     array("tokenizer.ggml.scores", F32, [0, 0, 0, -1.5]),
                     array("tokenizer.ggml.token_type", I32, [2, 3, 3, 6])],
                    [("token_embd.weight", (4, 4), 0, 64), ("output_norm.weight", (4,), 0, 16)]),
-    "refused_type": build([], [("q4_K", (256,), 12, 144)]),
+    "refused_type": build([], [("iq2_xxs", (256,), 16, 66)]),
+    "k_types": build([], [("q2_k", (256,), 10, 84), ("q4_k", (512, 2), 12, 576), ("q6_k", (256,), 14, 210)]),
     "refused_overlap": build([], [("a", (9,), 0, 32), ("b", (8,), 0, 32)]),
     "refused_bigendian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
 }

@@ -197,7 +197,7 @@ test_inspect_bad() {
     printf 'GGUF\0\0\0\3' >"$f"
     run 1 inspect "$f" && says "$err" "a big-endian GGUF file (version 3)"
     cp tests/fuzz/seeds/fuzz_gguf/refused_type.gguf "$f"
-    run 1 inspect "$f" && says "$err" "type q4_K (12) is not supported yet"
+    run 1 inspect "$f" && says "$err" "type iq2_xxs (16) is not supported yet"
     cp tests/fuzz/seeds/fuzz_gguf/refused_overlap.gguf "$f"
     run 1 inspect --json "$f" && says "$err" 'tensors "a" and "b" overlap'
     quiet "$out"
