@@ -3,7 +3,13 @@
 enum { HEADS = 6, KV_HEADS = 2, HEAD_LENGTH = 20, SEQUENCES = 3 };
 
 static const int LENGTHS[SEQUENCES] = {1, 37, 70};
-static const float SCALE = 0.2236f;
+/* Windows that begin and end within blocks and pages, at their edges, and beyond every sequence. */
+static const struct attention_options OPTIONS[] = {{.scale = 0.2236f},
+                                                   {.scale = 0.2236f, .softcap = 1.5f},
+                                                   {.scale = 0.2236f, .window = 1},
+                                                   {.scale = 0.2236f, .window = 16},
+                                                   {.scale = 0.2236f, .window = 21, .softcap = 2.0f},
+                                                   {.scale = 0.2236f, .window = 1000}};
 
 /* Three sequences and the numbers of all their rows, sequence after sequence. */
 struct story {
@@ -54,7 +60,7 @@ static void cache_make(struct cache *c, struct rig *r, enum dtype type, int page
 
 /* Runs one step that holds rows [from[s], to[s]) of each sequence; sequence s uses slot (s + 1) mod 3. */
 static void run_step(struct rig *r, const struct story *s, struct cache *c, const int *from, const int *to,
-                     struct tensor *out)
+                     const struct attention_options *options, struct tensor *out)
 {
     int rows = 0;
     for (int i = 0; i < SEQUENCES; i++)
@@ -82,7 +88,7 @@ static void run_step(struct rig *r, const struct story *s, struct cache *c, cons
         ints(&view.row_begin)[i + 1] = row;
     }
     kernel_kv_store(r->stream, &c->k, &c->v, &k, &v, &view);
-    kernel_attention(r->stream, &o, &q, &c->k, &c->v, &view, &(struct attention_options){.scale = SCALE});
+    kernel_attention(r->stream, &o, &q, &c->k, &c->v, &view, options);
     for (int i = 0, row = 0; i < SEQUENCES; i++)
         for (int p = from[i]; p < to[i]; p++, row++) {
             struct tensor one = tensor_rows(&o, row, 1);
@@ -92,7 +98,7 @@ static void run_step(struct rig *r, const struct story *s, struct cache *c, cons
 
 /* The whole story in steps of at most `chunk` rows of each sequence. */
 static struct tensor run_story(struct rig *r, const struct story *s, enum dtype type, int page_tokens,
-                               int chunk)
+                               int chunk, const struct attention_options *options)
 {
     struct cache c;
     struct tensor out = RIG_F32(r, s->rows, HEADS, HEAD_LENGTH);
@@ -104,13 +110,14 @@ static struct tensor run_story(struct rig *r, const struct story *s, enum dtype 
             to[i] = from[i] + chunk < LENGTHS[i] ? from[i] + chunk : LENGTHS[i];
             left += LENGTHS[i] - to[i];
         }
-        run_step(r, s, &c, from, to, &out);
+        run_step(r, s, &c, from, to, options, &out);
         memcpy(from, to, sizeof(from));
     } while (left > 0);
     return out;
 }
 
-static void check_against_double(const struct story *s, const struct tensor *out, enum dtype type)
+static void check_against_double(const struct story *s, const struct tensor *out, enum dtype type,
+                                 const struct attention_options *options)
 {
     int wrong = 0;
     for (int i = 0; i < SEQUENCES; i++)
@@ -118,7 +125,8 @@ static void check_against_double(const struct story *s, const struct tensor *out
             for (int h = 0; h < HEADS; h++) {
                 const float *q = floats(&s->q) + ((s->begin[i] + p) * HEADS + h) * HEAD_LENGTH;
                 double sum = 0.0, o[HEAD_LENGTH] = {0};
-                for (int j = 0; j <= p; j++) {
+                int oldest = options->window && options->window <= p ? p + 1 - (int)options->window : 0;
+                for (int j = oldest; j <= p; j++) {
                     int64_t row = ((s->begin[i] + j) * KV_HEADS + h / (HEADS / KV_HEADS)) * HEAD_LENGTH;
                     double score = 0.0;
                     float k[HEAD_LENGTH], v[HEAD_LENGTH];
@@ -131,7 +139,10 @@ static void check_against_double(const struct story *s, const struct tensor *out
                         }
                         score += (double)q[d] * (double)k[d];
                     }
-                    double weight = exp((double)SCALE * score);
+                    score *= (double)options->scale;
+                    if (options->softcap > 0)
+                        score = (double)options->softcap * tanh(score / (double)options->softcap);
+                    double weight = exp(score);
                     sum += weight;
                     for (int d = 0; d < HEAD_LENGTH; d++)
                         o[d] += weight * (double)v[d];
@@ -146,18 +157,19 @@ static void check_against_double(const struct story *s, const struct tensor *out
 static void test_attention_follows_the_definition(void)
 {
     static const enum dtype TYPES[] = {DTYPE_F32, DTYPE_F16};
-    for (size_t i = 0; i < ARRAY_LEN(TYPES); i++) {
-        struct rig r;
-        struct story s;
-        rig_open(&r, 2);
-        story_fill(&s, &r);
-        struct tensor out = run_story(&r, &s, TYPES[i], 16, 1000);
-        check_against_double(&s, &out, TYPES[i]);
-        rig_close(&r);
-    }
+    for (size_t i = 0; i < ARRAY_LEN(TYPES); i++)
+        for (size_t o = 0; o < ARRAY_LEN(OPTIONS); o++) {
+            struct rig r;
+            struct story s;
+            rig_open(&r, 2);
+            story_fill(&s, &r);
+            struct tensor out = run_story(&r, &s, TYPES[i], 16, 1000, &OPTIONS[o]);
+            check_against_double(&s, &out, TYPES[i], &OPTIONS[o]);
+            rig_close(&r);
+        }
 }
 
-static void test_pages_chunks_and_threads_do_not_show(void)
+static void check_pages_chunks_and_threads(const struct attention_options *options)
 {
     static const int PAGES[] = {1, 4, 16, 33}, CHUNKS[] = {1, 7, 16, 1000};
     static const enum dtype TYPES[] = {DTYPE_F32, DTYPE_F16};
@@ -172,7 +184,7 @@ static void test_pages_chunks_and_threads_do_not_show(void)
                     struct story s;
                     rig_open(&r, threads);
                     story_fill(&s, &r); /* the same numbers every time */
-                    struct tensor out = run_story(&r, &s, TYPES[type], PAGES[p], CHUNKS[c]);
+                    struct tensor out = run_story(&r, &s, TYPES[type], PAGES[p], CHUNKS[c], options);
                     if (!first.data) {
                         first = RIG_F32(&keeper, s.rows, HEADS, HEAD_LENGTH);
                         memcpy(first.data, out.data, tensor_bytes(&out));
@@ -184,20 +196,30 @@ static void test_pages_chunks_and_threads_do_not_show(void)
     }
 }
 
+static void test_pages_chunks_and_threads_do_not_show(void)
+{
+    check_pages_chunks_and_threads(&OPTIONS[0]);
+}
+
+static void test_nor_do_they_under_a_window_and_a_cap(void)
+{
+    check_pages_chunks_and_threads(&OPTIONS[4]);
+}
+
 static void test_packed_documents_give_the_bits_of_pages(void)
 {
     struct rig r;
     struct story s;
     rig_open(&r, 2);
     story_fill(&s, &r);
-    struct tensor paged = run_story(&r, &s, DTYPE_F32, 4, 7),
+    struct tensor paged = run_story(&r, &s, DTYPE_F32, 4, 7, &OPTIONS[4]),
                   packed = RIG_F32(&r, s.rows, HEADS, HEAD_LENGTH);
     struct seq_view view = {.row_begin = RIG_I32(&r, SEQUENCES + 1), .positions = RIG_I32(&r, s.rows)};
     for (int i = 0; i < SEQUENCES; i++)
         for (int p = 0; p < LENGTHS[i]; p++)
             ints(&view.positions)[s.begin[i] + p] = p;
     memcpy(view.row_begin.data, s.begin, sizeof(s.begin));
-    kernel_attention(r.stream, &packed, &s.q, &s.k, &s.v, &view, &(struct attention_options){.scale = SCALE});
+    kernel_attention(r.stream, &packed, &s.q, &s.k, &s.v, &view, &OPTIONS[4]);
     CHECK(same_bits(&packed, &paged));
     rig_close(&r);
 }
@@ -209,7 +231,7 @@ static void test_nan_in_a_key_reaches_later_rows_alone(void)
     rig_open(&r, 1);
     story_fill(&s, &r);
     floats(&s.k)[(s.begin[1] + 20) * KV_HEADS * HEAD_LENGTH + 3] = NAN; /* KV head 0 of position 20 */
-    struct tensor out = run_story(&r, &s, DTYPE_F32, 16, 1000);
+    struct tensor out = run_story(&r, &s, DTYPE_F32, 16, 1000, &OPTIONS[0]);
     for (int row = 0; row < s.rows; row++) {
         bool sees = row >= s.begin[1] + 20 && row < s.begin[2];
         CHECK(!isnan(floats(&out)[row * HEADS * HEAD_LENGTH]) == !sees);
@@ -242,6 +264,7 @@ int main(void)
 {
     TEST(test_attention_follows_the_definition, "attention follows the definition over F32 and F16 pages");
     TEST(test_pages_chunks_and_threads_do_not_show, "pages, chunks and threads do not show in any bit");
+    TEST(test_nor_do_they_under_a_window_and_a_cap, "nor do they under a window and a cap");
     TEST(test_packed_documents_give_the_bits_of_pages, "packed documents give the bits of pages");
     TEST(test_nan_in_a_key_reaches_later_rows_alone,
          "NaN in a key reaches the rows that see it and no others");

@@ -435,6 +435,20 @@ static void test_rows_agree_with_the_cpu(void)
     kernel_activate(b.cpu_stream, &out.cpu, &x.cpu, &y.cpu, ACTIVATION_SILU);
     kernel_activate(b.gpu_stream, &out.gpu, &x.gpu, &y.gpu, ACTIVATION_SILU);
     check_near_cpu(&b, &out, 1e-6);
+    kernel_activate(b.cpu_stream, &out.cpu, &x.cpu, NULL, ACTIVATION_GELU_TANH);
+    kernel_activate(b.gpu_stream, &out.gpu, &x.gpu, NULL, ACTIVATION_GELU_TANH);
+    check_near_cpu(&b, &out, 1e-6);
+    kernel_layernorm(b.cpu_stream, &out.cpu, &x.cpu, &gain.cpu, NULL, 1e-5f);
+    kernel_layernorm(b.gpu_stream, &out.gpu, &x.gpu, &gain.gpu, NULL, 1e-5f);
+    check_near_cpu(&b, &out, 3e-6);
+    kernel_layernorm(b.cpu_stream, &out.cpu, &x.cpu, &gain.cpu, &gain.cpu, 1e-5f);
+    kernel_layernorm(b.gpu_stream, &out.gpu, &x.gpu, &gain.gpu, &gain.gpu, 1e-5f);
+    check_near_cpu(&b, &out, 3e-6);
+    kernel_scale(b.cpu_stream, &out.cpu, 1.7f);
+    kernel_scale(b.gpu_stream, &out.gpu, 1.7f);
+    kernel_softcap(b.cpu_stream, &out.cpu, 0.8f);
+    kernel_softcap(b.gpu_stream, &out.gpu, 0.8f);
+    check_near_cpu(&b, &out, 3e-6);
     kernel_gather_rows(b.cpu_stream, &picked.cpu, &x.cpu, &rows.cpu);
     kernel_gather_rows(b.gpu_stream, &picked.gpu, &x.gpu, &rows.gpu);
     check_near_cpu(&b, &picked, 0);
@@ -571,11 +585,15 @@ static void check_paged(struct bed *b, enum dtype type)
     kernel_kv_store(b->gpu_stream, &p.k_pages.gpu, &p.v_pages.gpu, &k.gpu, &v.gpu, &p.gpu);
     check_same_bytes(b, &p.k_pages);
     check_same_bytes(b, &p.v_pages);
-    kernel_attention(b->cpu_stream, &out.cpu, &q.cpu, &p.k_pages.cpu, &p.v_pages.cpu, &p.cpu,
-                     &(struct attention_options){.scale = 0.7f});
-    kernel_attention(b->gpu_stream, &out.gpu, &q.gpu, &p.k_pages.gpu, &p.v_pages.gpu, &p.gpu,
-                     &(struct attention_options){.scale = 0.7f});
-    check_near_cpu(b, &out, 3e-6);
+    static const struct attention_options OPTIONS[] = {
+        {.scale = 0.7f}, {.scale = 0.7f, .softcap = 1.2f, .window = 3}, {.scale = 0.7f, .window = 131}};
+    for (size_t i = 0; i < ARRAY_LEN(OPTIONS); i++) {
+        kernel_attention(b->cpu_stream, &out.cpu, &q.cpu, &p.k_pages.cpu, &p.v_pages.cpu, &p.cpu,
+                         &OPTIONS[i]);
+        kernel_attention(b->gpu_stream, &out.gpu, &q.gpu, &p.k_pages.gpu, &p.v_pages.gpu, &p.gpu,
+                         &OPTIONS[i]);
+        check_near_cpu(b, &out, 3e-6);
+    }
     twin_ints(b, &moves, (int32_t[]){1, 2, 2, 3, -1, 1, 1, 29}); /* each reads what the one before wrote */
     kernel_move_pages(b->cpu_stream, &p.k_pages.cpu, &moves.cpu);
     kernel_move_pages(b->gpu_stream, &p.k_pages.gpu, &moves.gpu);
@@ -671,7 +689,8 @@ int main(int argc, char **argv)
          "NaN in an input of the GPU's matmul reaches its row alone");
     TEST(test_types_without_a_product_are_refused_by_name,
          "a weight type that the GPU has no product for is refused by name");
-    TEST(test_rows_agree_with_the_cpu, "rmsnorm, silu, gather_rows, sum_ranks and add agree with the CPU");
+    TEST(test_rows_agree_with_the_cpu,
+         "norms, activations, scale, softcap, gather_rows, sum_ranks and add agree with the CPU");
     TEST(test_embed_agrees_with_the_cpu, "embed on the GPU agrees with the CPU, all types");
     TEST(test_rope_agrees_with_the_cpu, "rope on the GPU agrees with the CPU in both styles");
     TEST(test_token_loss_agrees_with_the_cpu, "token_loss on the GPU agrees with the CPU");

@@ -49,7 +49,7 @@ static void test_row_bits(void)
     for (int64_t i = 0; i < 7 * 333; i++)
         floats(&x)[i] *= 30.0f;
     kernel_activate(r.stream, &out, &x, &up, ACTIVATION_SILU);
-    check_bits("swiglu", &out, 0x5dc5b579c1e01f2aull);
+    check_bits("silu", &out, 0x5dc5b579c1e01f2aull);
     rig_close(&r);
 }
 
@@ -79,6 +79,39 @@ static void test_rope_and_attention_bits(void)
     check_bits("rope halves", &k, 0x87a4a67b836ace44ull);
     kernel_attention(r.stream, &out, &q, &k, &v, &view, &(struct attention_options){.scale = 0.2f});
     check_bits("attention", &out, 0x7cedc740126f6c20ull);
+    struct attention_options some = {.scale = 0.2f, .softcap = 3.0f, .window = 21};
+    kernel_attention(r.stream, &out, &q, &k, &v, &view, &some);
+    check_bits("attention with a window and a cap", &out, 0x949334462ad18c41ull);
+    rig_close(&r);
+}
+
+static void test_bits_of_some_families(void)
+{
+    enum { T = 11, C = 197, E = 6, USED = 2 };
+    struct rig r;
+    rig_open(&r, 2);
+    struct tensor x = RIG_F32(&r, T, C), gain = RIG_F32(&r, C), bias = RIG_F32(&r, C),
+                  out = RIG_F32(&r, T, C);
+    struct tensor logits = RIG_F32(&r, T, E), ids = RIG_I32(&r, T, USED), weights = RIG_F32(&r, T, USED);
+    struct tensor parts = RIG_F32(&r, T * USED, C), active = RIG_F32(&r, T, C);
+    struct weight w = rig_weight(&r, DTYPE_F32, E * C, C);
+    rig_random(&r, &x);
+    rig_random(&r, &gain);
+    rig_random(&r, &bias);
+    rig_random(&r, &logits);
+    kernel_layernorm(r.stream, &out, &x, &gain, &bias, 1e-5f);
+    check_bits("layernorm", &out, 0x683672443435e78eull);
+    kernel_scale(r.stream, &out, 7.3f);
+    kernel_activate(r.stream, &active, &out, &x, ACTIVATION_GELU_TANH);
+    check_bits("gelu", &active, 0x8c49a1dc914b0968ull);
+    kernel_softcap(r.stream, &out, 3.0f);
+    check_bits("softcap", &out, 0x18b96c893f1695c9ull);
+    kernel_route(r.stream, &ids, &weights, &logits, true);
+    check_bits("route", &weights, 0x6fa5b0d8c6af0d5cull);
+    kernel_expert_matmul(r.stream, &parts, &out, &w, &ids);
+    kernel_expert_sum(r.stream, &x, &parts, &weights);
+    check_bits("experts", &x, 0xa0c81bdb83545150ull);
+    weight_release(&w);
     rig_close(&r);
 }
 
@@ -107,8 +140,9 @@ static void test_sample_bits(void)
 int main(void)
 {
     TEST(test_matmul_bits, "matmul and its transpose have the bits of cpu-reference");
-    TEST(test_row_bits, "rmsnorm and swiglu have the bits of cpu-reference");
+    TEST(test_row_bits, "rmsnorm and silu have the bits of cpu-reference");
     TEST(test_rope_and_attention_bits, "rope and attention have the bits of cpu-reference");
+    TEST(test_bits_of_some_families, "operations of some families have the bits of cpu-reference");
     TEST(test_sample_bits, "sample draws the tokens of cpu-reference");
     return test_result();
 }
