@@ -387,6 +387,29 @@ def check_nano_sort(directory):
     return worst
 
 
+def check_command(directory):
+    """What `lepton logits` refuses, and that a chunked prompt and another number of threads change no bit."""
+    m, _, _ = mistral()
+    path = os.path.join(directory, "model.gguf")
+    m.write(path)
+    ids = list(range(20))
+    assert lepton(path, ids, "--chunk", "3", "--threads", "3")["logits"] == lepton(path, ids)["logits"]
+    for arguments, code, message in ((["--ids", "1,2,x"], 1, '"x": expected token ids'),
+                                     (["--ids", "1,,2"], 1, "expected token ids"),
+                                     (["--ids", f"1,{VOCAB}"], 1, f"token 1 is {VOCAB}, expected less than"),
+                                     (["--ids", ",".join(["1"] * (CONTEXT + 1))], 1, "the model's context is 64"),
+                                     (["--ids", "1", "--stages", "5"], 1, "the model has 4 layers"),
+                                     (["--ids", "1", "--trace"], 2, "expected --json"),
+                                     ([], 2, "--ids")):
+        run = subprocess.run([LEPTON, "logits", path, *arguments], capture_output=True, text=True)
+        assert run.returncode == code and message in run.stderr, (arguments, run.returncode, run.stderr)
+    run = subprocess.run([LEPTON, "logits", path, "--ids", "4,5", "--top", "2"], capture_output=True, text=True)
+    best = int(np.argmax(lepton(path, [4, 5])["logits"][-1]))
+    lines = run.stdout.splitlines()
+    assert lines[0] == "behind token 1 (id 5):" and int(lines[1].split()[0]) == best and len(lines) == 3, lines
+    return 0
+
+
 def decode(entry):
     """The floats of a tensor, base64 of little-endian bytes."""
     return np.frombuffer(base64.b64decode(entry["data"]), "<f4").astype(np.float64)
@@ -396,6 +419,7 @@ def main():
     failures = 0
     checks = [(f"{name}: logits of one, two and {LAYERS} stages", lambda d, b=build: check_model(b, d))
               for name, build in MODELS]
+    checks.append(("lepton logits: refusals, chunks, threads and text", check_command))
     if os.path.isdir(os.path.join(SHARED, "data/lm/gpt-nano-sort")):
         checks.append(("gpt-nano-sort: what every block computes", check_nano_sort))
     else:
