@@ -140,8 +140,8 @@ static void take_trace(void *context, int64_t layer, const char *what, const str
 static int open_part(struct run *r, int i, int64_t layers, struct err *err)
 {
     struct part *part = &r->part[i];
-    struct model_slice slice = {layers * i / r->parts, layers * (i + 1) / r->parts, i == 0,
-                                i == r->parts - 1};
+    struct model_slice slice = {layers * i / r->parts, layers * (i + 1) / r->parts, i == 0, i == r->parts - 1,
+                                r->count};
     if (model_open(&part->model, r->gguf, r->device, &slice, err) ||
         executor_open(&part->executor, part->model, &r->engine, err))
         return -1;

@@ -86,8 +86,13 @@ static int read_text(const struct perplexity_settings *s, struct buffer *text, s
 static int open_run(struct run *r, const struct perplexity_settings *s, const char *path, struct err *err)
 {
     struct device_options device = {.threads = (int)s->threads};
-    if (gguf_open(&r->gguf, path, err) || tokenizer_open(&r->tokenizer, r->gguf, err) ||
-        device_open(&r->device, "cpu", &device, err) || model_open(&r->model, r->gguf, r->device, NULL, err))
+    struct model_params sizes = {0};
+    if (gguf_open(&r->gguf, path, err) || model_params_read(&sizes, r->gguf, err))
+        return -1;
+    model_params_release(&sizes); /* the numbers stay */
+    struct model_slice all = {0, sizes.layers, true, true, s->context};
+    if (tokenizer_open(&r->tokenizer, r->gguf, err) || device_open(&r->device, "cpu", &device, err) ||
+        model_open(&r->model, r->gguf, r->device, &all, err))
         return -1;
     const struct model_params *p = &r->model->params;
     if (tokenizer_vocab_size(r->tokenizer) > p->vocab)

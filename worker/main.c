@@ -103,7 +103,8 @@ static int open_model(struct worker *w, struct err *err)
     struct model_slice slice = {.first_layer = w->first_layer[w->rank],
                                 .last_layer = w->first_layer[w->rank + 1],
                                 .embed = w->rank == 0,
-                                .head = w->rank == w->ranks - 1};
+                                .head = w->rank == w->ranks - 1,
+                                .context = w->engine.limits.context};
     if (model_open(&w->model, w->gguf, w->device, &slice, err))
         return -1;
     return executor_open(&w->executor, w->model, &w->engine, err);
@@ -182,11 +183,14 @@ static struct wire_str model_name(const struct worker *w)
 }
 
 /* What the leader tells the coordinator; strings stay in `fingerprint` and in the worker. */
-static struct wire_hello describe_group(const struct worker *w, struct wire_stage *stages, char *fingerprint)
+static struct wire_hello describe_group(const struct worker *w, struct wire_stage *stages,
+                                        char fingerprint[48])
 {
     const struct step_limits *l = &w->engine.limits;
     uint64_t load_ms = 0;
     gguf_fingerprint(w->gguf, fingerprint);
+    if (w->model->params.rope_long) /* other numbers from the same weights: two digits tell them apart */
+        strcat(fingerprint, "01");
     for (int r = 0; r < w->ranks; r++) {
         stages[r] =
             (struct wire_stage){.first_layer = (uint64_t)w->cards[r].first_layer,
@@ -248,7 +252,7 @@ static struct serve_options serve_options(struct worker *w)
 
 static int lead(struct worker *w, struct err *err)
 {
-    char fingerprint[33];
+    char fingerprint[48];
     struct wire_stage *stages = xcalloc((size_t)w->ranks, sizeof(*stages));
     struct link_options link = {.endpoint = w->settings.endpoint,
                                 .server_key = w->server_key.public_key,
