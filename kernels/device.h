@@ -21,7 +21,8 @@ extern "C" {
 struct stream;
 
 struct device_options {
-    int threads; /* CPU: size of the team, the caller included; 0 = all processors allowed to us */
+    int threads;         /* CPU: size of the team, the caller included; 0 = all processors allowed to us */
+    const char *kernels; /* CPU: "reference", "avx512vnni", "auto" = the fastest here; NULL = reference */
     const char
         *plugin_path; /* CUDA: the plug-in; NULL = lepton_cuda.so beside the program, then the library path */
 };

@@ -8,13 +8,9 @@ void cpu_embed(struct stream *s, struct tensor *out, const struct weight *table,
     (void)s;
     const int32_t *id = ids->data;
     int64_t V = table->stored.dim[0], C = table->stored.dim[1];
-    uint64_t row_bytes = 0;
-    int rc = dtype_row_bytes(table->stored.dtype, (uint64_t)C, &row_bytes);
-    ASSERT(rc == 0);
     for (int64_t t = 0; t < ids->dim[0]; t++) {
         ASSERT(id[t] >= 0 && id[t] < V);
-        dtype_to_f32(table->stored.dtype, (const char *)table->packed + (uint64_t)id[t] * row_bytes,
-                     (float *)out->data + t * C, (uint64_t)C);
+        cpu_weight_floats(table, id[t], 0, C, (float *)out->data + t * C);
     }
 }
 

@@ -14,6 +14,7 @@
 
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/fixed_math.h"
+#include "kernels/cpu/panel.h"
 
 /* ---- the router */
 
@@ -81,17 +82,30 @@ void cpu_route(struct stream *s, struct tensor *ids, struct tensor *weights, con
 
 /* ---- matmul of the chosen experts */
 
-/* Rows [first, first + count) of a weight: matrices are kept as the file stores them (cpu_pack). */
-static struct weight weight_rows(const struct weight *w, int64_t first, int64_t count)
+/* Rows [first, first + count) of a weight: the same memory where its layout allows the cut, else a copy as
+ * floats that *copy owns. */
+static struct weight weight_rows(const struct weight *w, int64_t first, int64_t count, float **copy)
 {
-    struct weight part = *w;
+    struct weight part = {.stored = w->stored, .layout = w->layout};
+    int64_t K = w->stored.dim[1];
     uint64_t row_bytes = 0;
-    int rc = dtype_row_bytes(w->stored.dtype, (uint64_t)w->stored.dim[1], &row_bytes);
+    int rc = dtype_row_bytes(w->stored.dtype, (uint64_t)K, &row_bytes);
     ASSERT(rc == 0 && first >= 0 && first + count <= w->stored.dim[0]);
     part.stored.dim[0] = count;
-    part.packed = (char *)w->packed + (uint64_t)first * row_bytes;
+    *copy = NULL;
+    if (w->layout == 0) {
+        part.packed = (char *)w->packed + (uint64_t)first * row_bytes;
+    } else if (first % PANEL_ROWS == 0 && count % PANEL_ROWS == 0) {
+        size_t panel_bytes = panel_layout(w->stored.dtype, w->stored.dim[0], K).panel_bytes;
+        part.packed = (char *)w->packed + (size_t)(first / PANEL_ROWS) * panel_bytes;
+    } else {
+        part.packed = *copy = xmalloc((size_t)(count * K) * sizeof(float));
+        part.stored.dtype = DTYPE_F32;
+        part.layout = 0;
+        for (int64_t n = 0; n < count; n++)
+            cpu_weight_floats(w, first + n, 0, K, *copy + n * K);
+    }
     part.stored.data = part.packed;
-    part.owned = false;
     return part;
 }
 
@@ -124,10 +138,12 @@ static void run_expert(struct stream *s, struct gathered *g, int64_t e, struct t
     for (int64_t i = 0; i < count; i++)
         memcpy(g->x + i * K, (const float *)x->data + g->slot[first + i] / rows_per_x * K,
                sizeof(float) * (size_t)K);
-    struct weight part = weight_rows(w, e * N, N);
+    float *copy;
+    struct weight part = weight_rows(w, e * N, N, &copy);
     struct tensor from = tensor_2d(s->device, DTYPE_F32, g->x, count, K);
     struct tensor to = tensor_2d(s->device, DTYPE_F32, g->out, count, N);
-    cpu_matmul(s, &to, &from, &part, NULL);
+    s->device->ops->matmul(s, &to, &from, &part, NULL);
+    free(copy);
     for (int64_t i = 0; i < count; i++)
         memcpy((float *)out->data + g->slot[first + i] * N, g->out + i * N, sizeof(float) * (size_t)N);
 }

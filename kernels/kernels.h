@@ -29,6 +29,7 @@ struct weight {
     struct tensor stored; /* shape and type; stored.data = NULL when absent */
     void *packed;
     bool owned; /* packed was allocated by weight_pack and is released by weight_release */
+    int layout; /* of packed; the device's own business, 0 = rows as stored */
 };
 
 /* Makes `host` (rows of a mapped file, [N, K]) usable by the device. The CPU reference keeps the mapped

@@ -13,6 +13,7 @@
 
 #include "kernels/cpu/device_cpu.h"
 #include "kernels/cpu/lanes.h"
+#include "kernels/cpu/panel.h"
 
 #define TILE_ROWS   4   /* weight rows (outputs) of a tile */
 #define TILE_X      4   /* rows of x of a tile */
@@ -47,6 +48,14 @@ static const char *weight_at(const struct weight *w, int64_t n, int64_t k)
     uint64_t row_blocks = (uint64_t)w->stored.dim[1] / info->block_elements;
     return (const char *)w->packed +
            ((uint64_t)n * row_blocks + (uint64_t)k / info->block_elements) * info->block_bytes;
+}
+
+void cpu_weight_floats(const struct weight *w, int64_t n, int64_t k, int64_t count, float *out)
+{
+    if (w->layout == 0)
+        dtype_to_f32(w->stored.dtype, weight_at(w, n, k), out, (uint64_t)count);
+    else
+        panel_row_floats(w, n, k, count, out);
 }
 
 /* ---- out = x . w^T */
@@ -268,8 +277,7 @@ static void transposed_body(void *context, int64_t begin, int64_t end, int membe
         for (int64_t n = 0; n < m->N; n += TRANSPOSE_N) {
             int tile = at_most(m->N - n, TRANSPOSE_N);
             for (int r = 0; r < tile; r++)
-                dtype_to_f32(m->w->stored.dtype, weight_at(m->w, n + r, k), floats + r * BLOCK_K,
-                             (uint64_t)columns);
+                cpu_weight_floats(m->w, n + r, k, columns, floats + r * BLOCK_K);
             for (int t = 0; t < rows; t++)
                 for (int r = 0; r < tile; r++)
                     add_scaled(m->dx + (t0 + t) * m->K + k, floats + r * BLOCK_K,

@@ -15,7 +15,7 @@
 #include "worker/model/tokenizer.h"
 
 struct perplexity_settings {
-    char *file, *kv_type;
+    char *file, *kv_type, *kernels;
     bool json;
     int64_t context, threads, bytes, chunk;
 };
@@ -33,6 +33,8 @@ static const struct config_option options[] = {
      false},
     {"kv_type", 0, CONFIG_STRING, OPTION(kv_type), 0, 0, "f32", "TYPE", "f32|f16",
      "element type of the KV cache", false},
+    {"kernels", 0, CONFIG_STRING, OPTION(kernels), 0, 0, "auto", "NAME", "auto|reference|avx512vnni",
+     "kernel set; auto = the fastest that this processor has", false},
     {"json", 'j', CONFIG_BOOL, OPTION(json), 0, 0, NULL, NULL, NULL, "print one JSON object", false},
 };
 
@@ -85,7 +87,7 @@ static int read_text(const struct perplexity_settings *s, struct buffer *text, s
 
 static int open_run(struct run *r, const struct perplexity_settings *s, const char *path, struct err *err)
 {
-    struct device_options device = {.threads = (int)s->threads};
+    struct device_options device = {.threads = (int)s->threads, .kernels = s->kernels};
     struct model_params sizes = {0};
     if (gguf_open(&r->gguf, path, err) || model_params_read(&sizes, r->gguf, err))
         return -1;

@@ -84,7 +84,7 @@ static void start_mpi(struct worker *w)
 static int open_model(struct worker *w, struct err *err)
 {
     struct model_params params;
-    struct device_options device = {.threads = (int)w->settings.threads};
+    struct device_options device = {.threads = (int)w->settings.threads, .kernels = w->settings.kernels};
     if (gguf_open(&w->gguf, w->settings.model, err) || model_params_read(&params, w->gguf, err))
         return -1;
     w->first_layer = xcalloc((size_t)w->ranks + 1, sizeof(int));

@@ -29,6 +29,8 @@ static const struct config_option options[] = {
      false},
     {"nccl_library", 0, CONFIG_STRING, OPTION(nccl_library), 0, 0, NULL, "PATH", NULL,
      "the NCCL library (default: libnccl.so.2 of the system)", false},
+    {"kernels", 0, CONFIG_STRING, OPTION(kernels), 0, 0, "auto", "NAME", "auto|reference|avx512vnni",
+     "kernel set of the cpu device, part of the numeric class; auto = the fastest that this processor has", false},
     {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "1", "N", NULL,
      "threads that compute, per rank; 0 = every processor allowed to the rank", false},
     {"context", 0, CONFIG_INT, OPTION(context), 0, 1 << 24, "0", "N", NULL,

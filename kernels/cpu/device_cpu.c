@@ -1,6 +1,6 @@
 /* device_cpu: the CPU as a device. Its memory is the process's, its streams run everything inline on the
  * device's team of threads, so a kernel is done when its call returns. */
-#include "kernels/cpu/device_cpu.h"
+#include "kernels/cpu/fast.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,15 +14,35 @@
 struct device_cpu {
     struct device base;
     struct team *team;
+    struct device_ops ops; /* the reference's, with the entries of the kernel set over it */
 };
 
 struct stream_cpu {
     struct stream base;
+    void *scratch;
+    size_t scratch_bytes;
 };
+
+void *cpu_stream_scratch(struct stream *s, size_t bytes)
+{
+    struct stream_cpu *stream = (struct stream_cpu *)s;
+    if (stream->scratch_bytes < bytes) {
+        free(stream->scratch);
+        stream->scratch_bytes = round_up_u64(bytes + bytes / 4, 64);
+        if (posix_memalign(&stream->scratch, 64, stream->scratch_bytes) != 0)
+            die("no memory for %zu bytes of scratch", stream->scratch_bytes);
+    }
+    return stream->scratch;
+}
+
+struct team *cpu_device_team(const struct device *device)
+{
+    return ((const struct device_cpu *)device)->team;
+}
 
 struct team *cpu_team(const struct stream *s)
 {
-    return ((const struct device_cpu *)s->device)->team;
+    return cpu_device_team(s->device);
 }
 
 static void cpu_close(struct device *device)
@@ -68,6 +88,7 @@ static int cpu_stream_open(struct stream **out, struct device *device, struct er
 
 static void cpu_stream_close(struct stream *stream)
 {
+    free(((struct stream_cpu *)stream)->scratch);
     free(stream);
 }
 
@@ -132,15 +153,20 @@ static const struct device_ops CPU_OPS = {
 int device_cpu_open(struct device **out, const struct device_options *options, struct err *err)
 {
     int threads = options ? options->threads : 0;
+    const char *set = options && options->kernels ? options->kernels : "reference";
+    struct device_ops ops = CPU_OPS;
+    if (fast_select(&ops, set, &set, err))
+        return err_prefix(err, "cpu");
     struct team *team = team_new(threads, err);
     if (!team)
         return err_prefix(err, "cpu");
     struct device_cpu *cpu = xcalloc(1, sizeof(*cpu));
-    cpu->base.ops = &CPU_OPS;
+    cpu->ops = ops;
+    cpu->base.ops = &cpu->ops;
     cpu->base.threads = team_threads(team);
     cpu->team = team;
     snprintf(cpu->base.name, sizeof(cpu->base.name), "cpu");
-    snprintf(cpu->base.kernel_set, sizeof(cpu->base.kernel_set), "cpu-reference");
+    snprintf(cpu->base.kernel_set, sizeof(cpu->base.kernel_set), "%s", set);
     *out = &cpu->base;
     return 0;
 }

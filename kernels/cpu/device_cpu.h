@@ -11,6 +11,10 @@
 
 /* The threads that a kernel on this stream runs on. */
 struct team *cpu_team(const struct stream *s);
+struct team *cpu_device_team(const struct device *device);
+
+/* Elements [k, k + count) of row n of a packed weight as floats, exactly; k and count in whole blocks. */
+void cpu_weight_floats(const struct weight *w, int64_t n, int64_t k, int64_t count, float *out);
 
 int cpu_pack(struct weight *out, struct device *device, const struct tensor *host, struct err *err);
 void cpu_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,

@@ -1,0 +1,29 @@
+/* fast: the kernel sets of the CPU that are chosen at run time by what the processor has, beside the portable
+ * reference. A set is a copy of the reference's table with faster entries; each set is a numeric class of its
+ * own (design I7).
+ *
+ *   cpu-reference   runs anywhere; written order of additions without fused multiply-add
+ *   cpu-avx512vnni  AVX-512 with VNNI: integer dot products for quantised weights, fused multiply-add
+ * elsewhere */
+#ifndef LEPTON_KERNELS_CPU_FAST_H
+#define LEPTON_KERNELS_CPU_FAST_H
+
+#include "kernels/cpu/device_cpu.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define CPU_HAS_FAST 1
+#endif
+
+/* Memory of the stream, at least `bytes`, 64-byte aligned, contents undefined, until the next call on the
+ * stream. */
+void *cpu_stream_scratch(struct stream *s, size_t bytes);
+
+/* Puts the entries of a set over the reference's in *ops, by its option: "reference", "avx512vnni", or "auto"
+ * = the best one here. -1 when the processor lacks what the set needs, or nothing is called so. *name = its
+ * name in the numeric class. */
+int fast_select(struct device_ops *ops, const char *option, const char **name, struct err *err);
+
+void fast_matmul_panels(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                        const struct tensor *bias);
+
+#endif

@@ -1,0 +1,280 @@
+/* The fast kernel sets against exact arithmetic and against themselves: other batches, threads and cuts must
+ * not show. */
+#include "kernels/cpu/fast.h"
+#include "kernels/cpu/panel.h"
+#include "tests/test.h"
+
+#define GUARD 16
+
+static const enum dtype types[] = {DTYPE_Q8_0, DTYPE_Q4_0};
+
+struct bed {
+    struct device *device;
+    struct stream *stream;
+};
+
+static bool open_bed(struct bed *b, const char *kernels, int threads)
+{
+    struct err err;
+    *b = (struct bed){0};
+    if (device_open(&b->device, "cpu", &(struct device_options){.threads = threads, .kernels = kernels},
+                    &err))
+        return false;
+    return stream_open(&b->stream, b->device, &err) == 0;
+}
+
+static void close_bed(struct bed *b)
+{
+    stream_close(&b->stream);
+    device_close(&b->device);
+}
+
+static const char *missing(void)
+{
+    struct bed b;
+    bool here = open_bed(&b, "avx512vnni", 1);
+    close_bed(&b);
+    return here ? NULL : "this processor has no AVX-512 VNNI";
+}
+
+#define NEED_FAST()          \
+    do {                     \
+        if (missing())       \
+            SKIP(missing()); \
+    } while (0)
+
+/* A matrix of random blocks as a file stores it. */
+static struct tensor random_rows(enum dtype type, int64_t n, int64_t k, unsigned long long seed)
+{
+    uint64_t bytes = 0;
+    float *values = malloc((size_t)(n * k) * sizeof(float));
+    for (int64_t i = 0; i < n * k; i++)
+        values[i] = test_uniform(&seed);
+    dtype_row_bytes(type, (uint64_t)k, &bytes);
+    char *rows = malloc(bytes * (size_t)n);
+    for (int64_t r = 0; r < n; r++)
+        dtype_from_f32(type, values + r * k, rows + (uint64_t)r * bytes, (uint64_t)k);
+    free(values);
+    return tensor_2d(NULL, type, rows, n, k);
+}
+
+static float *random_x(int64_t t, int64_t k, unsigned long long seed)
+{
+    float *x = malloc((size_t)(t * k) * sizeof(float));
+    for (int64_t i = 0; i < t * k; i++)
+        x[i] = test_uniform(&seed) * (float)(1 + i / k); /* rows of different sizes */
+    return x;
+}
+
+/* out = x . w^T (+ bias) on a device of this set; out has guards of 1e30 on both sides. */
+static void multiply(const char *kernels, int threads, const struct tensor *host, float *x, int64_t t,
+                     float *bias, float *out)
+{
+    struct bed b;
+    struct weight w;
+    struct err err;
+    int64_t n = host->dim[0], k = host->dim[1];
+    ASSERT(open_bed(&b, kernels, threads));
+    if (weight_pack(&w, b.device, host, &err))
+        die("%s", err.message);
+    struct tensor in = tensor_2d(b.device, DTYPE_F32, x, t, k),
+                  to = tensor_2d(b.device, DTYPE_F32, out, t, n);
+    struct tensor add = tensor_1d(b.device, DTYPE_F32, bias, n);
+    kernel_matmul(b.stream, &to, &in, &w, bias ? &add : NULL);
+    weight_release(&w);
+    close_bed(&b);
+}
+
+static void test_panels_hold_every_value(void)
+{
+    int64_t shapes[][2] = {{1, 32}, {16, 64}, {37, 96}, {100, 256}};
+    for (size_t s = 0; s < ARRAY_LEN(shapes); s++)
+        for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+            int64_t n = shapes[s][0], k = shapes[s][1];
+            struct tensor host = random_rows(types[i], n, k, 1 + s);
+            struct panel_layout l = panel_layout(types[i], n, k);
+            void *packed = malloc((size_t)l.panels * l.panel_bytes);
+            panel_pack(&host, packed, 0, l.panels);
+            struct weight w = {.stored = host, .packed = packed, .layout = 1};
+            uint64_t row_bytes = 0;
+            dtype_row_bytes(types[i], (uint64_t)k, &row_bytes);
+            float want[256], got[256];
+            for (int64_t r = 0; r < n; r++) {
+                dtype_to_f32(types[i], (char *)host.data + (uint64_t)r * row_bytes, want, (uint64_t)k);
+                panel_row_floats(&w, r, 0, k, got);
+                CHECK(memcmp(want, got, (size_t)k * sizeof(float)) == 0);
+            }
+            free(packed);
+            free(host.data);
+        }
+}
+
+/* What the kernel may differ by from exact arithmetic: x is rounded to 8 bits per block, by at most half a
+ * step each. */
+static double bound(const struct tensor *host, const float *x, const float *row, int64_t k)
+{
+    double sum = 0;
+    (void)host;
+    for (int64_t b = 0; b < k; b += PANEL_BLOCK) {
+        double most = 0, weights = 0;
+        for (int64_t i = b; i < b + PANEL_BLOCK; i++) {
+            most = fabs((double)x[i]) > most ? fabs((double)x[i]) : most;
+            weights += fabs((double)row[i]);
+        }
+        sum += most / 127 * 0.501 * weights;
+    }
+    return sum + 1e-4;
+}
+
+static void test_matmul_is_exact_but_for_the_rounding_of_x(void)
+{
+    NEED_FAST();
+    int64_t shapes[][3] = {{1, 1, 32}, {1, 16, 64}, {3, 17, 96}, {12, 33, 256}, {13, 48, 32}, {29, 100, 320}};
+    for (size_t s = 0; s < ARRAY_LEN(shapes); s++)
+        for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+            int64_t t = shapes[s][0], n = shapes[s][1], k = shapes[s][2];
+            struct tensor host = random_rows(types[i], n, k, 7 + s);
+            float *x = random_x(t, k, 3), *bias = random_x(1, n, 5), row[512];
+            float *out = malloc((size_t)(t * n + 2 * GUARD) * sizeof(float));
+            for (int64_t j = 0; j < t * n + 2 * GUARD; j++)
+                out[j] = 1e30f;
+            multiply("avx512vnni", 2, &host, x, t, bias, out + GUARD);
+            for (int j = 0; j < GUARD; j++)
+                CHECK(out[j] == 1e30f && out[GUARD + t * n + j] == 1e30f);
+            uint64_t row_bytes = 0;
+            dtype_row_bytes(types[i], (uint64_t)k, &row_bytes);
+            for (int64_t r = 0; r < n; r++) {
+                dtype_to_f32(types[i], (char *)host.data + (uint64_t)r * row_bytes, row, (uint64_t)k);
+                for (int64_t j = 0; j < t; j++) {
+                    double want = bias[r];
+                    for (int64_t c = 0; c < k; c++)
+                        want += (double)row[c] * (double)x[j * k + c];
+                    CHECK_NEAR(out[GUARD + j * n + r], want, bound(&host, x + j * k, row, k));
+                }
+            }
+            free(host.data);
+            free(x);
+            free(bias);
+            free(out);
+        }
+}
+
+static void test_batches_and_threads_do_not_show(void)
+{
+    NEED_FAST();
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        int64_t n = 83, k = 288;
+        struct tensor host = random_rows(types[i], n, k, 11);
+        float *x = random_x(40, k, 13), alone[83], together[40 * 83];
+        for (int threads = 1; threads <= 3; threads++)
+            for (int64_t t = 1; t <= 40; t += threads == 1 ? 1 : 13) {
+                multiply("avx512vnni", threads, &host, x, t, NULL, together);
+                for (int64_t j = 0; j < t; j += 7) {
+                    multiply("avx512vnni", 1, &host, x + j * k, 1, NULL, alone);
+                    CHECK(memcmp(alone, together + j * n, sizeof(alone)) == 0);
+                }
+            }
+        free(host.data);
+        free(x);
+    }
+}
+
+static void test_nan_reaches_its_row_alone(void)
+{
+    NEED_FAST();
+    float bad[] = {NAN, INFINITY, -INFINITY};
+    for (size_t i = 0; i < ARRAY_LEN(types); i++)
+        for (int which = 0; which < 3; which++) {
+            struct tensor host = random_rows(types[i], 20, 64, 17);
+            float *x = random_x(3, 64, 19), out[60];
+            x[64 + 40] = bad[which];
+            multiply("avx512vnni", 1, &host, x, 3, NULL, out);
+            for (int j = 0; j < 20; j++)
+                CHECK(isfinite(out[j]) && !isfinite(out[20 + j]) && isfinite(out[40 + j]));
+            free(host.data);
+            free(x);
+        }
+}
+
+static void test_tiny_and_zero_rows_are_quiet(void)
+{
+    NEED_FAST();
+    struct tensor host = random_rows(DTYPE_Q8_0, 16, 32, 23);
+    float x[64] = {0}, out[32];
+    for (int i = 32; i < 64; i++)
+        x[i] = 1e-42f; /* a denormal: its inverse overflows */
+    multiply("avx512vnni", 1, &host, x, 2, NULL, out);
+    for (int j = 0; j < 32; j++)
+        CHECK_NEAR(out[j], 0, 1e-35);
+    free(host.data);
+}
+
+/* Embeddings, the transposed product and experts read rows back out of the panels. */
+static void test_rows_come_back_out_of_panels(void)
+{
+    NEED_FAST();
+    struct bed b;
+    struct weight w;
+    struct err err;
+    struct tensor host = random_rows(DTYPE_Q8_0, 40, 64, 29);
+    ASSERT(open_bed(&b, "avx512vnni", 1) && weight_pack(&w, b.device, &host, &err) == 0);
+    int32_t ids[3] = {39, 0, 17};
+    float got[3 * 64], want[64], dy[40] = {0}, dx[64];
+    struct tensor id = tensor_1d(b.device, DTYPE_I32, ids, 3),
+                  to = tensor_2d(b.device, DTYPE_F32, got, 3, 64);
+    kernel_embed(b.stream, &to, &w, &id);
+    for (int i = 0; i < 3; i++) {
+        dtype_to_f32(DTYPE_Q8_0, (char *)host.data + ids[i] * 2 * (int)sizeof(struct block_q8_0), want, 64);
+        CHECK(memcmp(want, got + 64 * i, sizeof(want)) == 0);
+    }
+    dy[17] = 1;
+    struct tensor dyt = tensor_2d(b.device, DTYPE_F32, dy, 1, 40),
+                  dxt = tensor_2d(b.device, DTYPE_F32, dx, 1, 64);
+    kernel_matmul_transposed(b.stream, &dxt, &dyt, &w);
+    CHECK(memcmp(want, dx, sizeof(want)) == 0);
+
+    /* two experts of 20 rows: the second begins inside a panel */
+    int32_t chosen[2] = {1, 0};
+    float x[64], out[40], whole[40];
+    for (int i = 0; i < 64; i++)
+        x[i] = (float)(i % 7) - 3;
+    struct tensor xt = tensor_2d(b.device, DTYPE_F32, x, 1, 64),
+                  ot = tensor_2d(b.device, DTYPE_F32, out, 2, 20);
+    struct tensor ct = tensor_2d(b.device, DTYPE_I32, chosen, 1, 2);
+    kernel_expert_matmul(b.stream, &ot, &xt, &w, &ct);
+    multiply("reference", 1, &host, x, 1, NULL, whole);
+    for (int i = 0; i < 20; i++) {
+        CHECK_NEAR(out[i], whole[20 + i], 0.2);
+        CHECK_NEAR(out[20 + i], whole[i], 0.2);
+    }
+    weight_release(&w);
+    close_bed(&b);
+    free(host.data);
+}
+
+static void test_sets_are_chosen_by_name(void)
+{
+    struct bed b;
+    struct err err;
+    CHECK_INT(device_open(&b.device, "cpu", &(struct device_options){.kernels = "fastest"}, &err), -1);
+    CHECK_CONTAINS(err.message, "kernels \"fastest\": expected auto, reference or avx512vnni");
+    CHECK(open_bed(&b, NULL, 1));
+    CHECK_STR(device_kernel_set(b.device), "cpu-reference");
+    close_bed(&b);
+    CHECK(open_bed(&b, "auto", 1));
+    CHECK_STR(device_kernel_set(b.device), missing() ? "cpu-reference" : "cpu-avx512vnni");
+    close_bed(&b);
+}
+
+int main(void)
+{
+    TEST(test_panels_hold_every_value, "panels hold every value of the matrix exactly");
+    TEST(test_matmul_is_exact_but_for_the_rounding_of_x,
+         "matmul over panels is exact but for the rounding of x to 8 bits");
+    TEST(test_batches_and_threads_do_not_show, "batches and threads do not show in the bits");
+    TEST(test_nan_reaches_its_row_alone, "NaN and infinity in x reach the outputs of their row alone");
+    TEST(test_tiny_and_zero_rows_are_quiet, "rows of zeros and of denormals give zeros");
+    TEST(test_rows_come_back_out_of_panels, "embeddings, the transposed product and experts read panels");
+    TEST(test_sets_are_chosen_by_name, "kernel sets are chosen by name");
+    return test_result();
+}
