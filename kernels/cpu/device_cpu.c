@@ -1,11 +1,13 @@
 /* device_cpu: the CPU as a device. Its memory is the process's, its streams run everything inline on the
  * device's team of threads, so a kernel is done when its call returns. */
-#include "kernels/cpu/fast.h"
+#include "kernels/cpu/device_cpu.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+
+#include "kernels/cpu/fast.h"
 
 /* From this size on memory is asked for in 2 MiB pages: weights and KV pages are read in long runs. */
 #define HUGE_PAGE_BYTES (2u << 20)
