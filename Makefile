@@ -45,8 +45,7 @@ COMMON_C := $(wildcard common/*.c)
 KERNELS_C := $(wildcard kernels/*.c kernels/cpu/*.c)
 # comm_mpi.c and main.c alone know MPI; the command line links the rest of worker/ without it.
 MPI_C := $(wildcard worker/comm_mpi.c)
-WORKER_C := $(filter-out worker/main.c $(MPI_C),$(wildcard worker/*.c worker/model/*.c worker/model/*/*.c \
-    worker/infer/*.c))
+WORKER_C := $(filter-out worker/main.c $(MPI_C),$(wildcard worker/*.c worker/model/*.c worker/infer/*.c))
 COORDINATOR_C := $(filter-out coordinator/main.c,$(wildcard coordinator/*.c))
 TOOLS_C := $(wildcard tools/*.c)
 UNIT_C := $(sort $(shell find tests/unit -name 'test_*.c' 2>/dev/null))

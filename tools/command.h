@@ -21,8 +21,8 @@
     X(status, "show the groups, requests and queue of a running coordinator")            \
     X(group, "start one worker group on its nodes and keep it alive")                    \
     X(inspect, "show what a model file holds: architecture, sizes, vocabulary, tensors") \
+    X(convert, "turn a Hugging Face directory into a GGUF file, or back")                \
     X(tokenize, "turn text into the token ids of a model")                               \
-    X(template, "show the text that a chat model is sent for a conversation")            \
     X(perplexity, "measure how well a model predicts a text")                            \
     X(logits, "show what a model computes for given token ids, as numbers")              \
     X(quantize, "write a model again with other element types")                          \

@@ -27,7 +27,6 @@ test | python3-zmq | python zmq | python3-pyzmq | python-pyzmq | a client that s
 test | python3-msgpack | python msgpack | python3-msgpack | python-msgpack | the same client's messages
 test | python3-numpy | python numpy | python3-numpy | python-numpy | reference results for kernels
 test | python3-regex | python regex | python3-regex | python-regex | the published expressions that cut texts into words
-test | python3-jinja2 | python jinja2 | python3-jinja2 | python-jinja | the reference for chat templates
 test | clang | command clang | clang | clang | libFuzzer, and a second opinion on headers
 test | libclang-rt-dev | fuzzer | compiler-rt | compiler-rt | libFuzzer's own library
 test | clang-format | command clang-format | clang-tools-extra | clang | the format test (version 14)

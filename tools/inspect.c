@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "worker/model/gguf.h"
+#include "worker/model/model_file.h"
 
 #define TERMINAL_VALUE_BYTES 60   /* of a string, in a table on a terminal */
 #define PIPE_VALUE_BYTES     4096 /* into a pipe: as good as whole */
@@ -47,9 +47,9 @@ static const struct config_option options[] = {
 static const struct config_table table = {
     .program = "lepton inspect",
     .arguments = "MODEL",
-    .about =
-        "Shows what a GGUF file holds: architecture, sizes, vocabulary, types. Only its tables are read, "
-        "never the weights. The file is checked as it is when a model is loaded.",
+    .about = "Shows what a GGUF file or a Hugging Face directory holds: architecture, sizes, vocabulary, "
+             "types. Only its tables are read, "
+             "never the weights. The file is checked as it is when a model is loaded.",
     .after = "Shapes are written row-major: the last dimension is the one that lies together in memory.\n",
     .min_arguments = 1,
     .max_arguments = 1,
@@ -217,7 +217,10 @@ static void print_summary(const struct printer *p, const struct inspect_settings
     architecture(g, arch);
     line(p, "file", "%s", path);
     free(path);
-    line(p, "format", "GGUF version %u, alignment %u", gguf_version(g), gguf_alignment(g));
+    if (gguf_is_assembled(g))
+        line(p, "format", "Hugging Face directory");
+    else
+        line(p, "format", "GGUF version %u, alignment %u", gguf_version(g), gguf_alignment(g));
     line(p, "size", "%s (%" PRIu64 " bytes)", human_bytes(gguf_file_bytes(g), a), gguf_file_bytes(g));
     value_line(p, "name", "general.name");
     value_line(p, "description", "general.description");
@@ -437,6 +440,7 @@ static void print_json(const struct printer *p, const struct inspect_settings *s
     json_t *root = json_object();
     architecture(g, arch);
     json_object_set_new(root, "file", json_text(gguf_name(g), strlen(gguf_name(g))));
+    json_object_set_new(root, "format", json_string(gguf_is_assembled(g) ? "huggingface" : "gguf"));
     json_object_set_new(root, "version", json_integer(gguf_version(g)));
     json_object_set_new(root, "alignment", json_integer(gguf_alignment(g)));
     json_object_set_new(root, "bytes", json_uint(gguf_file_bytes(g)));
@@ -472,7 +476,7 @@ int command_inspect(int argc, char **argv)
     struct gguf *g;
     struct err err;
     config_main(&table, &settings, argc, argv, arguments, 1);
-    if (gguf_open(&g, arguments[0], &err)) {
+    if (model_file_open(&g, arguments[0], &err)) {
         /* The message may hold pieces of the path and of the file. */
         char *message = plain(err.message, strlen(err.message));
         fprintf(stderr, "lepton inspect: %s\n", message);

@@ -11,6 +11,7 @@
 
 #include "tools/command.h"
 #include "worker/infer/execute.h"
+#include "worker/model/model_file.h"
 
 struct logits_settings {
     char *ids, *kv_type;
@@ -140,8 +141,8 @@ static void take_trace(void *context, int64_t layer, const char *what, const str
 static int open_part(struct run *r, int i, int64_t layers, struct err *err)
 {
     struct part *part = &r->part[i];
-    struct model_slice slice = {layers * i / r->parts, layers * (i + 1) / r->parts, i == 0, i == r->parts - 1,
-                                r->count};
+    struct model_slice slice = {layers * i / r->parts, layers * (i + 1) / r->parts, i == 0,
+                                i == r->parts - 1};
     if (model_open(&part->model, r->gguf, r->device, &slice, err) ||
         executor_open(&part->executor, part->model, &r->engine, err))
         return -1;
@@ -157,7 +158,8 @@ static int open_run(struct run *r, const char *path, struct err *err)
     const struct logits_settings *s = r->settings;
     struct device_options device = {.threads = (int)s->threads};
     struct model_params p = {0};
-    if (read_ids(r, s->ids, err) || gguf_open(&r->gguf, path, err) || model_params_read(&p, r->gguf, err))
+    if (read_ids(r, s->ids, err) || model_file_open(&r->gguf, path, err) ||
+        model_params_read(&p, r->gguf, err))
         return -1;
     model_params_release(&p); /* the sizes stay */
     if (check_ids(r, &p, err))

@@ -12,6 +12,7 @@
 #include "common/clock.h"
 #include "tools/command.h"
 #include "worker/infer/execute.h"
+#include "worker/model/model_file.h"
 #include "worker/model/tokenizer.h"
 
 struct perplexity_settings {
@@ -89,7 +90,7 @@ static int open_run(struct run *r, const struct perplexity_settings *s, const ch
 {
     struct device_options device = {.threads = (int)s->threads, .kernels = s->kernels};
     struct model_params sizes = {0};
-    if (gguf_open(&r->gguf, path, err) || model_params_read(&sizes, r->gguf, err))
+    if (model_file_open(&r->gguf, path, err) || model_params_read(&sizes, r->gguf, err))
         return -1;
     model_params_release(&sizes); /* the numbers stay */
     struct model_slice all = {0, sizes.layers, true, true, s->context};

@@ -1,4 +1,5 @@
-/* lepton tokenize: shows how a model's vocabulary cuts a text. It reads the metadata of a GGUF file only,
+/* lepton tokenize: shows how a model's vocabulary cuts a text. It reads the metadata of a GGUF file or of a
+ * Hugging Face directory only,
  * never the weights. */
 #include "tools/command.h"
 
@@ -8,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "worker/model/model_file.h"
 #include "worker/model/tokenizer.h"
 
 struct tokenize_settings {
@@ -58,7 +60,8 @@ static const struct config_table table = {
     .arguments = "MODEL",
     .about =
         "Shows the token ids of a text: one line of ids, with --pieces one line a token (id, tab, piece), "
-        "with --json {\"tokens\":[...]}. MODEL is a GGUF file; a vocabulary without weights is enough.",
+        "with --json {\"tokens\":[...]}. MODEL is a GGUF file or a Hugging Face directory; a vocabulary "
+        "without weights is enough.",
     .after = "exit codes: 0 done, 1 the model or the text could not be read or encoded, 2 wrong usage\n",
     .min_arguments = 1,
     .max_arguments = 1,
@@ -157,7 +160,8 @@ static int tokenize(const struct tokenize_settings *settings, const char *model,
     struct buffer text = {0};
     struct token_ids ids = {0};
     int result = -1;
-    if (gguf_open(&g, model, err) || tokenizer_open(&t, g, err) || read_text(settings, &text, err) ||
+    if (model_file_open_vocabulary(&g, model, err) || tokenizer_open(&t, g, err) ||
+        read_text(settings, &text, err) ||
         tokenizer_encode(t, (const char *)text.data, text.size, &how, &ids, err))
         goto out;
     if (settings->json)

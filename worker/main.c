@@ -13,6 +13,7 @@
 #include "worker/comm_nccl.h"
 #include "worker/infer/serve.h"
 #include "worker/link.h"
+#include "worker/model/model_file.h"
 #include "worker/settings.h"
 
 #define EXIT_GROUP  72 /* the group could not go on */
@@ -85,7 +86,7 @@ static int open_model(struct worker *w, struct err *err)
 {
     struct model_params params;
     struct device_options device = {.threads = (int)w->settings.threads, .kernels = w->settings.kernels};
-    if (gguf_open(&w->gguf, w->settings.model, err) || model_params_read(&params, w->gguf, err))
+    if (model_file_open(&w->gguf, w->settings.model, err) || model_params_read(&params, w->gguf, err))
         return -1;
     w->first_layer = xcalloc((size_t)w->ranks + 1, sizeof(int));
     int code = settings_split(w->gguf, &params, w->ranks, w->first_layer, err);

@@ -11,7 +11,7 @@ static const struct config_option options[] = {
     {"config", 'c', CONFIG_STRING, OPTION(config), 0, 0, NULL, "PATH", NULL,
      "read options from this file first", true},
     {"model", 'm', CONFIG_STRING, OPTION(model), 0, 0, NULL, "PATH", NULL,
-     "the model, a GGUF file that every rank can read", false},
+     "the model, a GGUF file or a Hugging Face directory that every rank can read", false},
     {"model_name", 0, CONFIG_STRING, OPTION(model_name), 0, 0, NULL, "NAME", NULL,
      "the name clients ask for (default: the file's name without .gguf)", false},
     {"group", 'g', CONFIG_STRING, OPTION(group), 0, 0, "g0", "NAME", NULL, "name of this group, one per job",

@@ -289,19 +289,6 @@ def phi3(kind=gguf_file.F32):
     return m, reference.phi3, base_config(m, window=17, rotated=m.metadata["phi3.rope.dimension_count"])
 
 
-def phi3_long(original):
-    """LongRoPE; the whole head is rotated, as in the models that have it, so that its magnitude meets all of it."""
-    m, family, config = phi3()
-    m.set("rope.dimension_count", 8)
-    m.set("attention.sliding_window", 0)
-    m.set("rope.scaling.original_context_length", original)
-    m.set("rope.scaling.attn_factor", 1.19)
-    m.tensors["rope_factors_long.weight"] = np.array([1, 1.5, 4, 9], np.float32)
-    m.tensors["rope_factors_short.weight"] = np.array([1, 1.1, 1.2, 1.3], np.float32)
-    return m, family, {**config, "rotated": 8, "window": None, "original": original,
-                       "magnitude": float(np.float32(1.19))}
-
-
 def stablelm(biased=True):
     m = Model("stablelm", eps_key="attention.layer_norm_epsilon", D=16, C=96)
     m.set("rope.dimension_count", 4)
@@ -334,8 +321,6 @@ MODELS = [
     ("phi3", phi3),
     ("phi3 in F16", lambda: phi3(gguf_file.F16)),
     ("phi3 in Q8_0", lambda: phi3(gguf_file.Q8_0)),
-    ("phi3 beyond its original context", lambda: phi3_long(TOKENS - 1)),
-    ("phi3 within its original context", lambda: phi3_long(TOKENS)),
     ("stablelm", stablelm),
     ("stablelm without biases", lambda: stablelm(biased=False)),
 ]

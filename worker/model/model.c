@@ -203,9 +203,7 @@ static bool row_wanted(const struct model_slice *s, int tensor, bool tied)
         return s->embed || (s->head && tied);
     case TENSOR_POSITION_EMBED:
         return s->embed;
-    case TENSOR_ROPE_DIVISORS: /* these are in the frequencies already */
-    case TENSOR_ROPE_LONG:
-    case TENSOR_ROPE_SHORT:
+    case TENSOR_ROPE_DIVISORS: /* already in the frequencies */
         return false;
     default:
         return s->head;
@@ -239,11 +237,11 @@ int model_open(struct model **out, const struct gguf *g, struct device *device,
     struct model *m = xcalloc(1, sizeof(*m));
     m->device = device;
     m->gguf = g;
-    if (model_params_read_for(&m->params, g, slice ? slice->context : 0, err)) {
+    if (model_params_read(&m->params, g, err)) {
         free(m);
         return -1;
     }
-    m->slice = slice ? *slice : (struct model_slice){0, m->params.layers, true, true, 0};
+    m->slice = slice ? *slice : (struct model_slice){0, m->params.layers, true, true};
     ASSERT(m->slice.first_layer >= 0 && m->slice.first_layer <= m->slice.last_layer &&
            m->slice.last_layer <= m->params.layers);
     m->layer = xcalloc((size_t)(m->slice.last_layer - m->slice.first_layer), sizeof(*m->layer));

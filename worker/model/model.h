@@ -13,7 +13,6 @@ struct model_slice {
     int64_t first_layer, last_layer; /* [first, last) */
     bool embed;                      /* the token embedding */
     bool head;                       /* output norm and output matrix */
-    int64_t context;                 /* most positions of a sequence that will be served; 0 = the model's */
 };
 
 /* A tensor of the model on the device: matrices as `weight`, vectors as F32 `vector` ([n], data NULL =
