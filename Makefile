@@ -8,7 +8,7 @@ NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc
 
 # msgpack-c 6 renamed its pkg-config file.
 MSGPACK := $(shell $(PKG_CONFIG) --exists msgpack 2>/dev/null && echo msgpack || echo msgpack-c)
-PACKAGES := libczmq libzmq $(MSGPACK) libconfig jansson libsodium libutf8proc
+PACKAGES := libczmq libzmq $(MSGPACK) libconfig jansson libsodium libutf8proc libxxhash
 MPI_PACKAGE := $(shell $(PKG_CONFIG) --exists ompi-c 2>/dev/null && echo ompi-c || echo ompi)
 
 # -ffp-contract=off: the reference kernels give the same bits with and without fused multiply-add units.
@@ -45,7 +45,8 @@ COMMON_C := $(wildcard common/*.c)
 KERNELS_C := $(wildcard kernels/*.c kernels/cpu/*.c)
 # comm_mpi.c and main.c alone know MPI; the command line links the rest of worker/ without it.
 MPI_C := $(wildcard worker/comm_mpi.c)
-WORKER_C := $(filter-out worker/main.c $(MPI_C),$(wildcard worker/*.c worker/model/*.c worker/infer/*.c))
+WORKER_C := $(filter-out worker/main.c $(MPI_C),$(wildcard worker/*.c worker/model/*.c worker/model/*/*.c \
+    worker/infer/*.c))
 COORDINATOR_C := $(filter-out coordinator/main.c,$(wildcard coordinator/*.c))
 TOOLS_C := $(wildcard tools/*.c)
 UNIT_C := $(sort $(shell find tests/unit -name 'test_*.c' 2>/dev/null))

@@ -20,9 +20,10 @@
     X(generate, "send a prompt to a running coordinator and print the answer")           \
     X(status, "show the groups, requests and queue of a running coordinator")            \
     X(group, "start one worker group on its nodes and keep it alive")                    \
+    X(models, "keep models under names, with hashes: list, add, verify, rm")             \
     X(inspect, "show what a model file holds: architecture, sizes, vocabulary, tensors") \
-    X(convert, "turn a Hugging Face directory into a GGUF file, or back")                \
     X(tokenize, "turn text into the token ids of a model")                               \
+    X(template, "show the text that a chat model is sent for a conversation")            \
     X(perplexity, "measure how well a model predicts a text")                            \
     X(logits, "show what a model computes for given token ids, as numbers")              \
     X(quantize, "write a model again with other element types")                          \
@@ -35,5 +36,12 @@
 #define COMMAND_PROTOTYPE(name, about) int command_##name(int argc, char **argv);
 LEPTON_COMMANDS(COMMAND_PROTOTYPE)
 #undef COMMAND_PROTOTYPE
+
+/* For commands that take a MODEL: where its name is looked up when it is no path. */
+#define MODELS_OPTION(type)                                                                        \
+    {                                                                                              \
+        .name = "models", .kind = CONFIG_STRING, .offset = offsetof(type, models), .value = "DIR", \
+        .help = "The directory of registered models (default: see `lepton models --help`)."        \
+    }
 
 #endif

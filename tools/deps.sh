@@ -22,11 +22,13 @@ build | libconfig-dev | library libconfig | libconfig-devel | libconfig | libcon
 build | libjansson-dev | library jansson | jansson-devel | jansson | jansson: JSON output
 build | libsodium-dev | library libsodium | libsodium-devel | libsodium | libsodium: keys and hashes
 build | libutf8proc-dev | library libutf8proc | utf8proc-devel | libutf8proc | utf8proc: Unicode categories, which cut a text into words
+build | libxxhash-dev | library libxxhash | xxhash-devel | xxhash | xxHash: finds damaged weights at the speed of memory
 test | git | command git | git | git | the house tests ask it for the project's files
 test | python3-zmq | python zmq | python3-pyzmq | python-pyzmq | a client that shares no code with Lepton
 test | python3-msgpack | python msgpack | python3-msgpack | python-msgpack | the same client's messages
 test | python3-numpy | python numpy | python3-numpy | python-numpy | reference results for kernels
 test | python3-regex | python regex | python3-regex | python-regex | the published expressions that cut texts into words
+test | python3-jinja2 | python jinja2 | python3-jinja2 | python-jinja | the reference for chat templates
 test | clang | command clang | clang | clang | libFuzzer, and a second opinion on headers
 test | libclang-rt-dev | fuzzer | compiler-rt | compiler-rt | libFuzzer's own library
 test | clang-format | command clang-format | clang-tools-extra | clang | the format test (version 14)

@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "worker/model/model_file.h"
+#include "worker/model/registry.h"
 
 #define TERMINAL_VALUE_BYTES 60   /* of a string, in a table on a terminal */
 #define PIPE_VALUE_BYTES     4096 /* into a pipe: as good as whole */
@@ -21,6 +21,7 @@
 
 struct inspect_settings {
     bool json, keys, tensors, fingerprint;
+    char *models;
 };
 
 static const struct config_option options[] = {
@@ -42,13 +43,14 @@ static const struct config_option options[] = {
      .kind = CONFIG_BOOL,
      .offset = offsetof(struct inspect_settings, json),
      .help = "Prints one JSON object."},
+    MODELS_OPTION(struct inspect_settings),
 };
 
 static const struct config_table table = {
     .program = "lepton inspect",
     .arguments = "MODEL",
-    .about = "Shows what a GGUF file or a Hugging Face directory holds: architecture, sizes, vocabulary, "
-             "types. Only its tables are read, "
+    .about = "Shows what a model holds, a GGUF file or a name of `lepton models`: architecture, sizes, "
+             "vocabulary, types. Only its tables are read, "
              "never the weights. The file is checked as it is when a model is loaded.",
     .after = "Shapes are written row-major: the last dimension is the one that lies together in memory.\n",
     .min_arguments = 1,
@@ -217,10 +219,7 @@ static void print_summary(const struct printer *p, const struct inspect_settings
     architecture(g, arch);
     line(p, "file", "%s", path);
     free(path);
-    if (gguf_is_assembled(g))
-        line(p, "format", "Hugging Face directory");
-    else
-        line(p, "format", "GGUF version %u, alignment %u", gguf_version(g), gguf_alignment(g));
+    line(p, "format", "GGUF version %u, alignment %u", gguf_version(g), gguf_alignment(g));
     line(p, "size", "%s (%" PRIu64 " bytes)", human_bytes(gguf_file_bytes(g), a), gguf_file_bytes(g));
     value_line(p, "name", "general.name");
     value_line(p, "description", "general.description");
@@ -440,7 +439,6 @@ static void print_json(const struct printer *p, const struct inspect_settings *s
     json_t *root = json_object();
     architecture(g, arch);
     json_object_set_new(root, "file", json_text(gguf_name(g), strlen(gguf_name(g))));
-    json_object_set_new(root, "format", json_string(gguf_is_assembled(g) ? "huggingface" : "gguf"));
     json_object_set_new(root, "version", json_integer(gguf_version(g)));
     json_object_set_new(root, "alignment", json_integer(gguf_alignment(g)));
     json_object_set_new(root, "bytes", json_uint(gguf_file_bytes(g)));
@@ -473,14 +471,17 @@ int command_inspect(int argc, char **argv)
 {
     struct inspect_settings settings;
     const char *arguments[1];
+    struct registry_model m;
     struct gguf *g;
     struct err err;
     config_main(&table, &settings, argc, argv, arguments, 1);
-    if (model_file_open(&g, arguments[0], &err)) {
+    if (registry_find(&m, settings.models, arguments[0], VERIFY_REGISTERED, &err) ||
+        registry_open(&g, &m, 1, &err)) {
         /* The message may hold pieces of the path and of the file. */
         char *message = plain(err.message, strlen(err.message));
         fprintf(stderr, "lepton inspect: %s\n", message);
         free(message);
+        registry_release(&m);
         config_release(&table, &settings);
         return EXIT_FAILED;
     }
@@ -495,6 +496,7 @@ int command_inspect(int argc, char **argv)
             print_tensors(&p);
     }
     gguf_close(&g);
+    registry_release(&m);
     config_release(&table, &settings);
     return EXIT_OK;
 }

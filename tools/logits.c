@@ -11,10 +11,10 @@
 
 #include "tools/command.h"
 #include "worker/infer/execute.h"
-#include "worker/model/model_file.h"
+#include "worker/model/registry.h"
 
 struct logits_settings {
-    char *ids, *kv_type;
+    char *ids, *kv_type, *models;
     bool all, trace, json;
     int64_t stages, chunk, threads, top;
 };
@@ -39,6 +39,7 @@ static const struct config_option options[] = {
     {"kv_type", 0, CONFIG_STRING, OPTION(kv_type), 0, 0, "f32", "TYPE", "f32|f16",
      "element type of the KV cache", false},
     {"json", 'j', CONFIG_BOOL, OPTION(json), 0, 0, NULL, NULL, NULL, "print one JSON object", false},
+    MODELS_OPTION(struct logits_settings),
 };
 
 static const struct config_table table = {
@@ -61,6 +62,7 @@ struct part {
 
 struct run {
     const struct logits_settings *settings;
+    struct registry_model source;
     struct gguf *gguf;
     struct device *device;
     struct executor_options engine;
@@ -141,9 +143,10 @@ static void take_trace(void *context, int64_t layer, const char *what, const str
 static int open_part(struct run *r, int i, int64_t layers, struct err *err)
 {
     struct part *part = &r->part[i];
-    struct model_slice slice = {layers * i / r->parts, layers * (i + 1) / r->parts, i == 0,
-                                i == r->parts - 1};
-    if (model_open(&part->model, r->gguf, r->device, &slice, err) ||
+    struct model_slice slice = {layers * i / r->parts, layers * (i + 1) / r->parts, i == 0, i == r->parts - 1,
+                                r->count};
+    struct model_check check = registry_check(&r->source);
+    if (model_open_checked(&part->model, r->gguf, r->device, &slice, &check, err) ||
         executor_open(&part->executor, part->model, &r->engine, err))
         return -1;
     if (r->traced) {
@@ -158,8 +161,8 @@ static int open_run(struct run *r, const char *path, struct err *err)
     const struct logits_settings *s = r->settings;
     struct device_options device = {.threads = (int)s->threads};
     struct model_params p = {0};
-    if (read_ids(r, s->ids, err) || model_file_open(&r->gguf, path, err) ||
-        model_params_read(&p, r->gguf, err))
+    if (read_ids(r, s->ids, err) || registry_find(&r->source, s->models, path, VERIFY_REGISTERED, err) ||
+        registry_open(&r->gguf, &r->source, (int)s->threads, err) || model_params_read(&p, r->gguf, err))
         return -1;
     model_params_release(&p); /* the sizes stay */
     if (check_ids(r, &p, err))
@@ -210,6 +213,7 @@ static void close_run(struct run *r)
     step_release(&r->step);
     device_close(&r->device);
     gguf_close(&r->gguf);
+    registry_release(&r->source);
     json_decref(r->traced);
     free(r->part);
     free(r->ids);

@@ -12,11 +12,11 @@
 #include "common/clock.h"
 #include "tools/command.h"
 #include "worker/infer/execute.h"
-#include "worker/model/model_file.h"
+#include "worker/model/registry.h"
 #include "worker/model/tokenizer.h"
 
 struct perplexity_settings {
-    char *file, *kv_type, *kernels;
+    char *file, *kv_type, *kernels, *models;
     bool json;
     int64_t context, threads, bytes, chunk;
 };
@@ -37,6 +37,7 @@ static const struct config_option options[] = {
     {"kernels", 0, CONFIG_STRING, OPTION(kernels), 0, 0, "auto", "NAME", "auto|reference|avx512vnni",
      "kernel set; auto = the fastest that this processor has", false},
     {"json", 'j', CONFIG_BOOL, OPTION(json), 0, 0, NULL, NULL, NULL, "print one JSON object", false},
+    MODELS_OPTION(struct perplexity_settings),
 };
 
 static const struct config_table table = {
@@ -54,6 +55,7 @@ static const struct config_table table = {
 };
 
 struct run {
+    struct registry_model source;
     struct gguf *gguf;
     struct device *device;
     struct model *model;
@@ -90,12 +92,14 @@ static int open_run(struct run *r, const struct perplexity_settings *s, const ch
 {
     struct device_options device = {.threads = (int)s->threads, .kernels = s->kernels};
     struct model_params sizes = {0};
-    if (model_file_open(&r->gguf, path, err) || model_params_read(&sizes, r->gguf, err))
+    if (registry_find(&r->source, s->models, path, VERIFY_REGISTERED, err) ||
+        registry_open(&r->gguf, &r->source, (int)s->threads, err) || model_params_read(&sizes, r->gguf, err))
         return -1;
     model_params_release(&sizes); /* the numbers stay */
     struct model_slice all = {0, sizes.layers, true, true, s->context};
+    struct model_check check = registry_check(&r->source);
     if (tokenizer_open(&r->tokenizer, r->gguf, err) || device_open(&r->device, "cpu", &device, err) ||
-        model_open(&r->model, r->gguf, r->device, &all, err))
+        model_open_checked(&r->model, r->gguf, r->device, &all, &check, err))
         return -1;
     const struct model_params *p = &r->model->params;
     if (tokenizer_vocab_size(r->tokenizer) > p->vocab)
@@ -137,6 +141,7 @@ static void close_run(struct run *r)
     device_close(&r->device);
     tokenizer_close(&r->tokenizer);
     gguf_close(&r->gguf);
+    registry_release(&r->source);
 }
 
 /* Feeds rows [position, position + tokens) of a window and scores what they predict. ids[position + tokens]

@@ -1,5 +1,4 @@
-/* lepton tokenize: shows how a model's vocabulary cuts a text. It reads the metadata of a GGUF file or of a
- * Hugging Face directory only,
+/* lepton tokenize: shows how a model's vocabulary cuts a text. It reads the metadata of a GGUF file only,
  * never the weights. */
 #include "tools/command.h"
 
@@ -9,12 +8,13 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "worker/model/model_file.h"
+#include "worker/model/registry.h"
 #include "worker/model/tokenizer.h"
 
 struct tokenize_settings {
     char *prompt;
     char *file;
+    char *models;
     bool bos;
     bool eos;
     bool special;
@@ -53,6 +53,7 @@ static const struct config_option options[] = {
      .offset = OFFSET(pieces),
      .help = "Shows every id with its piece of the vocabulary."},
     {.name = "json", .kind = CONFIG_BOOL, .offset = OFFSET(json), .help = "Prints one JSON object."},
+    MODELS_OPTION(struct tokenize_settings),
 };
 
 static const struct config_table table = {
@@ -60,7 +61,7 @@ static const struct config_table table = {
     .arguments = "MODEL",
     .about =
         "Shows the token ids of a text: one line of ids, with --pieces one line a token (id, tab, piece), "
-        "with --json {\"tokens\":[...]}. MODEL is a GGUF file or a Hugging Face directory; a vocabulary "
+        "with --json {\"tokens\":[...]}. MODEL is a GGUF file or a name of `lepton models`; a vocabulary "
         "without weights is enough.",
     .after = "exit codes: 0 done, 1 the model or the text could not be read or encoded, 2 wrong usage\n",
     .min_arguments = 1,
@@ -155,13 +156,14 @@ static int tokenize(const struct tokenize_settings *settings, const char *model,
 {
     struct tokenizer_options how = {
         .add_bos = settings->bos, .add_eos = settings->eos, .parse_special = settings->special};
+    struct registry_model m = {0};
     struct gguf *g = NULL;
     struct tokenizer *t = NULL;
     struct buffer text = {0};
     struct token_ids ids = {0};
     int result = -1;
-    if (model_file_open_vocabulary(&g, model, err) || tokenizer_open(&t, g, err) ||
-        read_text(settings, &text, err) ||
+    if (registry_find(&m, settings->models, model, VERIFY_REGISTERED, err) || registry_open(&g, &m, 1, err) ||
+        tokenizer_open(&t, g, err) || read_text(settings, &text, err) ||
         tokenizer_encode(t, (const char *)text.data, text.size, &how, &ids, err))
         goto out;
     if (settings->json)
@@ -174,6 +176,7 @@ out:
     buffer_release(&text);
     tokenizer_close(&t);
     gguf_close(&g);
+    registry_release(&m);
     return result;
 }
 

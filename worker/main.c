@@ -13,7 +13,7 @@
 #include "worker/comm_nccl.h"
 #include "worker/infer/serve.h"
 #include "worker/link.h"
-#include "worker/model/model_file.h"
+#include "worker/model/registry.h"
 #include "worker/settings.h"
 
 #define EXIT_GROUP  72 /* the group could not go on */
@@ -29,6 +29,7 @@ struct rank_card {
 struct worker {
     struct worker_settings settings;
     int rank, ranks;
+    struct registry_model source; /* where the model comes from */
     struct gguf *gguf;
     struct device *device;
     struct model *model;
@@ -85,8 +86,10 @@ static void start_mpi(struct worker *w)
 static int open_model(struct worker *w, struct err *err)
 {
     struct model_params params;
-    struct device_options device = {.threads = (int)w->settings.threads, .kernels = w->settings.kernels};
-    if (model_file_open(&w->gguf, w->settings.model, err) || model_params_read(&params, w->gguf, err))
+    const struct worker_settings *s = &w->settings;
+    struct device_options device = {.threads = (int)s->threads, .kernels = s->kernels};
+    if (registry_find(&w->source, s->models, s->model, registry_verify_from_name(s->verify), err) ||
+        registry_open(&w->gguf, &w->source, (int)s->threads, err) || model_params_read(&params, w->gguf, err))
         return -1;
     w->first_layer = xcalloc((size_t)w->ranks + 1, sizeof(int));
     int code = settings_split(w->gguf, &params, w->ranks, w->first_layer, err);
@@ -106,8 +109,10 @@ static int open_model(struct worker *w, struct err *err)
                                 .embed = w->rank == 0,
                                 .head = w->rank == w->ranks - 1,
                                 .context = w->engine.limits.context};
-    if (model_open(&w->model, w->gguf, w->device, &slice, err))
+    struct model_check check = registry_check(&w->source);
+    if (model_open_checked(&w->model, w->gguf, w->device, &slice, &check, err))
         return -1;
+    integrity_close(&w->source.integrity); /* its threads are no longer needed */
     return executor_open(&w->executor, w->model, &w->engine, err);
 }
 
@@ -175,10 +180,11 @@ static struct wire_str model_name(const struct worker *w)
 {
     static char name[129];
     const char *base = strrchr(w->settings.model, '/');
+    const char *given = w->settings.model_name ? w->settings.model_name : w->source.name;
     base = base ? base + 1 : w->settings.model;
-    snprintf(name, sizeof(name), "%s", w->settings.model_name ? w->settings.model_name : base);
+    snprintf(name, sizeof(name), "%s", given ? given : base);
     size_t n = strlen(name);
-    if (!w->settings.model_name && n > 5 && strcmp(name + n - 5, ".gguf") == 0)
+    if (!given && n > 5 && strcmp(name + n - 5, ".gguf") == 0)
         name[n - 5] = '\0';
     return wire_string_mend(name, sizeof(name) - 1);
 }
@@ -288,6 +294,7 @@ static void release(struct worker *w)
     model_close(&w->model);
     device_close(&w->device);
     gguf_close(&w->gguf);
+    registry_release(&w->source);
     curve_wipe(&w->key);
     free(w->cards);
     free(w->is_end);
@@ -322,7 +329,7 @@ int main(int argc, char **argv)
     config_main(&worker_table, &w.settings, argc, argv, NULL, 0);
     setup_log(&w.settings, 0);
     if (!w.settings.model) {
-        fprintf(stderr, "lepton-worker: --model: expected the path of a GGUF file\n");
+        fprintf(stderr, "lepton-worker: --model: expected the path of a GGUF file or a registered name\n");
         return 2;
     }
     install_signals();
@@ -338,6 +345,10 @@ int main(int argc, char **argv)
     log_info("worker", "rank %d of %d: layers %d to %d of %s, loaded in %llu ms", w.rank, w.ranks,
              w.first_layer[w.rank], w.first_layer[w.rank + 1] - 1, w.settings.model,
              (unsigned long long)(clock_now_ms() - begun_ms));
+    if (w.source.checked_bytes)
+        log_info("worker", "rank %d: %llu MB of weights match their hashes, checked in %llu ms", w.rank,
+                 (unsigned long long)(w.source.checked_bytes / 1000000),
+                 (unsigned long long)(w.source.checked_ns / 1000000));
     struct serve_options options = serve_options(&w);
     if (w.rank == 0 ? lead(&w, &err) : serve_follower(&options, &err))
         leave(&w, EXIT_GROUP, &err);

@@ -4,16 +4,23 @@
 #include <string.h>
 
 #include "worker/layout.h"
+#include "worker/model/registry.h"
 
 #define OPTION(member) offsetof(struct worker_settings, member)
 
 static const struct config_option options[] = {
     {"config", 'c', CONFIG_STRING, OPTION(config), 0, 0, NULL, "PATH", NULL,
      "read options from this file first", true},
-    {"model", 'm', CONFIG_STRING, OPTION(model), 0, 0, NULL, "PATH", NULL,
-     "the model, a GGUF file or a Hugging Face directory that every rank can read", false},
+    {"model", 'm', CONFIG_STRING, OPTION(model), 0, 0, NULL, "MODEL", NULL,
+     "the model: a GGUF file that every rank can read, or a name of `lepton models`", false},
+    {"models", 0, CONFIG_STRING, OPTION(models), 0, 0, NULL, "DIR", NULL,
+     "the directory of registered models (default: as of `lepton models`)", false},
+    {"verify", 0, CONFIG_STRING, OPTION(verify), 0, 0, "registered", "WHEN", REGISTRY_VERIFY_CHOICES,
+     "check the weights against their hashes as they are loaded: of registered models, never, or always "
+     "(refuses models without hashes)",
+     false},
     {"model_name", 0, CONFIG_STRING, OPTION(model_name), 0, 0, NULL, "NAME", NULL,
-     "the name clients ask for (default: the file's name without .gguf)", false},
+     "the name clients ask for (default: the registered name, else the file's without .gguf)", false},
     {"group", 'g', CONFIG_STRING, OPTION(group), 0, 0, "g0", "NAME", NULL, "name of this group, one per job",
      false},
     {"endpoint", 'e', CONFIG_STRING, OPTION(endpoint), 0, 0, "tcp://127.0.0.1:5555", "tcp://HOST:PORT", NULL,

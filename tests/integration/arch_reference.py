@@ -191,11 +191,14 @@ def phi3(config, w, ids):
     D = config["head_length"]
     x = w("token_embd.weight")[ids]
     frequency = frequencies(config["rotated"], config["base"])
+    if config.get("original"):  # LongRoPE (Ding et al. 2024): other frequencies beyond the original context
+        frequency = frequency / w(f"rope_factors_{'long' if len(ids) > config['original'] else 'short'}.weight")
+    magnitude = config.get("magnitude", 1)
     for layer in range(config["layers"]):
         b = f"blk.{layer}."
         qkv = rms_norm(x, w(b + "attn_norm.weight"), eps) @ w(b + "attn_qkv.weight").T
         q, k, v = (heads(part, n) for part, n in zip(np.split(qkv, [H * D, (H + G) * D], 1), (H, G, G)))
-        q, k = rotate_halves(q, frequency), rotate_halves(k, frequency)
+        q, k = rotate_halves(q, frequency) * magnitude, rotate_halves(k, frequency) * magnitude
         x = x + linear(w, b + "attn_output", attend(q, k, v, D ** -0.5, config["window"]))
         gate, up = np.split(rms_norm(x, w(b + "ffn_norm.weight"), eps) @ w(b + "ffn_up.weight").T, 2, 1)
         x = x + linear(w, b + "ffn_down", up * silu(gate))

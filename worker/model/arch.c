@@ -302,7 +302,7 @@ static int read_arithmetic(struct model_params *p, const struct gguf *g, struct 
     return 0;
 }
 
-static int read_params(struct model_params *p, const struct gguf *g, struct err *err)
+static int read_params(struct model_params *p, const struct gguf *g, int64_t served, struct err *err)
 {
     struct gguf_string name = {NULL, 0};
     int found = gguf_get_string(g, "general.architecture", &name, err);
@@ -319,18 +319,23 @@ static int read_params(struct model_params *p, const struct gguf *g, struct err 
         arch_read_size(g, a, "feed_forward_length", 1, 1 << 22, -1, &p->ffn, err) ||
         arch_read_size(g, a, "context_length", 1, INT32_MAX, -1, &p->context, err) || read_heads(p, g, err) ||
         read_experts(p, g, err) || read_arithmetic(p, g, err) || read_vocab(p, g, err) ||
-        arch_read_rope(p, g, err))
+        arch_read_rope(p, g, served && served < p->context ? served : p->context, err))
         return -1;
     return arch_check_tensors(p, g, err);
 }
 
-int model_params_read(struct model_params *out, const struct gguf *g, struct err *err)
+int model_params_read_for(struct model_params *out, const struct gguf *g, int64_t served, struct err *err)
 {
     *out = (struct model_params){0};
-    if (read_params(out, g, err) == 0)
+    if (read_params(out, g, served, err) == 0)
         return 0;
     model_params_release(out);
     return -1;
+}
+
+int model_params_read(struct model_params *out, const struct gguf *g, struct err *err)
+{
+    return model_params_read_for(out, g, 0, err);
 }
 
 void model_params_release(struct model_params *p)

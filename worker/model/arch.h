@@ -34,8 +34,10 @@ enum arch_tensor {
     TENSOR_POSITION_EMBED,
     TENSOR_OUTPUT_NORM,
     TENSOR_OUTPUT_NORM_BIAS,
-    TENSOR_OUTPUT, /* absent: tied to the token embedding */
-    TENSOR_ROPE_DIVISORS,
+    TENSOR_OUTPUT,        /* absent: tied to the token embedding */
+    TENSOR_ROPE_DIVISORS, /* of the frequencies, always */
+    TENSOR_ROPE_LONG,     /* divisors where more than the original context is served */
+    TENSOR_ROPE_SHORT,    /* and where not */
     TENSOR_GLOBAL_COUNT,
 
     TENSOR_ATTN_NORM = 0, /* per layer, counted on their own */
@@ -143,6 +145,7 @@ struct model_params {
     float logit_softcap;     /* 0 = off */
     float embedding_scale;   /* 1 = off */
     float rope_magnitude;    /* multiplies cosine and sine: YaRN's attention factor, else 1 */
+    bool rope_long;          /* the frequencies are those of a long context: part of the numeric class */
     int64_t rope_length;     /* elements of a head that are rotated; 0 = none */
     float *rope_frequencies; /* [rope_length / 2] radians per position, scaling included; owned */
 };
@@ -150,6 +153,9 @@ struct model_params {
 /* Reads and checks <arch>.* metadata, and refuses keys and tensors by name that would change the result and
  * that the family's row does not know. Errors name the key, what was found and what was expected. */
 int model_params_read(struct model_params *out, const struct gguf *g, struct err *err);
+/* The same for serving sequences of at most `served` positions, where that changes the frequencies
+ * (LongRoPE); 0 = the model's context. */
+int model_params_read_for(struct model_params *out, const struct gguf *g, int64_t served, struct err *err);
 void model_params_release(struct model_params *p);
 /* The number behind a dimension; 1 for DIM_NONE. */
 int64_t model_params_dim(const struct model_params *p, enum arch_dim dim);
@@ -169,8 +175,8 @@ int arch_read_size(const struct gguf *g, const struct arch *arch, const char *su
 /* As a float; absent gives `standard`, or an error when that is NaN. */
 int arch_read_float(const struct gguf *g, const struct arch *arch, const char *suffix, double low,
                     double high, double standard, double *out, struct err *err);
-/* Fills the rope_ fields: frequencies with their scaling. */
-int arch_read_rope(struct model_params *p, const struct gguf *g, struct err *err);
+/* Fills the rope_ fields: frequencies with their scaling for sequences of `served` positions. */
+int arch_read_rope(struct model_params *p, const struct gguf *g, int64_t served, struct err *err);
 /* Every tensor of the file is one that the family's rows name. */
 int arch_check_tensors(const struct model_params *p, const struct gguf *g, struct err *err);
 

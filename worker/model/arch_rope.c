@@ -25,11 +25,12 @@ static void yarn_scale(struct model_params *p, double base, double factor, doubl
     p->rope_magnitude = (float)(attn_factor * (1 + 0.1 * log(factor)));
 }
 
-/* rope_freqs.weight (Llama 3): one divisor per frequency. Its shape is checked here, for it is needed before
- * any other tensor. */
-static int divide_frequencies(struct model_params *p, const struct gguf *g, struct err *err)
+/* Divides every frequency by its number in a global tensor: 1 = done, 0 = the file has none. The shape is
+ * checked here, for the numbers are needed before any other tensor. */
+static int divide_frequencies(struct model_params *p, const struct gguf *g, enum arch_tensor tensor,
+                              struct err *err)
 {
-    const struct arch_tensor_row *row = arch_global(p->arch, TENSOR_ROPE_DIVISORS);
+    const struct arch_tensor_row *row = arch_global(p->arch, tensor);
     const struct gguf_tensor *t = row ? gguf_tensor_find(g, row->name) : NULL;
     if (!t)
         return 0;
@@ -44,38 +45,72 @@ static int divide_frequencies(struct model_params *p, const struct gguf *g, stru
                            row->name, (long long)i, (double)divisor);
         p->rope_frequencies[i] /= divisor;
     }
-    return 0;
+    return 1;
 }
 
-/* Files without a type mean linear; older ones give its factor another name. */
-static int scale_frequencies(struct model_params *p, const struct gguf *g, double base, struct err *err)
+/* LongRoPE (Ding et al. 2024): one set of divisors for what is longer than the original context and one for
+ * the rest. Which holds is fixed by what is served, not by each sequence: keys that lie in pages cannot turn
+ * again when their sequence grows. */
+static int long_scale(struct model_params *p, const struct gguf *g, int64_t original, int64_t served,
+                      struct err *err)
+{
+    if (original < 1)
+        return err_set(err, "%s: metadata key %s.rope.scaling.original_context_length is missing",
+                       gguf_name(g), p->arch->name);
+    p->rope_long = served > original;
+    enum arch_tensor tensor = p->rope_long ? TENSOR_ROPE_LONG : TENSOR_ROPE_SHORT;
+    int found = divide_frequencies(p, g, tensor, err);
+    if (found == 0)
+        err_set(err, "%s: tensor %s is missing", gguf_name(g), arch_global(p->arch, tensor)->name);
+    return found == 1 ? 0 : -1;
+}
+
+static bool is(struct gguf_string s, const char *word)
+{
+    return s.size == strlen(word) && memcmp(s.data, word, s.size) == 0;
+}
+
+/* Files without a type mean linear, or long where they have its tensors; older ones give the factor another
+ * name. */
+static int scale_frequencies(struct model_params *p, const struct gguf *g, double base, int64_t served,
+                             struct err *err)
 {
     const struct arch *a = p->arch;
+    const struct arch_tensor_row *row = arch_global(a, TENSOR_ROPE_LONG);
+    bool has_long = row && (gguf_tensor_find(g, row->name) ||
+                            gguf_tensor_find(g, arch_global(a, TENSOR_ROPE_SHORT)->name));
     double factor, attn_factor, old_factor;
     int64_t original;
     char key[128];
-    struct gguf_string type = {"linear", 6};
+    struct gguf_string type =
+        has_long ? (struct gguf_string){"longrope", 8} : (struct gguf_string){"linear", 6};
     snprintf(key, sizeof(key), "%s.rope.scaling.type", a->name);
     if (gguf_get_string(g, key, &type, err) < 0 ||
         arch_read_float(g, a, "rope.scale_linear", 1e-3, 1e6, 1, &old_factor, err) ||
         arch_read_float(g, a, "rope.scaling.factor", 1e-3, 1e6, old_factor, &factor, err) ||
-        arch_read_float(g, a, "rope.scaling.attn_factor", 1e-3, 1e3, 1, &attn_factor, err) ||
-        arch_read_size(g, a, "rope.scaling.original_context_length", 1, INT32_MAX, p->context, &original,
-                       err))
+        arch_read_float(g, a, "rope.scaling.attn_factor", 1e-3, 1e3, has_long ? NAN : 1, &attn_factor, err) ||
+        arch_read_size(g, a, "rope.scaling.original_context_length", 1, INT32_MAX, 0, &original, err))
         return -1;
     p->rope_magnitude = (float)attn_factor;
-    if (type.size == 4 && memcmp(type.data, "yarn", 4) == 0)
-        yarn_scale(p, base, factor, (double)original, attn_factor);
-    else if (type.size == 6 && memcmp(type.data, "linear", 6) == 0)
+    if (has_long != is(type, "longrope"))
+        return err_set(err, "%s: %s: \"%.*s\" %s", gguf_name(g), key, (int)(type.size < 64 ? type.size : 64),
+                       type.data,
+                       has_long ? "contradicts the file's rope_factors tensors"
+                                : "is not supported without rope_factors tensors");
+    if (has_long)
+        return long_scale(p, g, original, served, err);
+    if (is(type, "yarn"))
+        yarn_scale(p, base, factor, (double)(original ? original : p->context), attn_factor);
+    else if (is(type, "linear"))
         for (int64_t i = 0; i < p->rope_length / 2; i++)
             p->rope_frequencies[i] = (float)(p->rope_frequencies[i] / factor);
-    else if (!(type.size == 4 && memcmp(type.data, "none", 4) == 0))
-        return err_set(err, "%s: %s: \"%.*s\" is not supported, expected none, linear or yarn", gguf_name(g),
-                       key, (int)(type.size < 64 ? type.size : 64), type.data);
+    else if (!is(type, "none"))
+        return err_set(err, "%s: %s: \"%.*s\" is not supported, expected none, linear, yarn or longrope",
+                       gguf_name(g), key, (int)(type.size < 64 ? type.size : 64), type.data);
     return 0;
 }
 
-int arch_read_rope(struct model_params *p, const struct gguf *g, struct err *err)
+int arch_read_rope(struct model_params *p, const struct gguf *g, int64_t served, struct err *err)
 {
     const struct arch *a = p->arch;
     double base;
@@ -92,5 +127,7 @@ int arch_read_rope(struct model_params *p, const struct gguf *g, struct err *err
     p->rope_frequencies = xcalloc((size_t)p->rope_length / 2, sizeof(float));
     for (int64_t i = 0; i < p->rope_length / 2; i++)
         p->rope_frequencies[i] = (float)pow(base, -2.0 * (double)i / (double)p->rope_length);
-    return scale_frequencies(p, g, base, err) || divide_frequencies(p, g, err) ? -1 : 0;
+    if (scale_frequencies(p, g, base, served, err))
+        return -1;
+    return divide_frequencies(p, g, TENSOR_ROPE_DIVISORS, err) < 0 ? -1 : 0;
 }

@@ -142,6 +142,14 @@ static const struct arch_tensor_row gemma2_layer[] = {
 
 /* ---- phi3: one matrix for queries, keys and values, one for gate and up */
 
+static const struct arch_tensor_row phi3_global[] = {
+    TOKEN_EMBED,
+    OUTPUT_NORM,
+    OUTPUT,
+    VECTOR(TENSOR_ROPE_LONG, "rope_factors_long.weight", DIM_ROPE, OPTIONAL),
+    VECTOR(TENSOR_ROPE_SHORT, "rope_factors_short.weight", DIM_ROPE, OPTIONAL),
+};
+
 static const struct arch_tensor_row phi3_layer[] = {
     ATTN_NORM,
     MATRIX(TENSOR_ATTN_Q, "attn_qkv.weight", DIM_QUERY, DIM_EMBED),
@@ -199,7 +207,7 @@ static const struct arch archs[] = {
      .logit_softcap = 30,
      .embed_scaled_layers = 46},
     {.name = "phi3",
-     TABLES(plain_global, phi3_layer),
+     TABLES(phi3_global, phi3_layer),
      .rope_pairs = ROPE_HALVES,
      .window = WINDOW_ALL,
      .window_length = -1},

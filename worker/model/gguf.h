@@ -77,6 +77,9 @@ uint64_t gguf_file_bytes(const struct gguf *g);
 uint32_t gguf_version(const struct gguf *g);
 uint32_t gguf_alignment(const struct gguf *g);
 
+/* Header, metadata and tensor table as they stand in the file: what the registry hashes as one. */
+const void *gguf_header(const struct gguf *g, uint64_t *bytes);
+
 /* Metadata. Keys in file order. The typed getters return 1 = found, 0 = absent, -1 = present with another
  * type or out of range (err says key, type found, type expected). get_uint takes any integer type that is not
  * negative. */

@@ -14,6 +14,12 @@ bool gguf_is_assembled(const struct gguf *g)
     return g->source.data != NULL;
 }
 
+const void *gguf_header(const struct gguf *g, uint64_t *bytes)
+{
+    *bytes = g->table_end;
+    return g->data;
+}
+
 const void *gguf_tensor_data(const struct gguf *g, const struct gguf_tensor *t)
 {
     return t->mapped ? t->mapped : g->source.data(g->source.context, (uint64_t)(t - g->tensor));

@@ -170,6 +170,21 @@ static void *gather_experts(const struct model *m, const struct place *at, const
     return all;
 }
 
+/* Rows that share a tensor have it checked with the first of them. */
+static int check_place(const struct model *m, const struct place *at, const struct arch_tensor_row *row,
+                       int64_t layer, struct err *err)
+{
+    const struct model_check *c = &m->check;
+    if (!c->tensor || at->first != 0)
+        return 0;
+    for (int e = 0; at->each && e < m->params.experts; e++) {
+        char name[128];
+        if (c->tensor(c->context, m->gguf, expert_tensor(m->gguf, row, layer, e, name), err))
+            return -1;
+    }
+    return at->each ? 0 : c->tensor(c->context, m->gguf, at->tensor, err);
+}
+
 static int load_tensor(struct model *m, struct model_tensor *tensors, const struct arch_tensor_row *table,
                        int count, int row, int64_t layer, struct err *err)
 {
@@ -178,6 +193,8 @@ static int load_tensor(struct model *m, struct model_tensor *tensors, const stru
     int found = find_tensor(m->gguf, &m->params, table, count, row, layer, &at, err);
     if (found <= 0)
         return found;
+    if (check_place(m, &at, &table[row], layer, err))
+        return -1;
     if (table[row].columns == DIM_NONE)
         return load_vector(m, out, &at, err);
     /* The mapping is read-only; weight_pack reads it or keeps it, and never writes. */
@@ -203,17 +220,34 @@ static bool row_wanted(const struct model_slice *s, int tensor, bool tied)
         return s->embed || (s->head && tied);
     case TENSOR_POSITION_EMBED:
         return s->embed;
-    case TENSOR_ROPE_DIVISORS: /* already in the frequencies */
+    case TENSOR_ROPE_DIVISORS: /* these are in the frequencies already */
+    case TENSOR_ROPE_LONG:
+    case TENSOR_ROPE_SHORT:
         return false;
     default:
         return s->head;
     }
 }
 
+/* The tensors that went into the rotary frequencies, on every rank. */
+static int check_divisors(const struct model *m, struct err *err)
+{
+    static const enum arch_tensor all[] = {TENSOR_ROPE_DIVISORS, TENSOR_ROPE_LONG, TENSOR_ROPE_SHORT};
+    for (size_t i = 0; i < ARRAY_LEN(all) && m->check.tensor; i++) {
+        const struct arch_tensor_row *row = arch_global(m->params.arch, all[i]);
+        const struct gguf_tensor *t = row ? gguf_tensor_find(m->gguf, row->name) : NULL;
+        if (t && m->check.tensor(m->check.context, m->gguf, t, err))
+            return -1;
+    }
+    return 0;
+}
+
 static int load_slice(struct model *m, struct err *err)
 {
     const struct arch *a = m->params.arch;
     bool tied = !gguf_tensor_find(m->gguf, arch_global(a, TENSOR_OUTPUT)->name);
+    if (check_divisors(m, err))
+        return -1;
     for (int i = 0; i < a->global_count; i++)
         if (row_wanted(&m->slice, a->global[i].tensor, tied) &&
             load_tensor(m, m->global, a->global, a->global_count, i, -1, err))
@@ -233,15 +267,23 @@ static int load_slice(struct model *m, struct err *err)
 int model_open(struct model **out, const struct gguf *g, struct device *device,
                const struct model_slice *slice, struct err *err)
 {
+    return model_open_checked(out, g, device, slice, NULL, err);
+}
+
+int model_open_checked(struct model **out, const struct gguf *g, struct device *device,
+                       const struct model_slice *slice, const struct model_check *check, struct err *err)
+{
     *out = NULL;
     struct model *m = xcalloc(1, sizeof(*m));
+    if (check)
+        m->check = *check;
     m->device = device;
     m->gguf = g;
-    if (model_params_read(&m->params, g, err)) {
+    if (model_params_read_for(&m->params, g, slice ? slice->context : 0, err)) {
         free(m);
         return -1;
     }
-    m->slice = slice ? *slice : (struct model_slice){0, m->params.layers, true, true};
+    m->slice = slice ? *slice : (struct model_slice){0, m->params.layers, true, true, 0};
     ASSERT(m->slice.first_layer >= 0 && m->slice.first_layer <= m->slice.last_layer &&
            m->slice.last_layer <= m->params.layers);
     m->layer = xcalloc((size_t)(m->slice.last_layer - m->slice.first_layer), sizeof(*m->layer));
@@ -251,6 +293,7 @@ int model_open(struct model **out, const struct gguf *g, struct device *device,
         model_close(&m);
         return -1;
     }
+    m->check = (struct model_check){0};
     *out = m;
     return 0;
 }

@@ -13,6 +13,13 @@ struct model_slice {
     int64_t first_layer, last_layer; /* [first, last) */
     bool embed;                      /* the token embedding */
     bool head;                       /* output norm and output matrix */
+    int64_t context;                 /* most positions of a sequence that will be served; 0 = the model's */
+};
+
+/* Asked for every tensor of the file before it is used; -1 refuses the model. */
+struct model_check {
+    int (*tensor)(void *context, const struct gguf *g, const struct gguf_tensor *t, struct err *err);
+    void *context;
 };
 
 /* A tensor of the model on the device: matrices as `weight`, vectors as F32 `vector` ([n], data NULL =
@@ -28,6 +35,7 @@ struct model {
     struct model_slice slice;
     struct device *device;        /* borrowed */
     const struct gguf *gguf;      /* borrowed: must outlive the model */
+    struct model_check check;     /* while it is opened; .tensor NULL = none */
     struct tensor rope_frequency; /* [rope_length / 2] F32 on the device */
     struct model_tensor global[TENSOR_GLOBAL_COUNT];
     struct model_tensor (*layer)[TENSOR_LAYER_COUNT]; /* [last - first] */
@@ -36,6 +44,9 @@ struct model {
 /* Opens a slice; `slice` NULL = the whole model. */
 int model_open(struct model **out, const struct gguf *g, struct device *device,
                const struct model_slice *slice, struct err *err);
+/* The same; every tensor that is used passes `check` first (NULL, or .tensor NULL: none). */
+int model_open_checked(struct model **out, const struct gguf *g, struct device *device,
+                       const struct model_slice *slice, const struct model_check *check, struct err *err);
 void model_close(struct model **m);
 
 /* Bytes of the weights that one token reads: of layer `layer`, and of the output head. For splitting by cost.

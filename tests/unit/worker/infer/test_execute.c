@@ -83,7 +83,7 @@ static void generate_in_stages(int32_t *ids, int stages)
 {
     struct tiny_engine e[4];
     for (int s = 0; s < stages; s++) {
-        struct model_slice slice = {4 * s / stages, 4 * (s + 1) / stages, s == 0, s == stages - 1};
+        struct model_slice slice = {4 * s / stages, 4 * (s + 1) / stages, s == 0, s == stages - 1, 0};
         tiny_engine_open(&e[s], path, 1, 16, &slice);
     }
     int32_t fed = 0;

@@ -52,6 +52,10 @@ static const struct family {
      ENDS "*attn_norm.weight C|*attn_qkv.weight A C|*attn_output.weight C Q|*ffn_norm.weight C|"
           "*ffn_up.weight P C|*ffn_down.weight C F|",
      "layer_norm_rms_epsilon", false},
+    {"long", "phi3",
+     ENDS "*attn_norm.weight C|*attn_qkv.weight A C|*attn_output.weight C Q|*ffn_norm.weight C|"
+          "*ffn_up.weight P C|*ffn_down.weight C F|rope_factors_long.weight R|rope_factors_short.weight R|",
+     "layer_norm_rms_epsilon", false},
     {"stablelm", "stablelm", ENDS_LN LN ATTN FFN, "layer_norm_epsilon", false},
 };
 
@@ -113,14 +117,27 @@ static const struct change BAD[] = {
      "stablelm.rope.dimension_count is 3, expected an even number"},
     {"llama", SET_FLOAT, "rope.freq_base", 1, 0, "llama.rope.freq_base is 1, expected"},
     {"llama", SET_STRING, "rope.scaling.type", 0, "longrope",
-     "\"longrope\" is not supported, expected none, linear"},
+     "\"longrope\" is not supported without rope_factors tensors"},
     {"llama", SET_FLOAT, "rope.scaling.factor", 0, 0, "llama.rope.scaling.factor is 0, expected"},
     {"llama", SET_FLOAT, "rope.scaling.yarn_log_multiplier", 0.1, 0,
      "llama.rope.scaling.yarn_log_multiplier: llama models"},
     {"llama", NEGATE, "rope_freqs.weight", 0, 0,
      "tensor rope_freqs.weight: value 0 is -1, expected more than 0"},
     {"llama", RESHAPE, "rope_freqs.weight", 5, 0, "tensor rope_freqs.weight: expected 4 f32 values"},
-    {"phi3", ADD_TENSOR, "rope_factors_long.weight", 4, 0, "tensor rope_factors_long.weight: phi3 models"},
+    {"llama", SET_STRING, "rope.scaling.type", 0, "dynamic",
+     "\"dynamic\" is not supported, expected none, linear, yarn or longrope"},
+    {"phi3", ADD_TENSOR, "rope_factors_long.weight", 4, 0,
+     "metadata key phi3.rope.scaling.attn_factor is missing"},
+    {"long", DROP_KEY, "rope.scaling.original_context_length", 0, 0,
+     "metadata key phi3.rope.scaling.original_context_length is missing"},
+    {"long", DROP_TENSOR, "rope_factors_long.weight", 0, 0, "tensor rope_factors_long.weight is missing"},
+    {"long", RESHAPE, "rope_factors_long.weight", 3, 0,
+     "tensor rope_factors_long.weight: expected 4 f32 values"},
+    {"long", NEGATE, "rope_factors_long.weight", 0, 0, "rope_factors_long.weight: value 0 is -1"},
+    {"long", SET_STRING, "rope.scaling.type", 0, "yarn",
+     "\"yarn\" contradicts the file's rope_factors tensors"},
+    {"llama", ADD_TENSOR, "rope_factors_short.weight", 4, 0,
+     "tensor rope_factors_short.weight: llama models"},
     {"qwen2", ADD_TENSOR, "rope_freqs.weight", 4, 0, "tensor rope_freqs.weight: qwen2 models"},
     /* keys that the family does not read */
     {"qwen2", SET_UINT, "attention.sliding_window", 8, 0,
@@ -262,6 +279,10 @@ static void put_metadata(struct writer *w, const struct family *f)
     put_uint(w, "attention.head_count_kv", G);
     if (strcmp(f->arch, "phi3") == 0)
         put_uint(w, "attention.sliding_window", 12);
+    if (strcmp(f->label, "long") == 0) {
+        put_uint(w, "rope.scaling.original_context_length", T / 2);
+        gguf_writer_float(w->w, "phi3.rope.scaling.attn_factor", 1.1);
+    }
     if (f->routed) {
         put_uint(w, "expert_count", E);
         put_uint(w, "expert_used_count", 2);
