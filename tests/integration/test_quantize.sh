@@ -131,6 +131,37 @@ test_fallbacks() {
     json "t['blk.0.ffn_down.weight'] == 'f16' and t['blk.0.ffn_up.weight'] == 'q5_0'"
 }
 
+# A model of eight experts without an output matrix, and everything else that the rules look at, as a bare file.
+test_special_tensors() {
+    python3 - "$scratch/special.gguf" <<'EOF' || wrong "the file could not be made"
+import sys
+sys.path.insert(0, "tests/fuzz")
+from make_gguf_seeds import build, key, STRING, U32
+shapes = {"token_embd": (256, 16), "position_embd": (256, 16), "blk.0.attn_qkv": (256, 32), "blk.0.attn_k": (256, 16),
+          "blk.0.attn_v": (256, 16), "blk.0.attn_output": (256, 256), "blk.0.attn_k_norm": (256, 2),
+          "blk.0.ffn_gate_inp": (256, 8), "blk.0.ffn_down_exps": (256, 16, 8), "blk.0.ffn_up_exps": (256, 16, 8)}
+tensors = []
+for name, dims in shapes.items():
+    count = 1
+    for n in dims:
+        count *= n
+    tensors.append((name + ".weight", dims, 1, 2 * count))
+data = build([key("general.architecture", STRING, "llama"), key("llama.block_count", U32, 1),
+              key("llama.expert_count", U32, 8), key("general.alignment", U32, 64)],
+             [t for t in tensors], alignment=64)
+# F16 numbers near 1: the bytes that build() counts up would hold NaN.
+at = len(data) - sum(-(-t[3] // 64) * 64 for t in tensors)
+open(sys.argv[1], "wb").write(data[:at] + bytes(v for i in range((len(data) - at) // 2) for v in (i * 7 % 256, 0x3c)))
+EOF
+    run 0 quantize --type q4_k_m "$scratch/special.gguf" "$scratch/mixed.gguf"
+    inspect "$scratch/mixed.gguf"
+    json "t['token_embd.weight'] == 'q6_k' and t['blk.0.attn_qkv.weight'] == 'q5_k'"
+    json "t['blk.0.attn_k.weight'] == t['blk.0.attn_v.weight'] == 'q8_0' and t['blk.0.attn_output.weight'] == 'q5_k'"
+    json "t['blk.0.ffn_down_exps.weight'] == 'q6_k' and t['blk.0.ffn_up_exps.weight'] == 'q4_k'"
+    json "all(t[k + '.weight'] == 'f16' for k in ('position_embd', 'blk.0.attn_k_norm', 'blk.0.ffn_gate_inp'))"
+    json "'general.alignment' not in m['keys'] and m['keys']['llama.expert_count'] == 8"
+}
+
 test_refusals() {
     run 0 synth "${small[@]}" --type f32 "$scratch/f32.gguf"
     run 1 quantize "$scratch/f32.gguf" "$scratch/f32.gguf"
@@ -160,5 +191,6 @@ check "mixes give each tensor the type that the documentation says" test_mixes
 check "quantize writes every type, keeps the metadata, and the model runs" test_every_type
 check "the output matrix and the embedding can be kept apart" test_choices
 check "matrices whose rows do not fit get another type, and it is said" test_fallbacks
+check "experts, tied embeddings, routers and norms of heads get their types" test_special_tensors
 check "what cannot be written is refused, and nothing is left behind" test_refusals
 [ $failures -eq 0 ]
