@@ -72,6 +72,7 @@ int fast_select(struct device_ops *ops, const char *option, const char **name, s
 #ifdef CPU_HAS_FAST
     ops->pack = fast_pack;
     ops->matmul = fast_matmul;
+    ops->attention = fast_attention;
     *name = "cpu-avx512vnni";
 #else
     (void)ops;

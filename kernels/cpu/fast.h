@@ -23,6 +23,9 @@ void *cpu_stream_scratch(struct stream *s, size_t bytes);
  * name in the numeric class. */
 int fast_select(struct device_ops *ops, const char *option, const char **name, struct err *err);
 
+void fast_attention(struct stream *s, struct tensor *out, const struct tensor *q, const struct tensor *k,
+                    const struct tensor *v, const struct seq_view *view,
+                    const struct attention_options *options);
 void fast_matmul_panels(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                         const struct tensor *bias);
 

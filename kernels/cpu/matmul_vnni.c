@@ -55,9 +55,10 @@ TARGET static void quantise_block(const float *x, char *block, int rows, int row
     float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(lo), _mm512_abs_ps(hi)));
     bool nan = _mm512_cmp_ps_mask(lo, hi, _CMP_UNORD_Q) != 0 || !(most <= 3.4e38f);
     float inverse = most > 0 ? 127.0f / most : 0.0f;
-    if (!(inverse <= 3.4e38f)) { /* so small that the inverse overflows: the block counts as zero */
-        inverse = 0;
-        most = 0;
+    if (nan ||
+        !(inverse <= 3.4e38f)) { /* of no use, or so small that its inverse overflows: the numbers are zero */
+        lo = hi = _mm512_setzero_ps();
+        inverse = most = 0;
     }
     __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(lo, _mm512_set1_ps(inverse)));
     __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(hi, _mm512_set1_ps(inverse)));

@@ -22,12 +22,15 @@ struct rig {
     int blocks;
 };
 
+/* The kernel set that rigs are opened with; NULL = the reference. */
+static const char *rig_kernels;
+
 static inline void rig_open(struct rig *r, int threads)
 {
     struct err err;
     memset(r, 0, sizeof(*r));
     r->random = 42;
-    struct device_options options = {.threads = threads};
+    struct device_options options = {.threads = threads, .kernels = rig_kernels};
     if (device_open(&r->device, "cpu", &options, &err) != 0 || stream_open(&r->stream, r->device, &err) != 0)
         die("%s", err.message);
 }
