@@ -149,19 +149,14 @@ static void q5_1_row(const float *x, void *dst, uint64_t blocks)
     }
 }
 
-/* ---- K types: sums over a sub-block of 16 or 32 elements */
+/* ---- K types: all sub-blocks of a super-block at once. Element j of sub-block s stands at [j][s] of a
+ * turned copy, so that loops over s have one lane for each sub-block, and a sub-block's sums run over j in
+ * order. */
 
-#define LANES 16
+#define LANES_MAX 16
 
-INLINE float fold(const float lane[LANES])
-{
-    float sum[LANES];
-    memcpy(sum, lane, sizeof(sum));
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int j = 0; j < width; j++)
-            sum[j] += sum[j + width];
-    return sum[0];
-}
+/* gcc unrolls a loop of eight before it would have made it one vector; then it takes four times as long. */
+#define EACH_LANE(s, lanes) _Pragma("GCC unroll 1") for (int s = 0; s < (lanes); s++)
 
 /* Clamped and rounded to the nearest whole number: adding 1.5 * 2^23 leaves no bits for a fraction. */
 INLINE float code_of(float v, float low, float high)
@@ -169,189 +164,248 @@ INLINE float code_of(float v, float low, float high)
     return (clamp(v, low, high) + 0x1.8p23f) - 0x1.8p23f;
 }
 
-/* Copies a super-block, NaN as 0; false when a value is infinite. */
-static bool take(const float *src, float *x)
+/* Turns a super-block of `lanes` sub-blocks, NaN as 0; false when a value is infinite. */
+INLINE bool take(const float *src, float *x, int lanes)
 {
-    bool finite = true;
-    for (int i = 0; i < QUANT_SUPER; i++) {
-        finite = finite && !isinf(src[i]);
-        x[i] = finite_or_zero(src[i]);
-    }
-    return finite;
+    const int n = QUANT_SUPER / lanes;
+    float furthest = 0.0f;
+    EACH_LANE (s, lanes)
+        for (int j = 0; j < n; j++) {
+            float v = src[s * n + j] == src[s * n + j] ? src[s * n + j] : 0.0f;
+            x[j * lanes + s] = v;
+            furthest = fabsf(v) > furthest ? fabsf(v) : furthest;
+        }
+    return furthest < INFINITY;
 }
 
-/* ---- K types without a minimum: x = scale * code, code from low to high, low = -high - 1 */
+INLINE float largest(const float *values, int n)
+{
+    float most = 0.0f;
+    for (int i = 0; i < n; i++)
+        most = fabsf(values[i]) > fabsf(most) ? values[i] : most;
+    return most;
+}
+
+/* For the lanes where a trial is better: its codes become the codes. */
+INLINE void keep_better(int *code, const float *trial, const bool *better, int lanes)
+{
+    int mask[LANES_MAX];
+    EACH_LANE (s, lanes)
+        mask[s] = -(int)better[s];
+    for (int j = 0; j < QUANT_SUPER / lanes; j++)
+        EACH_LANE (s, lanes) {
+            int i = j * lanes + s;
+            code[i] = (code[i] & ~mask[s]) | ((int)trial[i] & mask[s]);
+        }
+}
+
+INLINE void turn_back(int *code, int lanes)
+{
+    const int n = QUANT_SUPER / lanes;
+    int turned[QUANT_SUPER];
+    memcpy(turned, code, sizeof(turned));
+    EACH_LANE (s, lanes)
+        for (int j = 0; j < n; j++)
+            code[s * n + j] = turned[j * lanes + s];
+}
+
+/* ---- K types without a minimum: x = scale * code, code from low to high = -low - 1; 16 x 16 elements */
 
 #define STEPS 9 /* tenths of a code, to either side */
 
-INLINE float fit_scale(const float *x, float low, float high)
+/* Step 1: the best real scale of each sub-block. */
+INLINE void fit_scales(const float *x, float low, float high, float *scale)
 {
-    float extreme = 0.0f, best = 0.0f, scale = 0.0f;
+    float extreme[16] = {0}, best[16] = {0};
     for (int j = 0; j < 16; j++)
-        extreme = fabsf(x[j]) > fabsf(extreme) ? x[j] : extreme;
-    for (int step = -STEPS; step <= STEPS && extreme != 0.0f; step++) {
-        float inverse = (low + 0.1f * (float)step) / extreme, xq[LANES], qq[LANES];
-        for (int j = 0; j < LANES; j++) {
-            float q = code_of(x[j] * inverse, low, high);
-            xq[j] = x[j] * q;
-            qq[j] = q * q;
-        }
+        for (int s = 0; s < 16; s++)
+            extreme[s] = fabsf(x[j * 16 + s]) > fabsf(extreme[s]) ? x[j * 16 + s] : extreme[s];
+    memset(scale, 0, 16 * sizeof(*scale));
+    for (int step = -STEPS; step <= STEPS; step++) {
+        float inverse[16], xq[16] = {0}, qq[16] = {0};
+        for (int s = 0; s < 16; s++)
+            inverse[s] = extreme[s] != 0.0f ? (low + 0.1f * (float)step) / extreme[s] : 0.0f;
+        for (int j = 0; j < 16; j++)
+            for (int s = 0; s < 16; s++) {
+                float q = code_of(x[j * 16 + s] * inverse[s], low, high);
+                xq[s] += x[j * 16 + s] * q;
+                qq[s] += q * q;
+            }
         /* With the best scale xq / qq the squared error is that of all zeros less xq^2 / qq. */
-        float sum_xq = fold(xq), sum_qq = fold(qq);
-        if (sum_xq * sum_xq > best * sum_qq) {
-            best = sum_xq * sum_xq / sum_qq;
-            scale = sum_xq / sum_qq;
+        for (int s = 0; s < 16; s++) {
+            bool better = xq[s] * xq[s] > best[s] * qq[s];
+            scale[s] = better ? xq[s] / qq[s] : scale[s];
+            best[s] = better ? xq[s] * xq[s] / qq[s] : best[s];
         }
     }
-    return scale;
 }
 
-/* Codes of 16 elements for one step width, and their squared error. */
-INLINE float try_step(const float *x, float step, float low, float high, float *code)
+/* Codes for given step widths, and their squared errors. */
+INLINE void try_steps(const float *x, const float *step, float low, float high, float *code, float *error)
 {
-    float inverse = step != 0.0f ? 1.0f / step : 0.0f, error[LANES];
-    for (int j = 0; j < LANES; j++) {
-        code[j] = code_of(x[j] * inverse, low, high);
-        float off = x[j] - step * code[j];
-        error[j] = off * off;
-    }
-    return fold(error);
+    float inverse[16];
+    memset(error, 0, 16 * sizeof(*error));
+    for (int s = 0; s < 16; s++)
+        inverse[s] = step[s] != 0.0f ? 1.0f / step[s] : 0.0f;
+    for (int j = 0; j < 16; j++)
+        for (int s = 0; s < 16; s++) {
+            int i = j * 16 + s;
+            code[i] = code_of(x[i] * inverse[s], low, high);
+            float off = x[i] - step[s] * code[i];
+            error[s] += off * off;
+        }
 }
 
-/* A super-block of 16 x 16: its F16 scale, integer scales from scale_low to -scale_low - 1, and codes. */
+/* A super-block: its F16 scale, integer scales from scale_low to -scale_low - 1, and codes. */
 INLINE uint16_t fit_super(const float *x, float scale_low, float low, int *part, int *code)
 {
-    float scale[16], extreme = 0.0f, high = -low - 1.0f, trial[16];
-    for (int s = 0; s < 16; s++) {
-        scale[s] = fit_scale(x + s * 16, low, high);
-        extreme = fabsf(scale[s]) > fabsf(extreme) ? scale[s] : extreme;
-    }
-    uint16_t bits = f32_to_f16(extreme / scale_low);
+    const float high = -low - 1.0f, scale_high = -scale_low - 1.0f;
+    float scale[16], best[16] = {0}, error[16], step[16], tried[16], trial[QUANT_SUPER];
+    bool better[16];
+    fit_scales(x, low, high, scale);
+    uint16_t bits = f32_to_f16(largest(scale, 16) / scale_low);
     float super = f16_to_f32(bits), inverse = super != 0.0f ? 1.0f / super : 0.0f;
-    for (int s = 0; s < 16; s++) {
-        float middle = code_of(scale[s] * inverse, scale_low, -scale_low - 1.0f), best = INFINITY;
-        for (int way = -1; way <= 1; way++) {
-            float tried = clamp(middle + (float)way, scale_low, -scale_low - 1.0f);
-            float error = try_step(x + s * 16, super * tried, low, high, trial);
-            if (way > -1 && !(error < best))
-                continue;
-            best = error;
-            part[s] = (int)tried;
-            for (int j = 0; j < 16; j++)
-                code[s * 16 + j] = (int)trial[j];
+    memset(part, 0, 16 * sizeof(*part));
+    memset(code, 0, QUANT_SUPER * sizeof(*code));
+    for (int way = -1; way <= 1; way++) {
+        for (int s = 0; s < 16; s++) {
+            tried[s] =
+                clamp(code_of(scale[s] * inverse, scale_low, scale_high) + (float)way, scale_low, scale_high);
+            step[s] = super * tried[s];
         }
+        try_steps(x, step, low, high, trial, error);
+        for (int s = 0; s < 16; s++) {
+            better[s] = way == -1 || error[s] < best[s];
+            best[s] = better[s] ? error[s] : best[s];
+            part[s] = better[s] ? (int)tried[s] : part[s];
+        }
+        keep_better(code, trial, better, 16);
     }
+    turn_back(code, 16);
     return bits;
 }
 
 /* ---- K types with a minimum: x = scale * code - minimum, code from 0 to high, scale and minimum >= 0 */
 
-struct line {
-    float scale, minimum, error;
+struct lines {
+    float scale[LANES_MAX], minimum[LANES_MAX], error[LANES_MAX];
 };
 
-/* The best line for given codes (least squares; a minimum below 0 becomes 0), and its error. */
-INLINE struct line solve(const float *x, const float *code, int n)
+/* The best line of each sub-block for given codes (least squares; a minimum below 0 becomes 0). */
+INLINE void solve(struct lines *l, const float *x, const float *code, int lanes)
 {
-    float q[LANES] = {0}, qq[LANES] = {0}, xs[LANES] = {0}, xq[LANES] = {0}, off[LANES] = {0};
-    for (int i = 0; i < n; i += LANES)
-        for (int j = 0; j < LANES; j++) {
-            q[j] += code[i + j];
-            qq[j] += code[i + j] * code[i + j];
-            xs[j] += x[i + j];
-            xq[j] += x[i + j] * code[i + j];
+    const float n = (float)(QUANT_SUPER / lanes);
+    float q[LANES_MAX] = {0}, qq[LANES_MAX] = {0}, xs[LANES_MAX] = {0}, xq[LANES_MAX] = {0};
+    for (int j = 0; j < QUANT_SUPER / lanes; j++)
+        EACH_LANE (s, lanes) {
+            int i = j * lanes + s;
+            q[s] += code[i];
+            qq[s] += code[i] * code[i];
+            xs[s] += x[i];
+            xq[s] += x[i] * code[i];
         }
-    float sum_q = fold(q), sum_qq = fold(qq), sum_x = fold(xs), sum_xq = fold(xq);
-    float spread = (float)n * sum_qq - sum_q * sum_q;
-    struct line l = {0};
-    if (spread > 0.0f) {
-        l.scale = ((float)n * sum_xq - sum_x * sum_q) / spread;
-        l.minimum = (sum_q * sum_xq - sum_qq * sum_x) / spread;
+    EACH_LANE (s, lanes) {
+        float spread = n * qq[s] - q[s] * q[s];
+        float minimum = (q[s] * xq[s] - qq[s] * xs[s]) / spread;
+        bool line = spread > 0.0f && minimum >= 0.0f;
+        l->minimum[s] = line ? minimum : 0.0f;
+        l->scale[s] = line ? (n * xq[s] - xs[s] * q[s]) / spread : qq[s] > 0.0f ? xq[s] / qq[s] : 0.0f;
+        l->error[s] = 0.0f;
     }
-    if (!(spread > 0.0f) || l.minimum < 0.0f) {
-        l.scale = sum_qq > 0.0f ? sum_xq / sum_qq : 0.0f;
-        l.minimum = 0.0f;
-    }
-    for (int i = 0; i < n; i += LANES)
-        for (int j = 0; j < LANES; j++) {
-            float d = x[i + j] - (l.scale * code[i + j] - l.minimum);
-            off[j] += d * d;
+    for (int j = 0; j < QUANT_SUPER / lanes; j++)
+        EACH_LANE (s, lanes) {
+            float off = x[j * lanes + s] - (l->scale[s] * code[j * lanes + s] - l->minimum[s]);
+            l->error[s] += off * off;
         }
-    l.error = l.scale >= 0.0f ? fold(off) : INFINITY;
-    return l;
 }
 
-INLINE struct line fit_line(const float *x, int n, float high)
+/* Step 1: the best real scale and minimum of each sub-block. */
+INLINE void fit_lines(struct lines *best, const float *x, int lanes, float high)
 {
-    float least = 0.0f, most = x[0], code[32];
-    for (int j = 0; j < n; j++) {
-        least = x[j] < least ? x[j] : least;
-        most = x[j] > most ? x[j] : most;
+    float least[LANES_MAX] = {0}, most[LANES_MAX], code[QUANT_SUPER];
+    struct lines l;
+    memcpy(most, x, (size_t)lanes * sizeof(float));
+    for (int j = 0; j < QUANT_SUPER / lanes; j++)
+        EACH_LANE (s, lanes) {
+            float v = x[j * lanes + s];
+            least[s] = v < least[s] ? v : least[s];
+            most[s] = v > most[s] ? v : most[s];
+        }
+    EACH_LANE (s, lanes) {
+        best->scale[s] = (most[s] - least[s]) / high;
+        best->minimum[s] = -least[s];
+        best->error[s] = INFINITY;
     }
-    struct line best = {.scale = (most - least) / high, .minimum = -least, .error = INFINITY};
-    for (int step = -10; step <= 10 && most > least; step++) {
-        float inverse = (high + 0.1f * (float)step) / (most - least);
-        for (int j = 0; j < n; j++)
-            code[j] = code_of((x[j] - least) * inverse, 0.0f, high);
-        struct line l = solve(x, code, n);
-        if (l.error < best.error)
-            best = l;
+    for (int step = -10; step <= 10; step++) {
+        float inverse[LANES_MAX];
+        EACH_LANE (s, lanes)
+            inverse[s] = most[s] > least[s] ? (high + 0.1f * (float)step) / (most[s] - least[s]) : 0.0f;
+        for (int j = 0; j < QUANT_SUPER / lanes; j++)
+            EACH_LANE (s, lanes)
+                code[j * lanes + s] = code_of((x[j * lanes + s] - least[s]) * inverse[s], 0.0f, high);
+        solve(&l, x, code, lanes);
+        EACH_LANE (s, lanes) {
+            bool better = most[s] > least[s] && l.scale[s] >= 0.0f && l.error[s] < best->error[s];
+            best->scale[s] = better ? l.scale[s] : best->scale[s];
+            best->minimum[s] = better ? l.minimum[s] : best->minimum[s];
+            best->error[s] = better ? l.error[s] : best->error[s];
+        }
     }
-    return best;
 }
 
-INLINE float try_line(const float *x, int n, float step, float minimum, float high, float *code)
+INLINE void try_lines(struct lines *l, const float *x, int lanes, float high, float *code)
 {
-    float inverse = step != 0.0f ? 1.0f / step : 0.0f, error[LANES] = {0};
-    for (int i = 0; i < n; i += LANES)
-        for (int j = 0; j < LANES; j++) {
-            code[i + j] = code_of((x[i + j] + minimum) * inverse, 0.0f, high);
-            float off = x[i + j] - (step * code[i + j] - minimum);
-            error[j] += off * off;
+    float inverse[LANES_MAX];
+    EACH_LANE (s, lanes) {
+        inverse[s] = l->scale[s] != 0.0f ? 1.0f / l->scale[s] : 0.0f;
+        l->error[s] = 0.0f;
+    }
+    for (int j = 0; j < QUANT_SUPER / lanes; j++)
+        EACH_LANE (s, lanes) {
+            int i = j * lanes + s;
+            code[i] = code_of((x[i] + l->minimum[s]) * inverse[s], 0.0f, high);
+            float off = x[i] - (l->scale[s] * code[i] - l->minimum[s]);
+            l->error[s] += off * off;
         }
-    return fold(error);
 }
 
 struct super {
     uint16_t scale, minimum; /* F16 */
-    int part[16], part_minimum[16], code[QUANT_SUPER];
+    int part[LANES_MAX], part_minimum[LANES_MAX], code[QUANT_SUPER];
 };
 
-/* Step 2 for one sub-block: the integers around (scale, minimum). */
-INLINE void choose_parts(struct super *out, const float *x, int s, int n, float high, struct line line,
-                         float part_high)
+/* A super-block; integer scales and minimums from 0 to part_high. */
+INLINE void fit_super_lines(struct super *out, const float *x, int lanes, float high, float part_high)
 {
-    float scale = f16_to_f32(out->scale), minimum = f16_to_f32(out->minimum), best = INFINITY, trial[32];
-    float s0 = code_of(scale != 0.0f ? line.scale / scale : 0.0f, 0.0f, part_high);
-    float m0 = code_of(minimum != 0.0f ? line.minimum / minimum : 0.0f, 0.0f, part_high);
+    struct lines line, tried;
+    memset(out, 0, sizeof(*out));
+    float best[LANES_MAX] = {0}, ps[LANES_MAX], pm[LANES_MAX], trial[QUANT_SUPER];
+    bool better[LANES_MAX];
+    fit_lines(&line, x, lanes, high);
+    out->scale = f32_to_f16(largest(line.scale, lanes) / part_high);
+    out->minimum = f32_to_f16(largest(line.minimum, lanes) / part_high);
+    float scale = f16_to_f32(out->scale), minimum = f16_to_f32(out->minimum);
+    float per_scale = scale != 0.0f ? 1.0f / scale : 0.0f,
+          per_minimum = minimum != 0.0f ? 1.0f / minimum : 0.0f;
     for (int way = 0; way < 9; way++) {
-        float ps = clamp(s0 + (float)(way % 3 - 1), 0.0f, part_high);
-        float pm = clamp(m0 + (float)(way / 3 - 1), 0.0f, part_high);
-        float error = try_line(x, n, scale * ps, minimum * pm, high, trial);
-        if (way > 0 && !(error < best))
-            continue;
-        best = error;
-        out->part[s] = (int)ps;
-        out->part_minimum[s] = (int)pm;
-        for (int j = 0; j < n; j++)
-            out->code[s * n + j] = (int)trial[j];
+        EACH_LANE (s, lanes) {
+            ps[s] = clamp(code_of(line.scale[s] * per_scale, 0.0f, part_high) + (float)(way % 3 - 1), 0.0f,
+                          part_high);
+            pm[s] = clamp(code_of(line.minimum[s] * per_minimum, 0.0f, part_high) + (float)(way / 3 - 1),
+                          0.0f, part_high);
+            tried.scale[s] = scale * ps[s];
+            tried.minimum[s] = minimum * pm[s];
+        }
+        try_lines(&tried, x, lanes, high, trial);
+        EACH_LANE (s, lanes) {
+            better[s] = way == 0 || tried.error[s] < best[s];
+            best[s] = better[s] ? tried.error[s] : best[s];
+            out->part[s] = better[s] ? (int)ps[s] : out->part[s];
+            out->part_minimum[s] = better[s] ? (int)pm[s] : out->part_minimum[s];
+        }
+        keep_better(out->code, trial, better, lanes);
     }
-}
-
-/* A super-block in sub-blocks of n; integer scales and minimums from 0 to part_high. */
-INLINE void fit_super_lines(struct super *out, const float *x, int n, float high, float part_high)
-{
-    struct line line[16];
-    float most_scale = 0.0f, most_minimum = 0.0f;
-    for (int s = 0; s < QUANT_SUPER / n; s++) {
-        line[s] = fit_line(x + s * n, n, high);
-        most_scale = line[s].scale > most_scale ? line[s].scale : most_scale;
-        most_minimum = line[s].minimum > most_minimum ? line[s].minimum : most_minimum;
-    }
-    out->scale = f32_to_f16(most_scale / part_high);
-    out->minimum = f32_to_f16(most_minimum / part_high);
-    for (int s = 0; s < QUANT_SUPER / n; s++)
-        choose_parts(out, x + s * n, s, n, high, line[s], part_high);
+    turn_back(out->code, lanes);
 }
 
 /* ---- K types: packing; the layouts stand in quant.c */
@@ -364,7 +418,7 @@ CPU_CLONES static void q2_k_row(const float *src, void *dst, uint64_t blocks)
     memset(dst, 0, blocks * sizeof(*block));
     for (uint64_t b = 0; b < blocks; b++, block++) {
         block->scale = F16_INFINITY;
-        if (!take(src + b * QUANT_SUPER, x))
+        if (!take(src + b * QUANT_SUPER, x, 16))
             continue;
         fit_super_lines(&out, x, 16, 3.0f, 15.0f);
         block->scale = out.scale;
@@ -384,7 +438,7 @@ CPU_CLONES static void q3_k_row(const float *src, void *dst, uint64_t blocks)
     memset(dst, 0, blocks * sizeof(*block));
     for (uint64_t b = 0; b < blocks; b++, block++) {
         block->scale = F16_INFINITY;
-        if (!take(src + b * QUANT_SUPER, x))
+        if (!take(src + b * QUANT_SUPER, x, 16))
             continue;
         block->scale = fit_super(x, -32.0f, -4.0f, part, code);
         for (int s = 0; s < 16; s++) {
@@ -417,9 +471,9 @@ CPU_CLONES static void q4_k_row(const float *src, void *dst, uint64_t blocks)
     memset(dst, 0, blocks * sizeof(*block));
     for (uint64_t b = 0; b < blocks; b++, block++) {
         block->scale = F16_INFINITY;
-        if (!take(src + b * QUANT_SUPER, x))
+        if (!take(src + b * QUANT_SUPER, x, 8))
             continue;
-        fit_super_lines(&out, x, 32, 15.0f, 63.0f);
+        fit_super_lines(&out, x, 8, 15.0f, 63.0f);
         block->scale = out.scale;
         block->minimum = out.minimum;
         pack_q4_k(block->scales, out.part, out.part_minimum);
@@ -436,9 +490,9 @@ CPU_CLONES static void q5_k_row(const float *src, void *dst, uint64_t blocks)
     memset(dst, 0, blocks * sizeof(*block));
     for (uint64_t b = 0; b < blocks; b++, block++) {
         block->scale = F16_INFINITY;
-        if (!take(src + b * QUANT_SUPER, x))
+        if (!take(src + b * QUANT_SUPER, x, 8))
             continue;
-        fit_super_lines(&out, x, 32, 31.0f, 63.0f);
+        fit_super_lines(&out, x, 8, 31.0f, 63.0f);
         block->scale = out.scale;
         block->minimum = out.minimum;
         pack_q4_k(block->scales, out.part, out.part_minimum);
@@ -457,7 +511,7 @@ CPU_CLONES static void q6_k_row(const float *src, void *dst, uint64_t blocks)
     memset(dst, 0, blocks * sizeof(*block));
     for (uint64_t b = 0; b < blocks; b++, block++) {
         block->scale = F16_INFINITY;
-        if (!take(src + b * QUANT_SUPER, x))
+        if (!take(src + b * QUANT_SUPER, x, 16))
             continue;
         block->scale = fit_super(x, -128.0f, -32.0f, part, code);
         for (int s = 0; s < 16; s++)

@@ -22,6 +22,7 @@
     X(group, "start one worker group on its nodes and keep it alive")                    \
     X(models, "keep models under names, with hashes: list, add, verify, rm")             \
     X(inspect, "show what a model file holds: architecture, sizes, vocabulary, tensors") \
+    X(convert, "turn a Hugging Face directory into a GGUF file, or back")                \
     X(tokenize, "turn text into the token ids of a model")                               \
     X(template, "show the text that a chat model is sent for a conversation")            \
     X(perplexity, "measure how well a model predicts a text")                            \

@@ -49,7 +49,8 @@ static const struct config_option options[] = {
 static const struct config_table table = {
     .program = "lepton inspect",
     .arguments = "MODEL",
-    .about = "Shows what a model holds, a GGUF file or a name of `lepton models`: architecture, sizes, "
+    .about = "Shows what a model holds, a GGUF file, a Hugging Face directory or a name of `lepton models`: "
+             "architecture, sizes, "
              "vocabulary, types. Only its tables are read, "
              "never the weights. The file is checked as it is when a model is loaded.",
     .after = "Shapes are written row-major: the last dimension is the one that lies together in memory.\n",
@@ -219,7 +220,10 @@ static void print_summary(const struct printer *p, const struct inspect_settings
     architecture(g, arch);
     line(p, "file", "%s", path);
     free(path);
-    line(p, "format", "GGUF version %u, alignment %u", gguf_version(g), gguf_alignment(g));
+    if (gguf_is_assembled(g))
+        line(p, "format", "Hugging Face directory");
+    else
+        line(p, "format", "GGUF version %u, alignment %u", gguf_version(g), gguf_alignment(g));
     line(p, "size", "%s (%" PRIu64 " bytes)", human_bytes(gguf_file_bytes(g), a), gguf_file_bytes(g));
     value_line(p, "name", "general.name");
     value_line(p, "description", "general.description");
@@ -439,6 +443,7 @@ static void print_json(const struct printer *p, const struct inspect_settings *s
     json_t *root = json_object();
     architecture(g, arch);
     json_object_set_new(root, "file", json_text(gguf_name(g), strlen(gguf_name(g))));
+    json_object_set_new(root, "format", json_string(gguf_is_assembled(g) ? "huggingface" : "gguf"));
     json_object_set_new(root, "version", json_integer(gguf_version(g)));
     json_object_set_new(root, "alignment", json_integer(gguf_alignment(g)));
     json_object_set_new(root, "bytes", json_uint(gguf_file_bytes(g)));

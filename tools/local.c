@@ -16,6 +16,7 @@
 #include "tools/demo/embedded.h"
 #include "tools/process.h"
 #include "worker/model/model.h"
+#include "worker/model/model_file.h"
 #include "worker/model/tokenizer.h"
 
 struct local {
@@ -139,8 +140,9 @@ static int check_model(const struct local *l, struct err *err)
     struct tokenizer *t = NULL;
     struct model_params params = {0};
     int code =
-        gguf_open(&g, l->model, err) || model_params_read(&params, g, err) || tokenizer_open(&t, g, err) ? -1
-                                                                                                         : 0;
+        model_file_open(&g, l->model, err) || model_params_read(&params, g, err) || tokenizer_open(&t, g, err)
+            ? -1
+            : 0;
     if (code == 0 && l->o.stages > params.layers)
         code = err_set(err, "%d stages for a model of %lld layers: expected 1 to %lld", l->o.stages,
                        (long long)params.layers, (long long)params.layers);

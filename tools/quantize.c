@@ -17,7 +17,7 @@
 #include "tools/interrupt.h"
 #include "tools/mix.h"
 #include "tools/progress.h"
-#include "worker/model/gguf.h"
+#include "worker/model/model_file.h"
 
 #define BATCH_FLOATS (4u << 20) /* of rows, made between two writes */
 #define THREADS_MAX  64
@@ -417,7 +417,7 @@ static int quantize(const struct quantize_settings *s, const char *from, const c
     struct gguf *g = NULL;
     struct mix mix = mix_find(s->type, s->pure);
     struct work work = {.settings = s};
-    if (gguf_open(&g, from, err))
+    if (model_file_open(&g, from, err))
         return -1;
     work.g = g;
     interrupt_watch();

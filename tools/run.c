@@ -44,7 +44,8 @@ static const struct config_option options[] = {
 static const struct config_table table = {
     .program = "lepton run",
     .arguments = "MODEL [-- WORKER-OPTION...]",
-    .about = "Starts a coordinator and worker groups for MODEL (a GGUF file, or \"demo\" for the model "
+    .about = "Starts a coordinator and worker groups for MODEL (a GGUF file, a Hugging Face directory, or "
+             "\"demo\" for the model "
              "inside this program) "
              "on this machine. With -p or -f it generates once and exits; without, it serves until Ctrl-C. A "
              "group that "

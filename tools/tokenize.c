@@ -1,4 +1,5 @@
-/* lepton tokenize: shows how a model's vocabulary cuts a text. It reads the metadata of a GGUF file only,
+/* lepton tokenize: shows how a model's vocabulary cuts a text. It reads the metadata of a GGUF file or of a
+ * Hugging Face directory only,
  * never the weights. */
 #include "tools/command.h"
 
@@ -61,7 +62,8 @@ static const struct config_table table = {
     .arguments = "MODEL",
     .about =
         "Shows the token ids of a text: one line of ids, with --pieces one line a token (id, tab, piece), "
-        "with --json {\"tokens\":[...]}. MODEL is a GGUF file or a name of `lepton models`; a vocabulary "
+        "with --json {\"tokens\":[...]}. MODEL is a GGUF file, a Hugging Face directory or a name of `lepton "
+        "models`; a vocabulary "
         "without weights is enough.",
     .after = "exit codes: 0 done, 1 the model or the text could not be read or encoded, 2 wrong usage\n",
     .min_arguments = 1,
@@ -162,8 +164,9 @@ static int tokenize(const struct tokenize_settings *settings, const char *model,
     struct buffer text = {0};
     struct token_ids ids = {0};
     int result = -1;
-    if (registry_find(&m, settings->models, model, VERIFY_REGISTERED, err) || registry_open(&g, &m, 1, err) ||
-        tokenizer_open(&t, g, err) || read_text(settings, &text, err) ||
+    if (registry_find(&m, settings->models, model, VERIFY_REGISTERED, err) ||
+        registry_open_vocabulary(&g, &m, err) || tokenizer_open(&t, g, err) ||
+        read_text(settings, &text, err) ||
         tokenizer_encode(t, (const char *)text.data, text.size, &how, &ids, err))
         goto out;
     if (settings->json)

@@ -12,7 +12,9 @@ static const struct config_option options[] = {
     {"config", 'c', CONFIG_STRING, OPTION(config), 0, 0, NULL, "PATH", NULL,
      "read options from this file first", true},
     {"model", 'm', CONFIG_STRING, OPTION(model), 0, 0, NULL, "MODEL", NULL,
-     "the model: a GGUF file that every rank can read, or a name of `lepton models`", false},
+     "the model: a GGUF file or a Hugging Face directory that every rank can read, or a name of `lepton "
+     "models`",
+     false},
     {"models", 0, CONFIG_STRING, OPTION(models), 0, 0, NULL, "DIR", NULL,
      "the directory of registered models (default: as of `lepton models`)", false},
     {"verify", 0, CONFIG_STRING, OPTION(verify), 0, 0, "registered", "WHEN", REGISTRY_VERIFY_CHOICES,

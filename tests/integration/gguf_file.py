@@ -13,11 +13,13 @@ def string(text):
 
 
 def value(v):
-    """Type and bytes of a metadata value: bool, int (u32), float (f32), str, or a list of one kind of these."""
+    """Type and bytes of a metadata value: bool, int (u32), np.int32, float (f32), str, or a list of one of these."""
     if isinstance(v, bool):
         return 7, struct.pack("<B", v)
+    if isinstance(v, np.int32):
+        return 5, struct.pack("<i", v)
     if isinstance(v, int):
-        return (4, struct.pack("<I", v)) if v >= 0 else (5, struct.pack("<i", v))
+        return 4, struct.pack("<I", v)
     if isinstance(v, float):
         return 6, struct.pack("<f", v)
     if isinstance(v, str):

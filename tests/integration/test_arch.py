@@ -425,6 +425,32 @@ def check_command(directory):
     return 0
 
 
+def check_cluster(build, directory):
+    """The same through a coordinator and a group of two stages: greedy tokens as the reference picks them. Characters
+    are the vocabulary, so that a prompt is what it says."""
+    m, family, config = build()
+    pieces = ["<unk>", "<s>", "</s>", "\u2581"] + [chr(33 + i) for i in range(VOCAB - 4)]
+    m.metadata.update({"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": pieces,
+                       "tokenizer.ggml.scores": [0.0] * VOCAB, "tokenizer.ggml.token_type": [np.int32(t) for t in [2, 3, 3] + [1] * (VOCAB - 3)],
+                       "tokenizer.ggml.add_space_prefix": False, "tokenizer.ggml.add_bos_token": False})
+    path = os.path.join(directory, "model.gguf")
+    m.write(path)
+    prompt = "The_quick_brown_fox_jumps"
+    run = subprocess.run([LEPTON, "run", path, "-p", prompt, "-n", "16", "--temperature", "0", "--stages", "2", "-t", "1",
+                          "--ignore-eos", "--json"], capture_output=True, text=True, timeout=120,
+                         env={**os.environ, "LEPTON_HOME": directory})
+    assert run.returncode == 0, run.stderr
+    ids = [pieces.index(c) for c in prompt]
+    start = len(ids)
+    for _ in range(16):
+        logits = family(config, m.weight, ids)[-1]
+        logits[2] = -np.inf  # --ignore-eos never draws the end
+        ids.append(int(np.argmax(logits)))
+    got = json.loads(run.stdout.splitlines()[-1])["tokens"]
+    assert got == ids[start:], (got, ids[start:])
+    return 0
+
+
 def decode(entry):
     """The floats of a tensor, base64 of little-endian bytes."""
     return np.frombuffer(base64.b64decode(entry["data"]), "<f4").astype(np.float64)
@@ -434,6 +460,9 @@ def main():
     failures = 0
     checks = [(f"{name}: logits of one, two and {LAYERS} stages", lambda d, b=build: check_model(b, d))
               for name, build in MODELS]
+    for name, build in (("gpt2", gpt2), ("gemma2", gemma2), ("mixtral", mixtral)):
+        checks.append((f"{name}: a cluster of two stages draws the reference's tokens",
+                       lambda d, b=build: check_cluster(b, d)))
     checks.append(("lepton logits: refusals, chunks, threads and text", check_command))
     if os.path.isdir(os.path.join(SHARED, "data/lm/gpt-nano-sort")):
         checks.append(("gpt-nano-sort: what every block computes", check_nano_sort))

@@ -182,7 +182,8 @@ test_inspect_usage() {
     run 2 inspect a b && says "$err" "one argument too many"
     run 2 inspect --tensor x && says "$err" "did you mean --tensors?"
     run 1 inspect "$scratch/absent.gguf" && says "$err" "absent.gguf: No such file or directory"
-    run 1 inspect "$scratch" && says "$err" "no regular file"
+    run 1 inspect "$scratch" && says "$err" "config.json is missing"
+    run 1 inspect /dev/null && says "$err" "no regular file"
     run 0 inspect --help && says "$out" "usage: lepton inspect"
 }
 

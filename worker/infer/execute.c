@@ -25,24 +25,31 @@ struct executor {
     struct tensor history; /* [slots, context], last stage only */
 };
 
-static size_t lay_inputs(struct inputs *in, int32_t *base, const struct step_limits *l)
+static size_t padded_tokens(const struct step_limits *l)
 {
-    size_t tokens = round_up_u64((uint64_t)l->tokens, 16),
-           sequences = round_up_u64((uint64_t)l->sequences + 1, 16);
+    return round_up_u64((uint64_t)l->tokens, 16);
+}
+
+static size_t padded_sequences(const struct step_limits *l)
+{
+    return round_up_u64((uint64_t)l->sequences + 1, 16);
+}
+
+static void lay_inputs(struct inputs *in, int32_t *base, const struct step_limits *l)
+{
+    size_t tokens = padded_tokens(l), sequences = padded_sequences(l);
     in->ids = base;
     in->positions = in->ids + tokens;
     in->row_begin = in->positions + tokens;
     in->slots = in->row_begin + sequences;
     in->rows = in->slots + sequences;
-    return (2 * tokens + 3 * sequences) * sizeof(int32_t);
 }
 
 static int open_inputs(struct executor *e, struct err *err)
 {
     const struct step_limits *l = &e->options.limits;
     struct device *device = e->model->device;
-    struct inputs unplaced;
-    e->input_bytes = lay_inputs(&unplaced, NULL, l);
+    e->input_bytes = (2 * padded_tokens(l) + 3 * padded_sequences(l)) * sizeof(int32_t);
     e->host_inputs = xcalloc(1, e->input_bytes);
     if (!(e->device_inputs = device_alloc(device, e->input_bytes, err)))
         return -1;

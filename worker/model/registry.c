@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "worker/model/map_file.h"
+#include "worker/model/model_file.h"
 #include "worker/model/registry_impl.h"
 
 enum registry_verify registry_verify_from_name(const char *name)
@@ -187,13 +188,18 @@ int registry_open(struct gguf **out, struct registry_model *m, int threads, stru
     *out = NULL;
     if (m->manifest && (integrity_open(&m->integrity, threads, err) || check_header(m, err)))
         return -1;
-    if (gguf_open(out, m->path, err))
+    if (model_file_open(out, m->path, err))
         return -1;
     if (m->manifest && integrity_check_table(m->manifest, *out, err)) {
         gguf_close(out);
         return -1;
     }
     return 0;
+}
+
+int registry_open_vocabulary(struct gguf **out, struct registry_model *m, struct err *err)
+{
+    return m->manifest ? registry_open(out, m, 1, err) : model_file_open_vocabulary(out, m->path, err);
 }
 
 static uint64_t now_ns(void)

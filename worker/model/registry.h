@@ -44,6 +44,8 @@ void registry_release(struct registry_model *m);
 /* Opens it and checks sizes, header, metadata and tensor table where there is a manifest; `threads` will
  * check the tensors. */
 int registry_open(struct gguf **out, struct registry_model *m, int threads, struct err *err);
+/* The same for its tokenizer only: a Hugging Face directory needs no weights then. */
+int registry_open_vocabulary(struct gguf **out, struct registry_model *m, struct err *err);
 /* For model_open_checked: every tensor against its hashes as it is loaded. Borrows `m`; NULL .tensor when
  * there is nothing to check against. */
 struct model_check registry_check(struct registry_model *m);

@@ -19,12 +19,22 @@ static void test_matmul_bits(void)
     } CASES[] = {{DTYPE_F32, 0x822a070d05c3ba6aull, 0xff4174511384d70cull},
                  {DTYPE_F16, 0xda06c1852a26aef3ull, 0x6502a6a37b828cd9ull},
                  {DTYPE_BF16, 0x6f02c91dd4718b6dull, 0xd21ddd387f795993ull},
-                 {DTYPE_Q8_0, 0xcc5231c312b6e144ull, 0x64db79ecbaff9313ull}};
+                 {DTYPE_Q8_0, 0xcc5231c312b6e144ull, 0x64db79ecbaff9313ull},
+                 {DTYPE_Q4_0, 0xa8afcb36e2e94bceull, 0xd2ec6040da7dfbd8ull},
+                 {DTYPE_Q4_1, 0x9d48f4889b9a731bull, 0xc62e951c8c10a357ull},
+                 {DTYPE_Q5_0, 0x6b611c86904eb68dull, 0xc252a9ed85072481ull},
+                 {DTYPE_Q5_1, 0x6cbc3613e30d47c7ull, 0x35f2aab5022926f0ull},
+                 {DTYPE_Q2_K, 0x7f8fda2c27e12b99ull, 0x72e9861e63a96cf7ull},
+                 {DTYPE_Q3_K, 0xd8dc55394ffe7a80ull, 0xac5253a0366e4c1full},
+                 {DTYPE_Q4_K, 0xb504006a28ee0ae5ull, 0x602e6f6f810d6e85ull},
+                 {DTYPE_Q5_K, 0xc31feeea636c2d6bull, 0x3bd5c1eee8155295ull},
+                 {DTYPE_Q6_K, 0x1a9cab9c9989cc51ull, 0xe901991bea32541cull}};
     for (size_t i = 0; i < ARRAY_LEN(CASES); i++) {
+        const int64_t K = dtype_info(CASES[i].type)->block_elements > 32 ? 512 : 352;
         struct rig r;
         rig_open(&r, 2);
-        struct weight w = rig_weight(&r, CASES[i].type, 50, 352);
-        struct tensor x = RIG_F32(&r, 6, 352), out = RIG_F32(&r, 6, 50), dx = RIG_F32(&r, 6, 352);
+        struct weight w = rig_weight(&r, CASES[i].type, 50, K);
+        struct tensor x = RIG_F32(&r, 6, K), out = RIG_F32(&r, 6, 50), dx = RIG_F32(&r, 6, K);
         rig_random(&r, &x);
         kernel_matmul(r.stream, &out, &x, &w, NULL);
         kernel_matmul_transposed(r.stream, &dx, &out, &w);
