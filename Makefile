@@ -159,7 +159,7 @@ FUZZ_FLAGS := -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitiz
 .PHONY: fuzz fuzz-programs
 FUZZ := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(FUZZ_C))
 fuzz-programs: $(FUZZ)
-build/fuzz/%: tests/fuzz/%.c $(COMMON_C) $(KERNELS_C) $(WORKER_C) $(wildcard */*.h */*/*.h)
+build/fuzz/%: tests/fuzz/%.c $(COMMON_C) $(KERNELS_C) $(WORKER_C) $(wildcard */*.h */*/*.h */*/*/*.h)
 	@mkdir -p $(@D)
 	$(call say,FUZZ,$<)
 	$(Q)$(FUZZ_CC) $(CPPFLAGS) $(FUZZ_FLAGS) $(LIB_CFLAGS) -o $@ $< $(COMMON_C) $(KERNELS_C) $(WORKER_C) $(LIB_LIBS)

@@ -78,6 +78,7 @@ struct wire_generate {
     uint64_t max_tokens; /* 1..2^20, default 256 */
     uint64_t timeout_ms; /* 1..86400000, default 0 = the coordinator's */
     bool no_bos;         /* do not put the model's BOS token in front */
+    bool special;        /* special tokens written out in the prompt are those tokens */
     struct wire_sampling sampling;
 };
 
@@ -196,6 +197,7 @@ struct wire_assign {
     struct wire_str prompt;
     uint64_t max_tokens;
     bool no_bos;
+    bool special;
     struct wire_sampling sampling; /* has_seed is always set */
 };
 

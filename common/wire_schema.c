@@ -141,6 +141,7 @@ static const struct wire_field generate_fields[] = {
     UINT_OPT(wire_generate, max_tokens, 1, 1 << 20, 256, "most tokens to generate"),
     UINT_OPT(wire_generate, timeout_ms, 0, 86400000, 0, "deadline from acceptance; 0: the coordinator's"),
     BOOL_OPT(wire_generate, no_bos, "do not put the model's begin-of-text token in front"),
+    BOOL_OPT(wire_generate, special, "special tokens written out in the prompt are those tokens"),
     SAMPLING(wire_generate, false),
 };
 static const struct wire_field cancel_fields[] = {
@@ -244,6 +245,7 @@ static const struct wire_field assign_fields[] = {
     TEXT(wire_assign, prompt, WIRE_MAX_PROMPT, "the text to continue"),
     UINT(wire_assign, max_tokens, 1, 1 << 20, "most tokens to generate"),
     BOOL_OPT(wire_assign, no_bos, "do not put the model's begin-of-text token in front"),
+    BOOL_OPT(wire_assign, special, "special tokens written out in the prompt are those tokens"),
     SAMPLING(wire_assign, true),
 };
 static const struct wire_field drain_fields[] = {

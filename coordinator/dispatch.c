@@ -166,6 +166,7 @@ static bool send_assign(struct dispatch *d, struct request *q, struct group *g)
     m.assign.prompt = (struct wire_str){q->prompt, q->prompt_bytes};
     m.assign.max_tokens = q->max_tokens;
     m.assign.no_bos = q->no_bos;
+    m.assign.special = q->special;
     m.assign.sampling = q->sampling;
     return router_send(d->router, &g->peer, &m) == ROUTER_SENT;
 }

@@ -112,6 +112,7 @@ struct request *requests_add(struct requests *r, const struct peer *client, cons
                           .prompt_bytes = in->prompt.size,
                           .max_tokens = in->max_tokens,
                           .no_bos = in->no_bos,
+                          .special = in->special,
                           .sampling = in->sampling,
                           .group = REQUEST_NO_GROUP,
                           .waits = true,

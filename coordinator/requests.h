@@ -35,7 +35,7 @@ struct request {
     char *prompt;
     uint32_t prompt_bytes;
     uint64_t max_tokens;
-    bool no_bos;
+    bool no_bos, special;
     struct wire_sampling sampling; /* the seed is set */
     /* where it runs: REQUEST_NO_GROUP while it waits, and again when its group has let go of it */
     uint32_t group;

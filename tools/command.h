@@ -17,6 +17,7 @@
 #define LEPTON_COMMANDS(X)                                                               \
     X(run, "start everything on this machine and generate: the place to begin")          \
     X(demo, "show it all in a minute: two groups of two stages tell four stories")       \
+    X(chat, "talk with a model: history, system prompt, its own chat template")          \
     X(generate, "send a prompt to a running coordinator and print the answer")           \
     X(status, "show the groups, requests and queue of a running coordinator")            \
     X(group, "start one worker group on its nodes and keep it alive")                    \

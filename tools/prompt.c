@@ -71,6 +71,7 @@ int prompt_fill(const struct prompt_settings *s, const struct buffer *prompt, st
     m.generate.max_tokens = (uint64_t)s->tokens;
     m.generate.timeout_ms = (uint64_t)s->timeout_ms;
     m.generate.no_bos = s->no_bos;
+    m.generate.special = s->special;
     struct wire_sampling *p = &m.generate.sampling;
     p->temperature = s->temperature;
     p->top_k = (uint64_t)s->top_k;

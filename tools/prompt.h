@@ -9,7 +9,7 @@ struct prompt_settings {
     char *prompt, *file, *model, *seed;
     int64_t tokens, top_k, timeout_ms;
     double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-    bool ignore_eos, no_bos, json;
+    bool ignore_eos, no_bos, special, json;
 };
 
 #define PROMPT_OPTION(type, member, key, letter_, kind_, low, high, preset, value_, sentence)             \
@@ -18,13 +18,20 @@ struct prompt_settings {
         .max = high, .standard = preset, .value = value_, .help = sentence                                \
     }
 
-/* The rows for a table of options, where `member` of `type` is a struct prompt_settings. */
-#define PROMPT_OPTIONS(type, member)                                                                      \
+/* The rows for a table of options, where `member` of `type` is a struct prompt_settings: what is asked... */
+#define PROMPT_TEXT_OPTIONS(type, member)                                                                 \
     PROMPT_OPTION(type, member, prompt, 'p', CONFIG_STRING, 0, 0, NULL, "TEXT", "The text to continue."), \
         PROMPT_OPTION(type, member, file, 'f', CONFIG_STRING, 0, 0, NULL, "PATH",                         \
                       "Read the prompt from a file; - is standard input."),                               \
-        PROMPT_OPTION(type, member, tokens, 'n', CONFIG_INT, 1, 1 << 20, "256", "N",                      \
-                      "Most tokens to generate."),                                                        \
+        PROMPT_OPTION(type, member, no_bos, 0, CONFIG_BOOL, 0, 0, NULL, NULL,                             \
+                      "Do not put the model's begin-of-text token in front."),                            \
+        PROMPT_OPTION(type, member, special, 0, CONFIG_BOOL, 0, 0, NULL, NULL,                            \
+                      "Special tokens written out in the prompt (as \"</s>\") are those tokens, not text.")
+
+/* ...and how it is answered. */
+#define PROMPT_REQUEST_OPTIONS(type, member)                                                              \
+    PROMPT_OPTION(type, member, tokens, 'n', CONFIG_INT, 1, 1 << 20, "256", "N",                          \
+                  "Most tokens to generate."),                                                            \
         PROMPT_OPTION(type, member, temperature, 0, CONFIG_FLOAT, 0, 100, "1", "T",                       \
                       "Divides the logits; 0 always takes the likeliest token."),                         \
         PROMPT_OPTION(type, member, top_k, 0, CONFIG_INT, 0, INT32_MAX, "0", "K",                         \
@@ -43,13 +50,13 @@ struct prompt_settings {
                       "Makes the answer repeatable: 0 to 2^63-1; drawn by the coordinator when absent."), \
         PROMPT_OPTION(type, member, ignore_eos, 0, CONFIG_BOOL, 0, 0, NULL, NULL,                         \
                       "Go on after the model's end-of-text token."),                                      \
-        PROMPT_OPTION(type, member, no_bos, 0, CONFIG_BOOL, 0, 0, NULL, NULL,                             \
-                      "Do not put the model's begin-of-text token in front."),                            \
         PROMPT_OPTION(type, member, timeout_ms, 0, CONFIG_INT, 0, 86400000, "0", "N",                     \
                       "Deadline in milliseconds; 0 leaves it to the coordinator."),                       \
         PROMPT_OPTION(                                                                                    \
             type, member, json, 'j', CONFIG_BOOL, 0, 0, NULL, NULL,                                       \
             "No streaming; the last line is one JSON object with tokens, text, finish_reason and timings.")
+
+#define PROMPT_OPTIONS(type, member) PROMPT_TEXT_OPTIONS(type, member), PROMPT_REQUEST_OPTIONS(type, member)
 
 /* Reads the prompt that -p or -f names (exactly one of them) into *out; valid UTF-8 within the wire's bound.
  */

@@ -75,29 +75,13 @@ static json_t *sample_conversation(void)
                      "assistant", "content", "It is 4.", "role", "user", "content", "And 3 + 3?");
 }
 
-static bool is_gguf(const char *path)
-{
-    char magic[4] = "";
-    FILE *f = fopen(path, "rb");
-    if (!f)
-        return false;
-    bool yes = fread(magic, 1, 4, f) == 4 && memcmp(magic, "GGUF", 4) == 0;
-    fclose(f);
-    return yes;
-}
-
+/* WHAT alone names the template; with --chat-template it is the model whose tokens are used. */
 static int open_format(struct chat_format **out, const char *what, const char *choice, struct err *err)
 {
     struct gguf *model = NULL;
-    int code = 0;
-    if (is_gguf(what))
-        code = gguf_open(&model, what, err);
-    else if (choice)
-        return err_set(err, "%s: expected a GGUF file beside --chat-template", what);
-    else
-        choice = what;
+    int code = choice ? gguf_open(&model, what, err) : 0;
     if (code == 0)
-        code = chat_format_open(out, model, choice, err);
+        code = chat_format_open(out, model, choice ? choice : what, err);
     gguf_close(&model);
     return code;
 }

@@ -159,7 +159,8 @@ static int tokenize(struct link *l, const struct wire_assign *a, struct err *err
     if (a->prompt.size / longest_piece >= l->o.hello.context)
         return err_set_code(err, 413, "prompt: %u bytes cannot fit the context of %llu tokens",
                             a->prompt.size, (unsigned long long)l->o.hello.context);
-    struct tokenizer_options options = {.add_bos = !a->no_bos && tokenizer_adds_bos(l->o.tokenizer)};
+    struct tokenizer_options options = {.add_bos = !a->no_bos && tokenizer_adds_bos(l->o.tokenizer),
+                                        .parse_special = a->special};
     l->ids.count = 0;
     if (tokenizer_encode(l->o.tokenizer, a->prompt.data, a->prompt.size, &options, &l->ids, err)) {
         err->code = 400;

@@ -76,6 +76,17 @@ static int parse_own(struct chat_format *f, const struct gguf *model, struct err
     return code;
 }
 
+static bool is_gguf(const char *path)
+{
+    char magic[4] = "";
+    FILE *f = fopen(path, "rb");
+    if (!f)
+        return false;
+    bool yes = fread(magic, 1, 4, f) == 4 && memcmp(magic, "GGUF", 4) == 0;
+    fclose(f);
+    return yes;
+}
+
 /* The text of the token whose id the model names. */
 static int read_token(struct chat_format *f, const struct gguf *model, const char *key, const char *name,
                       struct err *err)
@@ -112,8 +123,18 @@ static int read_tokens(struct chat_format *f, const struct gguf *model, struct e
     return 0;
 }
 
+static int open_other(struct chat_format **out, const char *path, struct err *err)
+{
+    struct gguf *other = NULL;
+    int code = gguf_open(&other, path, err) || chat_format_open(out, other, NULL, err) ? -1 : 0;
+    gguf_close(&other);
+    return code;
+}
+
 int chat_format_open(struct chat_format **out, const struct gguf *model, const char *choice, struct err *err)
 {
+    if (choice && !find_builtin(choice) && is_gguf(choice))
+        return open_other(out, choice, err);
     struct chat_format *f = xcalloc(1, sizeof(*f));
     const struct chat_builtin *b = choice ? find_builtin(choice) : NULL;
     int code;
