@@ -173,13 +173,18 @@ class Writer:
 # ---- tests ---------------------------------------------------------------------------------------------------------
 
 def test_rules(writer, characters, count):
-    """Every character alone and between letters, then random texts."""
+    """Random texts, then characters between letters and around digits: those of the first scripts, where the sets
+    that expressions list begin and end, and a sample of the others."""
+    edges = set()
+    for listed in (DEEPSEEK_LETTERS, EAST_ASIAN, "[！-／：-～‘-‟\u3000-。]"):
+        inside = [bool(regex.match(listed, chr(c))) for c in range(0x20000)]
+        edges |= {c + d for c in range(1, 0x20000) if inside[c] != inside[c - 1] for d in (-1, 0)}
     for name, expressions in RULES.items():
         passes = [regex.compile(e) for e in expressions]
         texts = [writer.text() for _ in range(count)]
         for group in characters.values():
-            chosen = group if len(group) < 3000 else writer.random.sample(group, 1500)
-            texts += [f"a{c}b {c}1{c}" for c in chosen]
+            chosen = [c for c in group if ord(c) < 0x3100 or ord(c) in edges or writer.random.random() < 0.02]
+            texts += [f"a{c}b {c}1{c} 中{c}中" for c in chosen]
         cut = cut_by_lepton(name, [t.encode() for t in texts])
         for text, words in zip(texts, cut):
             expected = [w.encode() for w in split(passes, text)]

@@ -1,5 +1,8 @@
 /* Byte-level BPE over a small vocabulary and, where it is, GPT-2's: what is merged, what is taken whole, what
  * special tokens do, and that every text comes back. */
+#include <sys/resource.h>
+#include <sys/wait.h>
+
 #include "tests/test.h"
 #include "tests/unit/worker/model/bpe_vocabulary.h"
 #include "worker/model/pretokenize.h"
@@ -308,6 +311,39 @@ static void test_long_words(void)
     tokenizer_close(&t);
 }
 
+/* In a process of its own, whose peak is what this text cost. */
+static long peak_kib(const char *unit, size_t bytes)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        struct tokenizer *t = opened((struct bpe_change){0});
+        struct token_ids ids = {0};
+        char *text = xmalloc(bytes);
+        for (size_t i = 0, n = strlen(unit); i < bytes; i++)
+            text[i] = unit[i % n];
+        _exit(tokenizer_encode(t, text, bytes, &plain, &ids, NULL) ? 1 : 0);
+    }
+    int status = -1;
+    struct rusage usage = {0};
+    CHECK(wait4(child, &status, 0, &usage) == child);
+    CHECK_INT(status, 0);
+    return usage.ru_maxrss;
+}
+
+static void test_memory(void)
+{
+#ifdef LEPTON_SANITIZE
+    SKIP("sanitizers have their own memory");
+#endif
+    static const char *const units[] = {"a", "the cat ", "ab", "z"};
+    size_t bytes = 16 << 20;
+    for (size_t i = 0; i < ARRAY_LEN(units); i++) {
+        long peak = peak_kib(units[i], bytes);
+        printf("# 16 MiB of \"%s\": peak %ld KiB\n", units[i], peak);
+        CHECK(peak <= (long)(4 * bytes / 1024 + 64 * 1024));
+    }
+}
+
 /* ---- the algorithm, said again ----------------------------------------------------------------------------
  */
 
@@ -449,5 +485,6 @@ int main(void)
     TEST(test_shared_comes_back, "a mebibyte comes back through GPT-2's vocabulary");
     TEST(test_shared_incomplete, "a byte that Falcon's vocabulary lacks is refused, not dropped");
     TEST(test_long_words, "a word of a mebibyte is exact, a longer one is cut");
+    TEST(test_memory, "16 MiB of text take at most 4 x 16 + 64 MiB");
     return test_result();
 }
