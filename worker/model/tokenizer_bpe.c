@@ -100,11 +100,31 @@ static struct merge *merge_slot(const struct tokenizer *t, const struct bpe *b, 
     }
 }
 
+/* The id of a piece of a merge. Converters write a piece that is user-defined as well in plain text. */
+static int32_t merge_piece(const struct tokenizer *t, const char *text, size_t bytes)
+{
+    char plain[2 * PIECE_MAX_BYTES];
+    size_t n = 0;
+    int32_t id = tokenizer_lookup(t, text, bytes);
+    for (size_t i = 0; id < 0 && i < bytes; n++) {
+        uint32_t character;
+        int length = tokenizer_character(text + i, bytes - i, &character);
+        int byte = length ? tokenizer_byte_of(character) : -1;
+        if (byte < 0)
+            return -1;
+        plain[n] = (char)byte;
+        i += (size_t)length;
+    }
+    if (id < 0 && n > 0)
+        id = tokenizer_lookup(t, plain, n);
+    return id >= 0 && (n == 0 || t->pieces[id].type == PIECE_USER_DEFINED) ? id : -1;
+}
+
 /* Part `which` of merge `rank`, which must be a piece. */
 static int merge_part(const struct tokenizer *t, const struct gguf *g, uint64_t rank, const char *which,
                       const char *text, size_t bytes, uint32_t *id, struct err *err)
 {
-    int32_t found = tokenizer_lookup(t, text, bytes);
+    int32_t found = merge_piece(t, text, bytes);
     if (found < 0)
         return err_set(err, "%s: " KEY_MERGES "[%" PRIu64 "]: %s is no piece of the vocabulary", gguf_name(g),
                        rank, which);

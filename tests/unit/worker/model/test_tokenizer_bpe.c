@@ -58,6 +58,19 @@ static void test_merging(void)
     tokenizer_close(&t);
 }
 
+/* The merge of two spaces makes piece 272; here that one is user-defined and stands in plain text. */
+static void test_plain_product(void)
+{
+    struct tokenizer_options none = {0};
+    struct tokenizer *t = opened((struct bpe_change){.at = 272, .text = "  ", .type = PIECE_USER_DEFINED});
+    IDS(t, "a   ", &none, 'a', 272, ' ');
+    tokenizer_close(&t);
+    struct bpe_change normal = {.at = 272, .text = "  ", .type = PIECE_NORMAL};
+    struct err err = {0};
+    CHECK_INT(bpe_open(&t, &normal, &err), -1);
+    CHECK_CONTAINS(err.message, "[16]: what it makes is no piece");
+}
+
 static void test_ignore_merges(void)
 {
     struct tokenizer *t = opened((struct bpe_change){.pre = "llama-bpe"});
@@ -473,6 +486,7 @@ int main(void)
 {
     TEST(test_byte_characters, "every byte has its own character");
     TEST(test_merging, "the merge that stands first is done first, the leftmost among equals");
+    TEST(test_plain_product, "a merge may make a user-defined piece written in plain text");
     TEST(test_ignore_merges, "Llama 3's words that are tokens are taken whole");
     TEST(test_special, "control tokens are parsed on demand, user-defined ones always");
     TEST(test_control_is_never_formed, "merges never form a control token");
