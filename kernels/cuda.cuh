@@ -213,6 +213,13 @@ void cuda_attention(struct stream *s, struct tensor *out, const struct tensor *q
                     const struct tensor *v, const struct seq_view *view,
                     const struct attention_options *options);
 void cuda_move_pages(struct stream *s, struct tensor *pages, const struct tensor *moves);
+/* expert.cu */
+void cuda_route(struct stream *s, struct tensor *ids, struct tensor *weights, const struct tensor *logits,
+                bool renormalise);
+void cuda_expert_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                        const struct tensor *ids);
+void cuda_expert_sum(struct stream *s, struct tensor *out, const struct tensor *parts,
+                     const struct tensor *weights);
 /* loss.cu */
 void cuda_token_loss(struct stream *s, struct tensor *nll, const struct tensor *logits,
                      const struct tensor *targets);

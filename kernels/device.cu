@@ -250,6 +250,9 @@ static struct device_ops make_ops(void)
     ops.layernorm = cuda_layernorm;
     ops.scale = cuda_scale;
     ops.softcap = cuda_softcap;
+    ops.route = cuda_route;
+    ops.expert_matmul = cuda_expert_matmul;
+    ops.expert_sum = cuda_expert_sum;
     ops.sum_ranks = cuda_sum_ranks;
     ops.rope = cuda_rope;
     ops.kv_store = cuda_kv_store;

@@ -464,6 +464,48 @@ static void test_rows_agree_with_the_cpu(void)
     bed_close(&b);
 }
 
+static void check_experts(struct bed *b, enum dtype type, bool renormalise)
+{
+    const int64_t T = 7, E = 5, USED = 2, N = 19, K = type == DTYPE_Q8_0 ? 96 : 91;
+    struct weights w = weights_new(b, type, E * N, K);
+    struct twin logits = TWIN(b, DTYPE_F32, T, E), ids = TWIN(b, DTYPE_I32, T, USED);
+    struct twin weight = TWIN(b, DTYPE_F32, T, USED), x = TWIN(b, DTYPE_F32, T, K);
+    struct twin own = TWIN(b, DTYPE_F32, T * USED, K), out = TWIN(b, DTYPE_F32, T * USED, N);
+    struct twin sum = TWIN(b, DTYPE_F32, T, N);
+    twin_random(b, &logits);
+    twin_random(b, &x);
+    twin_random(b, &own);
+    kernel_route(b->cpu_stream, &ids.cpu, &weight.cpu, &logits.cpu, renormalise);
+    kernel_route(b->gpu_stream, &ids.gpu, &weight.gpu, &logits.gpu, renormalise);
+    int32_t *picked = twin_download(b, &ids);
+    CHECK(memcmp(picked, ids.cpu.data, tensor_bytes(&ids.cpu)) == 0);
+    free(picked);
+    check_near_cpu(b, &weight, 1e-6);
+    kernel_expert_matmul(b->cpu_stream, &out.cpu, &own.cpu, &w.cpu, &ids.cpu);
+    kernel_expert_matmul(b->gpu_stream, &out.gpu, &own.gpu, &w.gpu, &ids.gpu);
+    check_near_cpu(b, &out, sqrt((double)K) * 1e-6);
+    kernel_expert_matmul(b->cpu_stream, &out.cpu, &x.cpu, &w.cpu, &ids.cpu);
+    kernel_expert_matmul(b->gpu_stream, &out.gpu, &x.gpu, &w.gpu, &ids.gpu);
+    check_near_cpu(b, &out, sqrt((double)K) * 1e-6);
+    kernel_expert_sum(b->cpu_stream, &sum.cpu, &out.cpu, &weight.cpu);
+    kernel_expert_sum(b->gpu_stream, &sum.gpu, &out.gpu, &weight.gpu);
+    check_near_cpu(b, &sum, sqrt((double)K) * 2e-6);
+    struct twin *all[] = {&logits, &ids, &weight, &x, &own, &out, &sum};
+    for (size_t i = 0; i < ARRAY_LEN(all); i++)
+        twin_free(all[i]);
+    weights_free(&w);
+}
+
+static void test_experts_agree_with_the_cpu(void)
+{
+    NEED_GPU();
+    struct bed b;
+    bed_open(&b);
+    for (size_t i = 0; i < ARRAY_LEN(WEIGHT_TYPES); i++)
+        check_experts(&b, WEIGHT_TYPES[i], i % 2 == 0);
+    bed_close(&b);
+}
+
 static void test_embed_agrees_with_the_cpu(void)
 {
     NEED_GPU();
@@ -691,6 +733,8 @@ int main(int argc, char **argv)
          "a weight type that the GPU has no product for is refused by name");
     TEST(test_rows_agree_with_the_cpu,
          "norms, activations, scale, softcap, gather_rows, sum_ranks and add agree with the CPU");
+    TEST(test_experts_agree_with_the_cpu,
+         "route, expert_matmul and expert_sum agree with the CPU, all types");
     TEST(test_embed_agrees_with_the_cpu, "embed on the GPU agrees with the CPU, all types");
     TEST(test_rope_agrees_with_the_cpu, "rope on the GPU agrees with the CPU in both styles");
     TEST(test_token_loss_agrees_with_the_cpu, "token_loss on the GPU agrees with the CPU");
