@@ -210,8 +210,9 @@ static int supervise(struct supervisor *v, struct arguments *a)
             back_off_ms = (uint64_t)s->back_off_ms;
         log_warn("group", "job ended with %d; starting again in %llu ms", code,
                  (unsigned long long)back_off_ms);
-        for (uint64_t until_ms = clock_now_ms() + back_off_ms; clock_now_ms() < until_ms && !v->asked;)
-            take_signals(v, (int)(until_ms - clock_now_ms()));
+        uint64_t now_ms = clock_now_ms(), until_ms = now_ms + back_off_ms;
+        for (; now_ms < until_ms && !v->asked; now_ms = clock_now_ms())
+            take_signals(v, (int)(until_ms - now_ms)); /* one look at the clock: never a negative wait */
         if (v->asked)
             return EXIT_OK;
         back_off_ms =

@@ -38,6 +38,9 @@ int process_start(struct process *p, char *const argv[], const char *log_path, s
 {
     int result = -1, in = -1, out = -1, report[2] = {-1, -1}, code = 0;
     *p = (struct process){0};
+    /* Whoever started us may have ignored SIGCHLD (it is inherited): a child's status would then be lost, and
+     * its death look like success. */
+    signal(SIGCHLD, SIG_DFL);
     in = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (log_path) {
         out = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);

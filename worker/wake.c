@@ -72,7 +72,7 @@ static void list_addresses(struct wake_info *info)
 /* Both families on one socket where the system has IPv6, else IPv4 alone. */
 static int listen_any(uint16_t *port)
 {
-    int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0), off = 0;
+    int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), off = 0;
     struct sockaddr_in6 six = {.sin6_family = AF_INET6};
     struct sockaddr_in four = {.sin_family = AF_INET};
     if (fd >= 0 && (setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off)) ||
@@ -81,7 +81,7 @@ static int listen_any(uint16_t *port)
         fd = -1;
     }
     if (fd < 0) {
-        fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         if (fd < 0 || bind(fd, (struct sockaddr *)&four, sizeof(four)))
             goto fail;
     }
@@ -122,7 +122,7 @@ static int transfer(int fd, void *data, size_t bytes, bool out, uint64_t deadlin
     while (bytes) {
         uint64_t now = clock_now_ms();
         struct pollfd poll_fd = {.fd = fd, .events = out ? POLLOUT : POLLIN};
-        if (now >= deadline_ms || poll(&poll_fd, 1, (int)(deadline_ms - now)) <= 0)
+        if (now >= deadline_ms || (poll(&poll_fd, 1, (int)(deadline_ms - now)) < 0 && errno != EINTR))
             return -1;
         ssize_t n = out ? send(fd, p, bytes, MSG_NOSIGNAL | MSG_DONTWAIT) : recv(fd, p, bytes, MSG_DONTWAIT);
         if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
@@ -163,11 +163,12 @@ int wake_accept(struct wake *w, int peers, uint64_t timeout_ms, struct err *err)
         int fd = accept4(w->listener, NULL, NULL, SOCK_CLOEXEC);
         if (fd < 0)
             continue;
-        /* Whoever else finds the port sends no token: it is dropped after a second and the ranks go on. */
+        /* Whoever else finds the port sends no token: it is dropped after a second and the ranks go on. So is
+         * a rank that lost patience and came again on another connection: it does not confirm the answer. */
         uint8_t token[16], yes = 1;
         uint64_t patience = clock_now_ms() + 1000;
         if (transfer(fd, token, sizeof(token), false, patience) || !tokens_equal(token, w->token) ||
-            transfer(fd, &yes, 1, true, patience)) {
+            transfer(fd, &yes, 1, true, patience) || transfer(fd, &yes, 1, false, patience)) {
             close(fd);
             continue;
         }
@@ -206,7 +207,7 @@ static int connect_address(const struct wake_info *info, int i, uint64_t deadlin
     memcpy(token, info->token, sizeof(token));
     if ((connect(fd, (struct sockaddr *)&address, size) && errno != EINPROGRESS) ||
         transfer(fd, token, sizeof(token), true, patience) || transfer(fd, &answer, 1, false, patience) ||
-        answer != 1) {
+        answer != 1 || transfer(fd, &answer, 1, true, patience)) {
         close(fd);
         return -1;
     }
@@ -240,7 +241,7 @@ int wake_all(struct wake *w, struct err *err)
     uint8_t byte = 1;
     for (int i = 0; i < w->peer_count; i++)
         if (transfer(w->peers[i], &byte, 1, true, clock_now_ms() + 5000))
-            return err_set(err, "rank %d of the group is gone: its wake connection ended", i + 1);
+            return err_set(err, "a rank of the group is gone: its wake connection ended");
     return 0;
 }
 
