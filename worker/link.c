@@ -10,11 +10,21 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "worker/admit.h"
 
-#define HELLO_RETRY_MS    500
+#define HELLO_UNSENT_MS   500  /* no connection yet */
+#define HELLO_RETRY_MS    2000 /* sent, not answered: each hello that arrives ends the epoch before it */
 #define HELLO_REFUSED_MS  1000
 #define HEARTBEATS_KEPT   64
 #define MESSAGES_PER_TURN 64
+#define MESSAGES_KEPT     1024
+
+/* Messages that were read and wait for their turn: a ring. Assigns cost time (they are tokenised), and the
+ * answers to heartbeats, which keep the lease, must not wait behind them. */
+struct backlog {
+    struct wire_message item[MESSAGES_KEPT];
+    uint32_t first, count;
+};
 
 /* A sequence that the step thread works on, as the coordinator names it. */
 struct live {
@@ -33,7 +43,10 @@ struct link {
     uint64_t lease_ms, heartbeat_ms;
     uint64_t sequence, sent_ms[HEARTBEATS_KEPT]; /* heartbeats: when number n was sent */
     uint64_t lease_until_ms, next_heartbeat_ms, next_hello_ms;
+    uint64_t greeted_ms; /* when the first hello was sent that may still be answered; 0 = none */
+    bool lost;           /* a message about a request could not be sent */
     bool draining, left, stop, refused_logged;
+    struct backlog backlog;
     struct live *live; /* [max_live] */
     struct buffer encoded, text;
     struct token_ids ids;
@@ -42,8 +55,9 @@ struct link {
 /* ---- sending
  * ------------------------------------------------------------------------------------------------------- */
 
-/* Sends without waiting. A full or missing connection loses the message: the lease then ends and the group is
- * fenced, so a lost message is never a silent one. */
+/* Sends without waiting. A full or missing connection loses the message. A lost heartbeat costs lease, a lost
+ * hello is said again; what was said about a request cannot be said again, so its loss ends the epoch
+ * (keep_time): the coordinator then ends the epoch's requests, and none waits for what never comes. */
 static bool send_message(struct link *l, const struct wire_message *m)
 {
     l->encoded.size = 0;
@@ -51,6 +65,7 @@ static bool send_message(struct link *l, const struct wire_message *m)
     if (zmq_send(l->socket, l->encoded.data, l->encoded.size, ZMQ_DONTWAIT) >= 0)
         return true;
     log_debug("link", "%s not sent: %s", wire_type_name(m->type), zmq_strerror(errno));
+    l->lost |= m->type == WIRE_TOKEN || m->type == WIRE_DONE || m->type == WIRE_ERROR;
     return false;
 }
 
@@ -79,8 +94,10 @@ static void send_hello(struct link *l, uint64_t now_ms)
     m.hello = l->o.hello;
     m.hello.epoch = l->last_epoch;
     m.hello.incarnation = l->incarnation;
-    send_message(l, &m);
-    l->next_hello_ms = now_ms + HELLO_RETRY_MS;
+    bool sent = send_message(l, &m);
+    l->next_hello_ms = now_ms + (sent ? HELLO_RETRY_MS : HELLO_UNSENT_MS);
+    if (sent && !l->greeted_ms)
+        l->greeted_ms = now_ms;
 }
 
 static void send_heartbeat(struct link *l, uint64_t now_ms)
@@ -132,65 +149,6 @@ static void release_live(struct live *v)
     v->generation++;
 }
 
-static int check_length(const struct link *l, uint64_t prompt, uint64_t *max_tokens, struct err *err)
-{
-    const struct wire_hello *h = &l->o.hello;
-    if (prompt == 0)
-        return err_set_code(err, 400, "prompt: gives no tokens, expected at least one");
-    if (prompt >= h->context)
-        return err_set_code(err, 413, "prompt: %llu tokens, expected fewer than the context of %llu",
-                            (unsigned long long)prompt, (unsigned long long)h->context);
-    if (*max_tokens > h->context - prompt)
-        *max_tokens = h->context - prompt; /* the sequence then ends with finish_reason "length" */
-    uint64_t most = prompt + *max_tokens - 1, pages = (most + h->page_tokens - 1) / h->page_tokens;
-    if (pages > h->pages)
-        return err_set_code(
-            err, 413, "prompt of %llu tokens and %llu to generate need %llu KV pages, the group has %llu",
-            (unsigned long long)prompt, (unsigned long long)*max_tokens, (unsigned long long)pages,
-            (unsigned long long)h->pages);
-    return 0;
-}
-
-/* The text as ids in l->ids. A prompt that cannot fit is refused before it is tokenised: a token covers a
- * bounded number of bytes, so the bytes alone prove it. */
-static int tokenize(struct link *l, const struct wire_assign *a, struct err *err)
-{
-    const uint64_t longest_piece = 256;
-    if (a->prompt.size / longest_piece >= l->o.hello.context)
-        return err_set_code(err, 413, "prompt: %u bytes cannot fit the context of %llu tokens",
-                            a->prompt.size, (unsigned long long)l->o.hello.context);
-    struct tokenizer_options options = {.add_bos = !a->no_bos && tokenizer_adds_bos(l->o.tokenizer),
-                                        .parse_special = a->special};
-    l->ids.count = 0;
-    if (tokenizer_encode(l->o.tokenizer, a->prompt.data, a->prompt.size, &options, &l->ids, err)) {
-        err->code = 400;
-        return -1;
-    }
-    return 0;
-}
-
-static void submit(struct link *l, struct live *v, const struct wire_assign *a, uint64_t max_tokens)
-{
-    const struct wire_sampling *s = &a->sampling;
-    struct command c = {.kind = COMMAND_SUBMIT};
-    c.request.handle = handle_of(l, v);
-    c.request.prompt_tokens = (int32_t)l->ids.count;
-    c.request.prompt = xmalloc(l->ids.count * sizeof(int32_t));
-    memcpy(c.request.prompt, l->ids.data, l->ids.count * sizeof(int32_t));
-    c.request.max_tokens = (int32_t)max_tokens;
-    c.request.stop_at_end = !s->ignore_eos;
-    c.request.sampling = (struct sample_row){.seed = s->seed,
-                                             .top_k = (int32_t)s->top_k,
-                                             .temperature = (float)s->temperature,
-                                             .top_p = (float)s->top_p,
-                                             .min_p = (float)s->min_p,
-                                             .repetition_penalty = (float)s->repetition_penalty,
-                                             .presence_penalty = (float)s->presence_penalty,
-                                             .frequency_penalty = (float)s->frequency_penalty,
-                                             .banned_id = s->ignore_eos ? tokenizer_eos(l->o.tokenizer) : -1};
-    mailbox_send(l->o.mailbox, &c);
-}
-
 static int assign(struct link *l, const struct wire_assign *a, struct err *err)
 {
     if (l->draining)
@@ -203,15 +161,16 @@ static int assign(struct link *l, const struct wire_assign *a, struct err *err)
             v = &l->live[i];
     if (!v)
         return err_set_code(err, 429, "group has %u sequences, its limit", l->o.max_live);
-    uint64_t max_tokens = a->max_tokens;
-    if (tokenize(l, a, err) || check_length(l, l->ids.count, &max_tokens, err))
+    struct command c = {.kind = COMMAND_SUBMIT};
+    if (admit_request(&c.request, a, &l->o.hello, l->o.tokenizer, &l->ids, err))
         return -1;
     v->used = true;
     v->cancelled = false;
     memcpy(v->request, a->request.data, a->request.size);
     v->request[a->request.size] = '\0';
     detokenizer_init(&v->detokenizer, l->o.tokenizer, false);
-    submit(l, v, a, max_tokens);
+    c.request.handle = handle_of(l, v);
+    mailbox_send(l->o.mailbox, &c);
     return 0;
 }
 
@@ -221,6 +180,7 @@ static int assign(struct link *l, const struct wire_assign *a, struct err *err)
 static int open_socket(struct link *l, struct err *err)
 {
     int zero = 0, one = 1, heartbeat = 1000, timeout = 5000, most = WIRE_MAX_FRAME;
+    int six = strchr(l->o.endpoint, '[') != NULL;
     int64_t bytes = most;
     l->socket = zmq_socket(l->context, ZMQ_DEALER);
     if (!l->socket)
@@ -229,6 +189,7 @@ static int open_socket(struct link *l, struct err *err)
      * successor. */
     zmq_setsockopt(l->socket, ZMQ_LINGER, &zero, sizeof(zero));
     zmq_setsockopt(l->socket, ZMQ_IMMEDIATE, &one, sizeof(one));
+    zmq_setsockopt(l->socket, ZMQ_IPV6, &six, sizeof(six));
     zmq_setsockopt(l->socket, ZMQ_MAXMSGSIZE, &bytes, sizeof(bytes));
     zmq_setsockopt(l->socket, ZMQ_HEARTBEAT_IVL, &heartbeat, sizeof(heartbeat));
     zmq_setsockopt(l->socket, ZMQ_HEARTBEAT_TIMEOUT, &timeout, sizeof(timeout));
@@ -250,6 +211,13 @@ static void drop_work(struct link *l)
         if (l->live[i].used)
             release_live(&l->live[i]);
     l->epoch = 0;
+    l->lost = false;
+}
+
+static void clear_backlog(struct backlog *b)
+{
+    for (; b->count; b->count--, b->first = (b->first + 1) % MESSAGES_KEPT)
+        wire_release(&b->item[b->first]);
 }
 
 static void fence(struct link *l, const char *why)
@@ -258,6 +226,8 @@ static void fence(struct link *l, const char *why)
     log_warn("link", "group %.*s fences itself (epoch %llu): %s", (int)l->o.hello.group.size,
              l->o.hello.group.data, (unsigned long long)l->epoch, why);
     drop_work(l);
+    clear_backlog(&l->backlog);
+    l->greeted_ms = 0;
     zmq_close(l->socket);
     if (open_socket(l, &err))
         die("%s", err.message);
@@ -266,14 +236,18 @@ static void fence(struct link *l, const char *why)
 
 static void take_welcome(struct link *l, const struct wire_welcome *w, uint64_t now_ms)
 {
-    if (!wire_str_equal(w->group, group_name(l)))
+    /* Epochs only grow: another welcome comes from a past that is over (I5). */
+    if (!wire_str_equal(w->group, group_name(l)) || w->epoch <= l->last_epoch)
         return;
     if (l->epoch)
         drop_work(l); /* the coordinator began anew with us: what ran under the old epoch is gone there */
     l->epoch = l->last_epoch = w->epoch;
     l->lease_ms = w->lease_ms;
     l->heartbeat_ms = w->heartbeat_ms;
-    l->lease_until_ms = now_ms + w->lease_ms;
+    /* From when the hello was sent, for the coordinator counts from before this welcome arrived. Which of
+     * several hellos it answers is not known: the first is the safe guess. */
+    l->lease_until_ms = (l->greeted_ms ? l->greeted_ms : now_ms) + w->lease_ms;
+    l->greeted_ms = 0;
     l->next_heartbeat_ms = now_ms;
     l->refused_logged = false;
     log_info("link", "group %.*s serves under epoch %llu, lease %llu ms", (int)w->group.size, w->group.data,
@@ -292,16 +266,18 @@ static void take_lease(struct link *l, const struct wire_lease *lease)
 /* An error that is about no request concerns the group itself. */
 static void take_error(struct link *l, const struct wire_error *e, uint64_t now_ms)
 {
-    if (e->request.size)
+    if (e->request.size || (l->epoch && e->epoch && e->epoch != l->epoch))
         return;
     if (!l->refused_logged)
         log_warn("link", "coordinator refuses: %llu %.*s", (unsigned long long)e->code, (int)e->message.size,
                  e->message.data);
     l->refused_logged = true;
-    if (l->epoch && e->code == 409)
+    if (l->epoch && e->code == 409) {
         fence(l, "the coordinator does not know this epoch");
-    else if (!l->epoch)
+    } else if (!l->epoch) {
+        l->greeted_ms = 0;
         l->next_hello_ms = now_ms + HELLO_REFUSED_MS;
+    }
 }
 
 /* ---- receiving
@@ -323,7 +299,7 @@ static void take_assign(struct link *l, const struct wire_assign *a)
 static void take_cancel(struct link *l, const struct wire_cancel *c)
 {
     struct live *v = find_request(l, c->request);
-    if (!v)
+    if (!v || v->cancelled)
         return;
     v->cancelled = true;
     struct command command = {.kind = COMMAND_CANCEL, .request.handle = handle_of(l, v)};
@@ -346,10 +322,6 @@ static void handle_message(struct link *l, const struct wire_message *m)
     case WIRE_WELCOME:
         take_welcome(l, &m->welcome, now_ms);
         break;
-    case WIRE_LEASE:
-        if (current(l, m->lease.group, m->lease.epoch))
-            take_lease(l, &m->lease);
-        break;
     case WIRE_ASSIGN:
         if (current(l, m->assign.group, m->assign.epoch))
             take_assign(l, &m->assign);
@@ -370,25 +342,44 @@ static void handle_message(struct link *l, const struct wire_message *m)
     }
 }
 
-/* Takes what has arrived, a bounded number, so that heartbeats are not starved. */
+/* Reads what has arrived. Leases count at once; the rest waits in the backlog, in order. */
 static void receive(struct link *l)
 {
-    for (int i = 0; i < MESSAGES_PER_TURN; i++) {
+    struct backlog *b = &l->backlog;
+    while (b->count < MESSAGES_KEPT) {
+        struct wire_message *m = &b->item[(b->first + b->count) % MESSAGES_KEPT];
         zmq_msg_t frame;
-        struct wire_message m;
         struct err err;
         zmq_msg_init(&frame);
         if (zmq_msg_recv(&frame, l->socket, ZMQ_DONTWAIT) < 0) {
             zmq_msg_close(&frame);
             return;
         }
-        if (wire_decode(&m, zmq_msg_data(&frame), zmq_msg_size(&frame), &err)) {
+        if (wire_decode(m, zmq_msg_data(&frame), zmq_msg_size(&frame), &err)) {
             log_warn("link", "bad frame from the coordinator: %s", err.message);
+        } else if (m->type == WIRE_LEASE) {
+            if (current(l, m->lease.group, m->lease.epoch))
+                take_lease(l, &m->lease);
+            wire_release(m);
         } else {
-            handle_message(l, &m);
-            wire_release(&m);
+            b->count++;
         }
         zmq_msg_close(&frame);
+    }
+}
+
+/* Handles what was read: a bounded number, and one assign alone, so that heartbeats are not starved. */
+static void handle_backlog(struct link *l)
+{
+    struct backlog *b = &l->backlog;
+    enum wire_type type = WIRE_WELCOME;
+    for (int i = 0; i < MESSAGES_PER_TURN && b->count && type != WIRE_ASSIGN; i++) {
+        struct wire_message m = b->item[b->first]; /* popped first: a fence clears the others */
+        b->first = (b->first + 1) % MESSAGES_KEPT;
+        b->count--;
+        type = m.type;
+        handle_message(l, &m);
+        wire_release(&m);
     }
 }
 
@@ -415,6 +406,8 @@ static void send_token(struct link *l, struct live *v, const struct event *e)
     send_message(l, &m);
 }
 
+/* Of a cancelled sequence tokens may have been withheld: whatever the step thread says of its end, no outcome
+ * may be told that counts them as delivered. */
 static void send_done(struct link *l, struct live *v, const struct event *e)
 {
     struct wire_message m;
@@ -422,7 +415,7 @@ static void send_done(struct link *l, struct live *v, const struct event *e)
     detokenizer_flush(&v->detokenizer, &l->text);
     wire_init(&m, WIRE_DONE);
     m.done.request = wire_string(v->request);
-    m.done.finish_reason = wire_string(finish_name(e->reason));
+    m.done.finish_reason = wire_string(finish_name(v->cancelled ? FINISH_CANCELLED : e->reason));
     m.done.text = (struct wire_str){(const char *)l->text.data, (uint32_t)l->text.size};
     m.done.prompt_tokens = (uint64_t)e->prompt_tokens;
     m.done.completion_tokens = (uint64_t)e->completion_tokens;
@@ -481,6 +474,8 @@ static void keep_time(struct link *l)
     uint64_t now_ms = clock_now_ms();
     if (l->epoch && now_ms >= l->lease_until_ms)
         fence(l, "the lease ended: the coordinator did not answer in time");
+    if (l->epoch && l->lost)
+        fence(l, "a message about a request could not be sent");
     if (l->epoch && now_ms >= l->next_heartbeat_ms)
         send_heartbeat(l, now_ms);
     if (!l->epoch && !l->draining && now_ms >= l->next_hello_ms)
@@ -490,6 +485,8 @@ static void keep_time(struct link *l)
 static long next_timeout(const struct link *l)
 {
     uint64_t now_ms = clock_now_ms();
+    if (l->backlog.count)
+        return 0;
     uint64_t next =
         l->epoch ? (l->next_heartbeat_ms < l->lease_until_ms ? l->next_heartbeat_ms : l->lease_until_ms)
                  : l->next_hello_ms;
@@ -522,10 +519,13 @@ static void *run_link(void *context)
         zmq_poll(items, 3, l->stop ? 10 : next_timeout(l));
         if (items[2].revents)
             take_control(l);
+        /* The lease is looked at before anything is said under it: this thread may have been held up. */
         receive(l);
+        keep_time(l);
         struct event e;
-        for (int i = 0; i < MAILBOX_MAX_EVENTS && mailbox_next(l->o.mailbox, &e); i++)
+        for (int i = 0; i < MAILBOX_MAX_EVENTS && !l->lost && mailbox_next(l->o.mailbox, &e); i++)
             handle_event(l, &e);
+        handle_backlog(l);
         keep_time(l);
     }
     say_bye(l);
@@ -540,6 +540,7 @@ static void link_release(struct link *l)
         zmq_ctx_term(l->context);
     if (l->control >= 0)
         close(l->control);
+    clear_backlog(&l->backlog);
     free(l->live);
     buffer_release(&l->encoded);
     buffer_release(&l->text);
@@ -571,9 +572,11 @@ int link_start(struct link **out, const struct link_options *options, struct err
 
 void link_drain(struct link *l)
 {
+    int before = errno; /* of whom a signal interrupted */
     uint64_t drain = 1;
     ssize_t n = write(l->control, &drain, sizeof(drain));
     (void)n; /* a full counter means that a drain was asked for already */
+    errno = before;
 }
 
 void link_stop(struct link **pl)

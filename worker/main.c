@@ -47,14 +47,18 @@ struct worker {
     int *first_layer; /* [ranks + 1] */
 };
 
-/* The one link that a signal drains; set on the leader while it serves. */
-static struct link *signal_link;
+/* The one link that a signal drains; set on the leader while it serves. A signal that comes before is
+ * remembered. */
+static struct link *_Atomic signal_link;
+static volatile sig_atomic_t drain_asked;
 
 static void on_signal(int signal_number)
 {
     (void)signal_number;
-    if (signal_link)
-        link_drain(signal_link);
+    drain_asked = 1;
+    struct link *link = signal_link;
+    if (link)
+        link_drain(link);
 }
 
 /* Ends the whole job: one rank cannot go on alone. */
@@ -272,7 +276,11 @@ static int lead(struct worker *w, struct err *err)
     int code = link_start(&w->link, &link, err);
     if (code == 0) {
         signal_link = w->link;
+        if (drain_asked)
+            link_drain(w->link);
         code = serve_leader(&options, err);
+    } else {
+        err->code = EXIT_CONFIG; /* an endpoint that cannot be one */
     }
     if (code == 0) {
         signal_link = NULL;
@@ -351,7 +359,7 @@ int main(int argc, char **argv)
                  (unsigned long long)(w.source.checked_ns / 1000000));
     struct serve_options options = serve_options(&w);
     if (w.rank == 0 ? lead(&w, &err) : serve_follower(&options, &err))
-        leave(&w, EXIT_GROUP, &err);
+        leave(&w, err.code == EXIT_CONFIG ? EXIT_CONFIG : EXIT_GROUP, &err);
     release(&w);
     MPI_Finalize();
     return 0;
