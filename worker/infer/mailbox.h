@@ -16,6 +16,7 @@ struct sequence_request {
     int32_t max_tokens;
     bool stop_at_end;           /* an end token finishes the sequence and is not emitted */
     struct sample_row sampling; /* slot, index and counts are filled by the step thread */
+    uint64_t arrived_us;        /* filled by the step thread */
 };
 
 enum command_kind {

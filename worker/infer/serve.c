@@ -153,7 +153,7 @@ struct sequence {
     int32_t *pages;
     int32_t page_count, assigned; /* assigned: entries of the table that the stages know */
     bool busy, cancelled, silent; /* silent: its end is reported to nobody */
-    uint64_t arrived_us, first_us;
+    uint64_t first_us;
 };
 
 /* A step under way: which slots it holds and how many tokens of each. */
@@ -196,7 +196,7 @@ static void emit_end(struct leader *l, const struct sequence *q, enum event_kind
                       .reason = reason,
                       .prompt_tokens = q->request.prompt_tokens,
                       .completion_tokens = q->known - q->request.prompt_tokens,
-                      .prefill_us = first - q->arrived_us,
+                      .prefill_us = first - q->request.arrived_us,
                       .decode_us = now - first};
     if (!q->silent)
         mailbox_emit(l->o->mailbox, &e);
@@ -244,8 +244,7 @@ static bool admit(struct leader *l, const struct command *c)
                            .order = l->next_order++,
                            .known = r->prompt_tokens,
                            .pages = pages,
-                           .page_count = count,
-                           .arrived_us = clock_now_us()};
+                           .page_count = count};
     q->tokens = xcalloc((size_t)most, sizeof(int32_t));
     memcpy(q->tokens, r->prompt, (size_t)r->prompt_tokens * sizeof(int32_t));
     q->request.sampling.slot = slot;
@@ -253,8 +252,9 @@ static bool admit(struct leader *l, const struct command *c)
     return true;
 }
 
-static void push_waiting(struct leader *l, const struct command *c)
+static void push_waiting(struct leader *l, struct command *c)
 {
+    c->request.arrived_us = clock_now_us(); /* the time it waits for a slot counts */
     if (l->waiting_count == l->waiting_capacity) {
         size_t capacity = l->waiting_capacity ? 2 * l->waiting_capacity : 64;
         struct command *items = xcalloc(capacity, sizeof(*items));
@@ -271,10 +271,7 @@ static void push_waiting(struct leader *l, const struct command *c)
 /* A request that never began: its end is reported (unless silent) and its memory released. */
 static void end_waiting(struct leader *l, struct command *c, bool silent)
 {
-    struct sequence q = {.request = c->request,
-                         .known = c->request.prompt_tokens,
-                         .silent = silent,
-                         .arrived_us = clock_now_us()};
+    struct sequence q = {.request = c->request, .known = c->request.prompt_tokens, .silent = silent};
     emit_end(l, &q, EVENT_DONE, FINISH_CANCELLED);
     free(c->request.prompt);
 }
