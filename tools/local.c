@@ -42,6 +42,24 @@ static void remove_tree(const char *path)
     nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
 }
 
+/* The published client.cfg is removed only while it leads to `directory`: a later run may have written its
+ * own.
+ */
+static void unpublish(const char *home, const char *directory)
+{
+    char *path = xasprintf("%s/client.cfg", home), *within = xasprintf("\"%s/", directory), line[4096];
+    FILE *f = fopen(path, "r");
+    bool leads = false;
+    while (f && fgets(line, sizeof(line), f))
+        leads |= strstr(line, within) != NULL;
+    if (f)
+        fclose(f);
+    if (leads)
+        unlink(path);
+    free(path);
+    free(within);
+}
+
 /* Directories "run-PID" of runs that were killed: nobody else can remove their keys. */
 static void sweep(const char *home)
 {
@@ -54,6 +72,7 @@ static void sweep(const char *home)
         long pid = strtol(entry->d_name + 4, &end, 10);
         if (pid > 0 && *end == '\0' && kill((pid_t)pid, 0) && errno == ESRCH) {
             char *path = xasprintf("%s/%s", home, entry->d_name);
+            unpublish(home, path);
             remove_tree(path);
             free(path);
         }
@@ -350,21 +369,6 @@ int local_start(struct local **out, const struct local_options *options, struct 
     return 0;
 }
 
-/* The published client.cfg is removed only while it is still ours: a later run may have written its own. */
-static void unpublish(const struct local *l)
-{
-    char *path = xasprintf("%s/client.cfg", l->home), line[4096];
-    FILE *f = fopen(path, "r");
-    bool ours = false;
-    while (f && fgets(line, sizeof(line), f))
-        ours |= strstr(line, l->directory) != NULL;
-    if (f)
-        fclose(f);
-    if (ours)
-        unlink(path);
-    free(path);
-}
-
 void local_stop(struct local **pl, uint64_t drain_ms)
 {
     if (!pl || !*pl)
@@ -384,7 +388,7 @@ void local_stop(struct local **pl, uint64_t drain_ms)
         process_stop(&l->group[i], SIGTERM, 5000);
     process_stop(&l->coordinator, SIGTERM, 1000);
     if (l->home && l->directory) {
-        unpublish(l);
+        unpublish(l->home, l->directory);
         remove_tree(l->directory);
     }
     free(l->home);

@@ -28,7 +28,7 @@ class Script:
         self.host, self.port, self.socket = host, None, None
         self.peer = self.last_peer = self.group = None
         self.epoch = 0          # in force
-        self.next_epoch = 1
+        self.next_epoch = 100
         self.beats = []         # (time, fields) of every heartbeat
         self.answer = True      # heartbeats get leases
         self.inbox = []         # (time, Message) of everything else
