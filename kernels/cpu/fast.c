@@ -39,7 +39,9 @@ static int fast_pack(struct weight *out, struct device *device, const struct ten
 static void fast_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                         const struct tensor *bias)
 {
-    if (w->layout == LAYOUT_PANELS)
+    if (w->layout == LAYOUT_PANELS && panel_is_float(w->stored.dtype))
+        fast_matmul_float(s, out, x, w, bias);
+    else if (w->layout == LAYOUT_PANELS)
         fast_matmul_panels(s, out, x, w, bias);
     else
         cpu_matmul(s, out, x, w, bias);

@@ -28,5 +28,7 @@ void fast_attention(struct stream *s, struct tensor *out, const struct tensor *q
                     const struct attention_options *options);
 void fast_matmul_panels(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                         const struct tensor *bias);
+void fast_matmul_float(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                       const struct tensor *bias);
 
 #endif

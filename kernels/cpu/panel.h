@@ -26,12 +26,17 @@ struct panel_layout {
     int64_t panels;
 };
 
+/* True for the types whose panels hold plain numbers. */
+static inline bool panel_is_float(enum dtype type)
+{
+    return type == DTYPE_F32 || type == DTYPE_F16 || type == DTYPE_BF16;
+}
 /* True when the fast kernels have a panel form of the type. */
 bool panel_supported(enum dtype type);
 struct panel_layout panel_layout(enum dtype type, int64_t rows, int64_t columns);
 /* Repacks panels [begin, end) of `rows` (the matrix as the file stores it, [N, K]) to `packed`. */
 void panel_pack(const struct tensor *rows, void *packed, int64_t begin, int64_t end);
-/* Elements [k, k + count) of row n as floats; k and count are multiples of PANEL_BLOCK. Exact. */
+/* Elements [k, k + count) of row n as floats, exactly; k and count in whole blocks. */
 void panel_row_floats(const struct weight *w, int64_t n, int64_t k, int64_t count, float *out);
 
 #endif
