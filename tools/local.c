@@ -16,13 +16,19 @@
 #include "tools/demo/embedded.h"
 #include "tools/process.h"
 #include "worker/model/model.h"
-#include "worker/model/model_file.h"
+#include "worker/model/registry.h"
 #include "worker/model/tokenizer.h"
+
+struct served {
+    char *path, *name;
+};
 
 struct local {
     struct local_options o;
-    char *home, *directory, *model, *endpoint, *endpoint_file;
-    struct process coordinator, *group; /* [groups] supervisors */
+    char *home, *directory, *endpoint, *endpoint_file;
+    struct served *served;              /* [models] */
+    int models, groups;                 /* in all: as many groups for each model */
+    struct process coordinator, *group; /* [groups] supervisors; a model's stand together */
     uint64_t coordinator_begun_ms;
 };
 
@@ -153,15 +159,14 @@ static int make_directory(struct local *l, struct err *err)
  * ------------------------------------------------------------------------------------------------------- */
 
 /* Everything about a model that can be refused before a worker starts. */
-static int check_model(const struct local *l, struct err *err)
+static int check_model(const struct local *l, struct registry_model *m, struct err *err)
 {
     struct gguf *g = NULL;
     struct tokenizer *t = NULL;
     struct model_params params = {0};
     int code =
-        model_file_open(&g, l->model, err) || model_params_read(&params, g, err) || tokenizer_open(&t, g, err)
-            ? -1
-            : 0;
+        registry_open(&g, m, 1, err) || model_params_read(&params, g, err) || tokenizer_open(&t, g, err) ? -1
+                                                                                                         : 0;
     if (code == 0 && l->o.stages > params.layers)
         code = err_set(err, "%d stages for a model of %lld layers: expected 1 to %lld", l->o.stages,
                        (long long)params.layers, (long long)params.layers);
@@ -171,16 +176,65 @@ static int check_model(const struct local *l, struct err *err)
     return code;
 }
 
-static int find_model(struct local *l, struct err *err)
+/* As the worker would call a model that is not registered. */
+static char *name_of(const char *path)
 {
-    if (strcmp(l->o.model, "demo") == 0) {
-        l->model = below(l, "lepton-demo.gguf");
-        if (write_file(l->model, embedded_model, embedded_model_bytes(), err))
-            return -1;
-    } else if (!(l->model = realpath(l->o.model, NULL))) {
-        return err_set(err, "%s: %s", l->o.model, strerror(errno));
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    size_t n = strlen(base);
+    if (n > 5 && strcmp(base + n - 5, ".gguf") == 0)
+        n -= 5;
+    return xasprintf("%.*s", (int)n, base);
+}
+
+/* Workers may have another working directory. A registered model keeps its own path, links and all: its
+ * manifest lies there. */
+static char *absolute_path(const struct registry_model *m)
+{
+    char *here, *path;
+    if (!m->name)
+        return realpath(m->path, NULL);
+    if (m->path[0] == '/' || !(here = getcwd(NULL, 0)))
+        return xstrdup(m->path);
+    path = xasprintf("%s/%s", here, m->path);
+    free(here);
+    return path;
+}
+
+static int find_model(struct local *l, struct served *s, const char *word, struct err *err)
+{
+    struct registry_model m;
+    char *demo = NULL;
+    int code = 0;
+    if (strcmp(word, "demo") == 0) {
+        word = demo = below(l, "lepton-demo.gguf");
+        code = write_file(demo, embedded_model, embedded_model_bytes(), err);
     }
-    return check_model(l, err);
+    if (code == 0) {
+        code =
+            registry_find(&m, l->o.models, word, VERIFY_REGISTERED, err) || check_model(l, &m, err) ? -1 : 0;
+        if (code == 0 && !(s->path = absolute_path(&m)))
+            code = err_set(err, "%s: %s", word, strerror(errno));
+        if (code == 0)
+            s->name = l->o.model_name ? xstrdup(l->o.model_name)
+                      : m.name        ? xstrdup(m.name)
+                                      : name_of(s->path);
+        registry_release(&m);
+    }
+    free(demo);
+    return code;
+}
+
+static int find_models(struct local *l, struct err *err)
+{
+    for (int i = 0; i < l->models; i++) {
+        if (find_model(l, &l->served[i], i ? l->o.more[i - 1] : l->o.model, err))
+            return -1;
+        for (int k = 0; k < i; k++)
+            if (strcmp(l->served[k].name, l->served[i].name) == 0)
+                return err_set(err, "two models are called %s: requests could not choose between them",
+                               l->served[i].name);
+    }
+    return 0;
 }
 
 /* ---- the programs
@@ -264,12 +318,12 @@ static int read_endpoint(struct local *l, struct err *err)
     return err_set(err, "the coordinator did not open its endpoint within 10 s");
 }
 
-static int threads_per_rank(const struct local_options *o)
+static int threads_per_rank(const struct local *l)
 {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
-    if (o->threads)
-        return o->threads;
-    long share = processors / ((long)o->groups * o->stages);
+    if (l->o.threads)
+        return l->o.threads;
+    long share = processors / ((long)l->groups * l->o.stages);
     return share > 1 ? (int)share : 1;
 }
 
@@ -277,10 +331,11 @@ static int start_group(struct local *l, int index, struct err *err)
 {
     char name[32], log[48], stages[16], threads[16], context[24], sequences[24];
     char *key = below(l, "keys/g.key"), *server_key = below(l, "keys/coordinator.pub");
+    const struct served *model = &l->served[index / l->o.groups];
     snprintf(name, sizeof(name), "g-%d", index);
     snprintf(log, sizeof(log), "%s.log", name);
     snprintf(stages, sizeof(stages), "%d", l->o.stages);
-    snprintf(threads, sizeof(threads), "%d", threads_per_rank(&l->o));
+    snprintf(threads, sizeof(threads), "%d", threads_per_rank(l));
     snprintf(context, sizeof(context), "%lld", (long long)l->o.context);
     snprintf(sequences, sizeof(sequences), "%lld", (long long)(l->o.max_sequences ? l->o.max_sequences : 16));
     const char *words[] = {"group",
@@ -292,7 +347,9 @@ static int start_group(struct local *l, int index, struct err *err)
                            l->o.log_level,
                            "--",
                            "--model",
-                           l->model,
+                           model->path,
+                           "--model-name",
+                           model->name,
                            "--group",
                            name,
                            "--endpoint",
@@ -309,8 +366,6 @@ static int start_group(struct local *l, int index, struct err *err)
                            sequences,
                            "--log-level",
                            l->o.log_level,
-                           l->o.model_name ? "--model-name" : NULL,
-                           l->o.model_name,
                            NULL};
     const char *all[64];
     int count = 0;
@@ -342,13 +397,13 @@ static int write_client_config(struct local *l, struct err *err)
 
 static int start_all(struct local *l, struct err *err)
 {
-    if (make_directory(l, err) || find_model(l, err))
+    if (make_directory(l, err) || find_models(l, err))
         return -1;
     l->endpoint = xstrdup(l->o.endpoint ? l->o.endpoint : "tcp://127.0.0.1:*");
     l->endpoint_file = below(l, "endpoint");
     if (start_coordinator(l, err) || read_endpoint(l, err) || (l->o.publish && write_client_config(l, err)))
         return -1;
-    for (int i = 0; i < l->o.groups; i++)
+    for (int i = 0; i < l->groups; i++)
         if (start_group(l, i, err))
             return -1;
     return 0;
@@ -360,7 +415,12 @@ int local_start(struct local **out, const struct local_options *options, struct 
     l->o = *options;
     if (!l->o.log_level)
         l->o.log_level = "info";
-    l->group = xcalloc((size_t)options->groups, sizeof(*l->group));
+    l->models = 1;
+    while (options->more && options->more[l->models - 1])
+        l->models++;
+    l->served = xcalloc((size_t)l->models, sizeof(*l->served));
+    l->groups = l->models * options->groups;
+    l->group = xcalloc((size_t)l->groups, sizeof(*l->group));
     if (start_all(l, err)) {
         local_stop(&l, 0);
         return -1;
@@ -378,13 +438,13 @@ void local_stop(struct local **pl, uint64_t drain_ms)
      * signal. */
     process_signal(&l->coordinator, SIGTERM);
     process_wait(&l->coordinator, drain_ms + 2000);
-    for (int i = 0; i < l->o.groups; i++)
+    for (int i = 0; i < l->groups; i++)
         process_wait(&l->group[i], 1500);
-    for (int i = 0; i < l->o.groups; i++)
+    for (int i = 0; i < l->groups; i++)
         process_signal(&l->group[i], SIGTERM);
-    for (int i = 0; i < l->o.groups; i++)
+    for (int i = 0; i < l->groups; i++)
         process_wait(&l->group[i], 1500);
-    for (int i = 0; i < l->o.groups; i++)
+    for (int i = 0; i < l->groups; i++)
         process_stop(&l->group[i], SIGTERM, 5000);
     process_stop(&l->coordinator, SIGTERM, 1000);
     if (l->home && l->directory) {
@@ -393,7 +453,11 @@ void local_stop(struct local **pl, uint64_t drain_ms)
     }
     free(l->home);
     free(l->directory);
-    free(l->model);
+    for (int i = 0; i < l->models; i++) {
+        free(l->served[i].path);
+        free(l->served[i].name);
+    }
+    free(l->served);
     free(l->endpoint);
     free(l->endpoint_file);
     free(l->group);
@@ -403,7 +467,7 @@ void local_stop(struct local **pl, uint64_t drain_ms)
 
 int local_check(struct local *l, struct err *err)
 {
-    for (int i = 0; i < l->o.groups; i++)
+    for (int i = 0; i < l->groups; i++)
         if (!process_running(&l->group[i])) {
             char log[32];
             err_set(err, "group g-%d's supervisor ended with %d", i, process_exit_code(&l->group[i]));
@@ -448,12 +512,12 @@ int local_wait(struct local *l, struct client **client, int interrupt_fd, uint64
             goto out;
         ready = ready_groups(&reply.status_reply);
         wire_release(&reply);
-        if (ready >= l->o.groups) {
+        if (ready >= l->groups) {
             code = 0;
             goto out;
         }
         if (terminal && clock_now_ms() - begun_ms > 1000) {
-            fprintf(stderr, "\rstarting: %d of %d groups ready ", ready, l->o.groups);
+            fprintf(stderr, "\rstarting: %d of %d groups ready ", ready, l->groups);
             shown = true;
         }
         struct pollfd interrupted = {.fd = interrupt_fd, .events = POLLIN};
@@ -462,7 +526,7 @@ int local_wait(struct local *l, struct client **client, int interrupt_fd, uint64
             goto out;
         }
     }
-    err_set(err, "%d of %d groups became ready within %llu ms", ready, l->o.groups,
+    err_set(err, "%d of %d groups became ready within %llu ms", ready, l->groups,
             (unsigned long long)timeout_ms);
 out:
     if (shown)

@@ -7,11 +7,13 @@
 #include "tools/client.h"
 
 struct local_options {
-    const char *model;      /* path of a GGUF file, or "demo" for the model inside this program */
-    const char *model_name; /* NULL = from the path */
-    const char *endpoint;   /* NULL = a free port on loopback */
-    int groups, stages;
-    int threads;                    /* per rank; 0 = the processors shared out */
+    const char *model;       /* path of a GGUF file, or "demo" for the model inside this program */
+    const char *model_name;  /* NULL = from the path */
+    const char *const *more; /* further models, NULL-terminated, each with groups of its own; may be NULL */
+    const char *models;      /* the registry's directory; NULL = the default */
+    const char *endpoint;    /* NULL = a free port on loopback */
+    int groups, stages;      /* of each model */
+    int threads;             /* per rank; 0 = the processors shared out */
     int64_t context, max_sequences; /* 0 = the worker's default */
     const char *log_level;
     const char *const *worker_arguments; /* further options of lepton-worker, NULL-terminated; may be NULL */

@@ -23,6 +23,8 @@ struct prompt_settings {
     PROMPT_OPTION(type, member, prompt, 'p', CONFIG_STRING, 0, 0, NULL, "TEXT", "The text to continue."), \
         PROMPT_OPTION(type, member, file, 'f', CONFIG_STRING, 0, 0, NULL, "PATH",                         \
                       "Read the prompt from a file; - is standard input."),                               \
+        PROMPT_OPTION(type, member, model, 'm', CONFIG_STRING, 0, 0, NULL, "NAME",                        \
+                      "The model to ask; needed where several are served."),                              \
         PROMPT_OPTION(type, member, no_bos, 0, CONFIG_BOOL, 0, 0, NULL, NULL,                             \
                       "Do not put the model's begin-of-text token in front."),                            \
         PROMPT_OPTION(type, member, special, 0, CONFIG_BOOL, 0, 0, NULL, NULL,                            \

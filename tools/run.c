@@ -13,16 +13,17 @@
 
 struct run_settings {
     struct prompt_settings prompt;
-    char *endpoint, *log_level;
+    char *endpoint, *log_level, *models;
     int64_t groups, stages, threads, context, max_sequences, start_ms, drain_ms;
 };
 
 #define MAX_WORKER_ARGUMENTS 24
+#define MAX_MODELS           16
 #define OPTION(member)       offsetof(struct run_settings, member)
 
 static const struct config_option options[] = {
     {"groups", 'g', CONFIG_INT, OPTION(groups), 1, 64, "1", "G", NULL,
-     "worker groups, each with the whole model", false},
+     "worker groups of each model, each with the whole of it", false},
     {"stages", 's', CONFIG_INT, OPTION(stages), 1, 256, "1", "P", NULL, "pipeline stages of a group", false},
     {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "0", "K", NULL,
      "threads of a rank; 0 = the processors shared out over all ranks", false},
@@ -39,35 +40,67 @@ static const struct config_option options[] = {
      "time for running requests to finish after Ctrl-C", false},
     {"log_level", 0, CONFIG_STRING, OPTION(log_level), 0, 0, "info", "LEVEL", "debug|info|warn|error",
      "least level in the programs' logs", false},
+    MODELS_OPTION(struct run_settings),
 };
 
 static const struct config_table table = {
     .program = "lepton run",
-    .arguments = "MODEL [-- WORKER-OPTION...]",
-    .about = "Starts a coordinator and worker groups for MODEL (a GGUF file, a Hugging Face directory, or "
-             "\"demo\" for the model "
-             "inside this program) "
-             "on this machine. With -p or -f it generates once and exits; without, it serves until Ctrl-C. A "
-             "group that "
-             "dies is started again. What stands behind -- goes to every lepton-worker.",
+    .arguments = "MODEL... [-- WORKER-OPTION...]",
+    .about =
+        "Starts a coordinator and worker groups for MODEL (a GGUF file, a Hugging Face directory, a name of "
+        "`lepton models`, or \"demo\" for the model inside this program) "
+        "on this machine. With -p or -f it generates once and exits; without, it serves until Ctrl-C. A "
+        "group that "
+        "dies is started again. Several models have groups of their own, and requests name theirs (--model). "
+        "What stands behind -- goes to every lepton-worker.",
     .after =
         "exit codes:\n"
         "  0 done   1 the request or the start failed   2 wrong usage   3 the group was lost   130 Ctrl-C\n"
         "examples:\n"
         "  lepton run demo -p \"Once upon a time\" -n 60 --temperature 0\n"
-        "  lepton run model.gguf --groups 2 --stages 2\n",
+        "  lepton run model.gguf --groups 2 --stages 2\n"
+        "  lepton run small.gguf large.gguf      # then: lepton generate --model large -p ...\n",
     .min_arguments = 1,
-    .max_arguments = 1 + MAX_WORKER_ARGUMENTS,
+    .max_arguments = MAX_MODELS + MAX_WORKER_ARGUMENTS,
     .options = options,
     .option_count = ARRAY_LEN(options),
     .settings_bytes = sizeof(struct run_settings),
 };
 
-static struct local_options cluster_options(const struct run_settings *s, const char *const *words,
-                                            bool publish)
+/* The models are the words before "--", the workers' options those behind it; the first word is always a
+ * model. Both lists end with NULL. */
+static int split_words(const struct run_settings *s, char **argv, const char **words, const char **models,
+                       const char **worker, struct err *err)
 {
-    return (struct local_options){.model = words[0],
-                                  .worker_arguments = words + 1,
+    int i = 0, at = 0, model_count = 0, worker_count = 0;
+    for (; words[i]; i++) {
+        while (argv[at] != words[i])
+            at++;
+        if (worker_count || (i > 0 && strcmp(argv[at - 1], "--") == 0)) {
+            if (worker_count == MAX_WORKER_ARGUMENTS)
+                return err_set(err, "more than %d words behind --", MAX_WORKER_ARGUMENTS);
+            worker[worker_count++] = words[i];
+        } else if (model_count == MAX_MODELS) {
+            return err_set(err, "more than %d models", MAX_MODELS);
+        } else {
+            models[model_count++] = words[i];
+        }
+    }
+    for (int k = 0; k < worker_count && model_count > 1; k++)
+        if (strncmp(worker[k], "--model-name", 12) == 0)
+            return err_set(err, "--model-name: would call %d models the same", model_count);
+    if (model_count > 1 && (s->prompt.prompt || s->prompt.file) && !s->prompt.model)
+        return err_set(err, "--model: expected the name of one of the %d models", model_count);
+    return 0;
+}
+
+static struct local_options cluster_options(const struct run_settings *s, const char *const *models,
+                                            const char *const *worker, bool publish)
+{
+    return (struct local_options){.model = models[0],
+                                  .more = models + 1,
+                                  .models = s->models,
+                                  .worker_arguments = worker,
                                   .endpoint = s->endpoint,
                                   .groups = (int)s->groups,
                                   .stages = (int)s->stages,
@@ -117,16 +150,18 @@ int command_run(int argc, char **argv)
     struct client *client = NULL;
     struct buffer prompt = {0};
     struct err err = {0};
-    const char *words[2 + MAX_WORKER_ARGUMENTS] = {NULL}; /* the model, then the workers' options */
-    config_main(&table, &s, argc, argv, words, 1 + MAX_WORKER_ARGUMENTS);
+    const char *words[1 + MAX_MODELS + MAX_WORKER_ARGUMENTS] = {NULL};
+    const char *models[MAX_MODELS + 1] = {NULL}, *worker[MAX_WORKER_ARGUMENTS + 1] = {NULL};
+    config_main(&table, &s, argc, argv, words, MAX_MODELS + MAX_WORKER_ARGUMENTS);
     bool once = s.prompt.prompt || s.prompt.file;
     int code = EXIT_FAILED;
-    if (once && prompt_read(&s.prompt, &prompt, &err)) {
+    if (split_words(&s, argv, words, models, worker, &err) ||
+        (once && prompt_read(&s.prompt, &prompt, &err))) {
         code = EXIT_USAGE;
         goto fail;
     }
     int interrupt_fd = prompt_open_interrupt();
-    struct local_options options_local = cluster_options(&s, words, !once);
+    struct local_options options_local = cluster_options(&s, models, worker, !once);
     if (local_start(&local, &options_local, &err))
         goto fail;
     int waited = local_wait(local, &client, interrupt_fd, (uint64_t)s.start_ms, &err);

@@ -49,7 +49,8 @@ class LocalCluster:
         self.home = tempfile.mkdtemp(prefix="lepton-test-")
         self.context = zmq.Context()
         self.environment = dict(os.environ, LEPTON_HOME=self.home)
-        command = [BUILD + "/lepton", "run", model, "--groups", str(groups), "--stages", str(stages), "--threads",
+        models = [model] if isinstance(model, str) else model
+        command = [BUILD + "/lepton", "run", *models, "--groups", str(groups), "--stages", str(stages), "--threads",
                    str(threads)]
         for name, value in options.items():
             command += ["--" + name.replace("_", "-"), str(value)]
