@@ -463,34 +463,12 @@ def test_lost_words(make):
     assert [t.index for t in s.tokens(name)] == list(range(len(s.tokens(name))))
 
 
-@scripted
-def test_long_prompts(make):
-    """many long prompts at once do not starve the heartbeats: each is refused, the lease holds"""
-    model = "/tmp/lepton-test-long-%d.gguf" % os.getpid()
-    subprocess.run([BUILD + "/lepton", "synth", "--layers", "1", "--dim", "64", "--ffn", "64", "--heads", "4", "--kv-heads",
-                    "4", "--vocab", "4000", "--context", "131072", "--type", "f16", model], check=True,
-                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        s = make(model=model, worker=("--context", "131072"))
-        s.hello()
-        rng = random.Random(1)
-        text = "".join(chr(rng.randint(32, 126)) for _ in range(1 << 19)) * 4
-        s.join(lease_ms=60000)
-        s.welcome(lease_ms=2000)  # of 24 prompts all the time is more than this, of one less
-        names = [s.assign(text) for _ in range(24)]
-        assert all(s.outcome(name, 120).code == 413 for name in names)
-        assert s.named("hello") == []
-    finally:
-        os.unlink(model)
-
-
 SHARED = [test_hello, test_heartbeats, test_lease_from_sent, test_fences_itself, test_welcome_counts_from_hello,
           test_stale_epoch, test_second_welcome, test_stale_welcome, test_refused_epoch, test_twice, test_capacity,
           test_prompts, test_sampling_extremes, test_context_full, test_ignore_eos, test_cancel_everywhere, test_storm,
           test_cancel_at_the_end, test_garbage, test_reopened]
 ABOUT_TIME = (test_lease_from_sent, test_fences_itself, test_welcome_counts_from_hello)  # of the link alone
-ALONE = [test_drain, test_drain_while_starting, test_small_pool, test_ipv6, test_bad_endpoint, test_lost_words,
-         test_long_prompts]
+ALONE = [test_drain, test_drain_while_starting, test_small_pool, test_ipv6, test_bad_endpoint, test_lost_words]
 
 
 def run_one(test, argument, log):
