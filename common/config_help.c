@@ -2,6 +2,7 @@
 #include "common/config.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/config_internal.h"
@@ -100,7 +101,12 @@ void config_help(const struct config_table *table, FILE *out)
     print_option(out, h_is_taken ? "      --help" : "  -h, --help", "Shows this help.");
     if (table->after) {
         fputc('\n', out);
-        fprintf(out, "%s%s", table->after, table->after[strlen(table->after) - 1] == '\n' ? "" : "\n");
+        size_t length = strlen(table->after);
+        char *text = xstrdup(table->after);
+        if (length && text[length - 1] == '\n')
+            text[length - 1] = '\0'; /* print_wrapped ends the line */
+        print_wrapped(out, text, 0, 0);
+        free(text);
     }
 }
 

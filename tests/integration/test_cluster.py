@@ -305,7 +305,7 @@ def make_cluster(model="demo", **options):
     if model is None:  # slow enough that a stream can be cut in its middle, on any machine
         model = "/tmp/lepton-test-synth-%d.gguf" % os.getpid()
         if not os.path.exists(model):
-            subprocess.run([BUILD + "/lepton", "synth", "--layers", "6", "--dim", "256", "--ffn", "512", "--heads", "8",
+            subprocess.run([BUILD + "/lepton", "synth", "--layers", "12", "--dim", "384", "--ffn", "1024", "--heads", "8",
                             "--kv-heads", "4", "--vocab", "2000", "--context", "1024", "--type", "f16", model],
                            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return LocalCluster(model=model, **options)
