@@ -1,4 +1,4 @@
-/* hf_impl: what the files of hf share; nobody else includes it.
+/* hf_impl: what the files of hf share; nobody else but their tests includes it.
  *
  *   hf_family.c         the families as tables: configuration keys, tensor names, what is stored differently
  *   hf_config.c         config.json and generation_config.json -> metadata keys

@@ -239,7 +239,8 @@ static int parse_file(struct safetensors *s, struct shard *shard, const uint8_t 
             return -1;
         count++;
     }
-    qsort(t, count, sizeof(*t), by_place);
+    if (count)
+        qsort(t, count, sizeof(*t), by_place);
     if (check_places(t, count, shard->path, data, data_bytes, err))
         return -1;
     s->count += count;
@@ -269,7 +270,8 @@ static int finish(struct safetensors **out, struct safetensors *s, int rc)
         safetensors_close(&s);
         return -1;
     }
-    qsort(s->tensor, s->count, sizeof(*s->tensor), by_name);
+    if (s->count)
+        qsort(s->tensor, s->count, sizeof(*s->tensor), by_name);
     *out = s;
     return 0;
 }
