@@ -24,7 +24,7 @@ FILTERS = ["trim", "trim('a')", "upper", "lower", "capitalize", "title", "length
            "min(attribute='role')", "unique(attribute='role')"]
 TESTS = ["defined", "undefined", "none", "string", "number", "integer", "float", "boolean", "mapping", "iterable", "sequence", "true",
          "false", "even", "odd", "divisibleby 3", "divisibleby(2)", "equalto 1", "eq 'a'", "ne 1", "in [1, 'a']", "in s", "upper",
-         "lower", "lt 3", "ge(2)", "sameval"[:0] or "number", "callable"]
+         "lower", "lt 3", "ge(2)", "callable"]
 ATTRIBUTES = ["role", "content", "a", "b", "zz", "tool_calls", "items", "upper", "count"]
 
 
@@ -77,7 +77,10 @@ class Maker:
         if kind == 15:
             return "(%s).%s" % (e(), self.r.choice(METHODS))
         if kind in (16, 17, 18):
-            return "%s|%s" % (self.atom(depth), self.r.choice(FILTERS))
+            filter_ = self.r.choice(FILTERS)
+            # Python's generators do nothing until they are walked, ours at once: walk them.
+            lazy = filter_.split("(")[0] in ("map", "select", "reject", "selectattr", "rejectattr", "unique", "items")
+            return "%s|%s%s" % (self.atom(depth), filter_, "|list" if lazy else "")
         if kind == 19:
             return "%s is %s%s" % (self.atom(depth), self.r.choice(["", "not "]), self.r.choice(TESTS))
         if kind == 20:
@@ -98,7 +101,7 @@ class Maker:
 
     def statement(self, depth):
         kind = self.r.randrange(12)
-        e = lambda: self.expression(2)  # noqa: E731
+        e = lambda: self.expression(self.r.choice([0, 1, 1, 1, 2]))  # noqa: E731
         if depth <= 0 or kind < 4:
             return self.text() + self.tag(e(), "{") + self.text()
         body = lambda: self.body(depth - 1)  # noqa: E731
@@ -112,7 +115,8 @@ class Maker:
         if kind < 8:
             target = self.r.choice(["m", "x", "k, v"])
             outer = list(self.names)
-            over = self.r.choice(["messages", "l", "d.items()", "d|dictsort", "range(3)", "s", "missing", "messages[::-1]"])
+            # Python unpacks when it comes to an element, Lepton before the loop where the loop has a filter.
+            over = self.r.choice(["d.items()", "d|dictsort", "[(1, 2)]"] if "," in target else ["messages", "l", "d.items()", "d|dictsort", "range(3)", "s", "missing", "messages[::-1]"])
             self.names = self.names + target.split(", ") + ["loop.index", "loop.last", "loop.previtem", "loop.first", "loop.length", "loop.revindex0"]
             condition = " if " + self.r.choice([target.split(", ")[0], "true", target.split(", ")[0] + " is defined"]) if self.r.random() < 0.3 else ""
             inner = body()

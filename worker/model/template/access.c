@@ -269,8 +269,14 @@ static int slice_items(struct render *r, const struct value *v, int64_t start, i
     if (v->kind == VALUE_STRING && string_chars(v->string) != v->string->bytes &&
         render_charge(r, v->string->bytes))
         return -1;
-    if (v->kind != VALUE_STRING && list_new(r, v->kind == VALUE_RANGE ? VALUE_LIST : v->kind, 0, out))
+    if (v->kind != VALUE_STRING && list_new(r, v->kind, 0, out))
         return -1;
+    if (v->kind == VALUE_RANGE) { /* a slice of a range is one; wrapping, for nobody can reach those ends */
+        const uint64_t begin = (uint64_t)v->list->range[0], by = (uint64_t)v->list->range[2];
+        out->list->range[0] = (int64_t)(begin + by * (uint64_t)start);
+        out->list->range[1] = (int64_t)(begin + by * (uint64_t)stop);
+        out->list->range[2] = (int64_t)(by * (uint64_t)step);
+    }
     struct list characters = {0};
     if (v->kind == VALUE_STRING && value_iterate(r, v, &characters))
         return -1;

@@ -151,21 +151,21 @@ static enum flow exec_for(struct render *r, struct scope *s, const struct node *
     r->at = n->b;
     if (value_iterate(r, &iterable, &items) || filter_items(r, s, n, &items))
         return FLOW_FAILED;
-    if (items.count == 0) {
-        struct scope *inner = scope_new(r, s);
-        return inner ? exec_body(r, inner, n->d) : FLOW_FAILED;
-    }
     struct loop *loop = render_take(r, sizeof(*loop));
     if (!loop)
         return FLOW_FAILED;
     *loop = (struct loop){.items = items.items, .count = items.count, .depth = 1};
+    bool completed = false;
     enum flow flow = FLOW_ON;
     for (; loop->index < loop->count && flow != FLOW_BREAK; loop->index++) {
         flow = render_charge(r, 1) ? FLOW_FAILED : exec_iteration(r, s, n, loop);
         if (flow == FLOW_FAILED)
             return FLOW_FAILED;
+        completed |= flow == FLOW_ON;
     }
-    return FLOW_ON;
+    /* As in jinja2, else is for loops no iteration of which came to its end. */
+    struct scope *inner = completed || !n->d ? NULL : scope_new(r, s);
+    return inner ? exec_body(r, inner, n->d) : r->failed ? FLOW_FAILED : FLOW_ON;
 }
 
 /* A body in a scope of its own, its output taken as a string. */

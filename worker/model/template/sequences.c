@@ -160,12 +160,19 @@ static int inner_arguments(struct render *r, const struct node *n, struct value 
     return code;
 }
 
+/* These filters take whatever is false as empty. */
+static int iterate_true(struct render *r, const struct value *v, struct list *items)
+{
+    *items = (struct list){0};
+    return value_true(v) ? value_iterate(r, v, items) : 0;
+}
+
 FILTER(map)
 {
     struct list items;
     struct value inner[1 + CALLABLE_MAX_PARAMETERS], v;
     if (check_attribute(r, n, &args[1]) || inner_arguments(r, n, inner) ||
-        value_iterate(r, &args[0], &items) || list_new(r, VALUE_ITERATOR, items.count, out))
+        iterate_true(r, &args[0], &items) || list_new(r, VALUE_ITERATOR, items.count, out))
         return -1;
     for (size_t i = 0; i < items.count; i++) {
         struct value copy[1 + CALLABLE_MAX_PARAMETERS];
@@ -186,7 +193,7 @@ static int keep(struct render *r, const struct node *n, struct value *args, bool
     struct list items;
     struct value inner[1 + CALLABLE_MAX_PARAMETERS], passes;
     if ((attribute && check_attribute(r, n, &args[1])) || inner_arguments(r, n, inner) ||
-        value_iterate(r, &args[0], &items) || list_new(r, VALUE_ITERATOR, 0, out))
+        iterate_true(r, &args[0], &items) || list_new(r, VALUE_ITERATOR, 0, out))
         return -1;
     for (size_t i = 0; i < items.count; i++) {
         inner[0] = items.items[i];
@@ -224,6 +231,16 @@ struct keyed {
     struct value key, item;
 };
 
+/* a < b as Python sees it for keys inside a list: equal ones, of whatever type, are not compared. */
+static int key_less(struct render *r, const struct value *a, const struct value *b, bool *out)
+{
+    bool equal;
+    if (value_equal(r, a, b, &equal))
+        return -1;
+    *out = false;
+    return equal ? 0 : value_less(r, a, b, out);
+}
+
 /* Stable merge sort: `from` and `to` change places at every level. */
 static int merge_sort(struct render *r, struct keyed *from, struct keyed *to, size_t count, bool reverse)
 {
@@ -234,8 +251,8 @@ static int merge_sort(struct render *r, struct keyed *from, struct keyed *to, si
             for (size_t i = begin, j = middle, k = begin; k < end; k++) {
                 bool second = i == middle;
                 if (i < middle && j < end &&
-                    value_less(r, reverse ? &from[i].key : &from[j].key,
-                               reverse ? &from[j].key : &from[i].key, &second))
+                    key_less(r, reverse ? &from[i].key : &from[j].key, reverse ? &from[j].key : &from[i].key,
+                             &second))
                     return -1;
                 to[k] = second ? from[j++] : from[i++];
             }
