@@ -16,6 +16,7 @@
 #include "tools/local.h"
 #include "tools/prompt.h"
 #include "worker/model/chat.h"
+#include "worker/model/model_file.h"
 
 struct chat_settings {
     struct client_settings client;
@@ -301,7 +302,7 @@ static int open_format(struct chat *c, const char *model, struct err *err)
                       : err_set(err,
                                 "the demo model was never taught a conversation: try --chat-template plain");
     else if (model)
-        code = gguf_open(&g, model, err);
+        code = model_file_open_vocabulary(&g, model, err);
     if (code == 0)
         code = chat_format_open(&c->format, g, choice, err);
     gguf_close(&g);

@@ -7,6 +7,7 @@
 
 #include "tools/command.h"
 #include "worker/model/chat.h"
+#include "worker/model/model_file.h"
 
 struct template_settings {
     char *messages, *tools, *variables, *chat_template;
@@ -79,7 +80,7 @@ static json_t *sample_conversation(void)
 static int open_format(struct chat_format **out, const char *what, const char *choice, struct err *err)
 {
     struct gguf *model = NULL;
-    int code = choice ? gguf_open(&model, what, err) : 0;
+    int code = choice ? model_file_open_vocabulary(&model, what, err) : 0;
     if (code == 0)
         code = chat_format_open(out, model, choice ? choice : what, err);
     gguf_close(&model);

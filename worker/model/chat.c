@@ -4,6 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+
+#include "worker/model/model_file.h"
 
 struct chat_format {
     char *name;
@@ -76,13 +79,16 @@ static int parse_own(struct chat_format *f, const struct gguf *model, struct err
     return code;
 }
 
-static bool is_gguf(const char *path)
+/* A GGUF file, or a directory, which can only be a model's. */
+static bool is_model(const char *path)
 {
     char magic[4] = "";
+    struct stat st;
     FILE *f = fopen(path, "rb");
     if (!f)
         return false;
-    bool yes = fread(magic, 1, 4, f) == 4 && memcmp(magic, "GGUF", 4) == 0;
+    bool yes = fstat(fileno(f), &st) == 0 &&
+               (S_ISDIR(st.st_mode) || (fread(magic, 1, 4, f) == 4 && memcmp(magic, "GGUF", 4) == 0));
     fclose(f);
     return yes;
 }
@@ -126,14 +132,15 @@ static int read_tokens(struct chat_format *f, const struct gguf *model, struct e
 static int open_other(struct chat_format **out, const char *path, struct err *err)
 {
     struct gguf *other = NULL;
-    int code = gguf_open(&other, path, err) || chat_format_open(out, other, NULL, err) ? -1 : 0;
+    int code =
+        model_file_open_vocabulary(&other, path, err) || chat_format_open(out, other, NULL, err) ? -1 : 0;
     gguf_close(&other);
     return code;
 }
 
 int chat_format_open(struct chat_format **out, const struct gguf *model, const char *choice, struct err *err)
 {
-    if (choice && !find_builtin(choice) && is_gguf(choice))
+    if (choice && !find_builtin(choice) && is_model(choice))
         return open_other(out, choice, err);
     struct chat_format *f = xcalloc(1, sizeof(*f));
     const struct chat_builtin *b = choice ? find_builtin(choice) : NULL;

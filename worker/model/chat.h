@@ -13,8 +13,8 @@
 struct chat_format;
 
 /* The template that `choice` names: a built-in (chat_builtin), else a file; NULL: the model's own,
- * tokenizer.chat_template. A file that is a GGUF file gives its own template and tokens. Special tokens come
- * from `model`, and where it has none (or is NULL) from the built-in. Copies what it needs. */
+ * tokenizer.chat_template. A GGUF file or a Hugging Face directory gives its own template and tokens. Special
+ * tokens come from `model`, and where it has none (or is NULL) from the built-in. Copies what it needs. */
 int chat_format_open(struct chat_format **out, const struct gguf *model, const char *choice, struct err *err);
 void chat_format_close(struct chat_format **f);
 
