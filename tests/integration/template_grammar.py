@@ -79,7 +79,7 @@ class Maker:
         if kind in (16, 17, 18):
             filter_ = self.r.choice(FILTERS)
             # Python's generators do nothing until they are walked, ours at once: walk them.
-            lazy = filter_.split("(")[0] in ("map", "select", "reject", "selectattr", "rejectattr", "unique", "items")
+            lazy = filter_.split("(")[0] in ("map", "select", "reject", "selectattr", "rejectattr", "unique", "items", "reverse")
             return "%s|%s%s" % (self.atom(depth), filter_, "|list" if lazy else "")
         if kind == 19:
             return "%s is %s%s" % (self.atom(depth), self.r.choice(["", "not "]), self.r.choice(TESTS))

@@ -48,18 +48,11 @@ FILTER(first)
     return value_undefined(r, "No first item, sequence was empty.", NULL, out);
 }
 
-static bool reversible(const struct value *v)
-{
-    return v->kind != VALUE_ITERATOR && v->kind != VALUE_UNDEFINED;
-}
-
 FILTER(last)
 {
     struct list items;
     (void)n;
-    if (args[0].kind == VALUE_UNDEFINED)
-        return value_undefined_error(r, &args[0]);
-    if (!reversible(&args[0]))
+    if (args[0].kind == VALUE_ITERATOR)
         return render_fail(r, "a %s cannot be reversed", value_type(&args[0]));
     if (value_iterate(r, &args[0], &items))
         return -1;
@@ -74,8 +67,6 @@ FILTER(reverse)
     struct list items;
     struct text t = {.r = r};
     (void)n;
-    if (args[0].kind == VALUE_UNDEFINED)
-        return value_undefined_error(r, &args[0]);
     if (value_iterate(r, &args[0], &items))
         return -1;
     if (args[0].kind == VALUE_STRING) {
