@@ -16,7 +16,7 @@
 #include "tools/local.h"
 #include "tools/prompt.h"
 #include "worker/model/chat.h"
-#include "worker/model/model_file.h"
+#include "worker/model/registry.h"
 
 struct chat_settings {
     struct client_settings client;
@@ -52,7 +52,8 @@ static const struct config_table table = {
     .program = "lepton chat",
     .arguments = "[MODEL]",
     .about =
-        "Talks with a model. With MODEL (a GGUF file, or \"demo\") it is started on this machine; without, a "
+        "Talks with a model. With MODEL (a file or directory, a name of `lepton models`, or \"demo\") it is "
+        "started on this machine; without, a "
         "running coordinator is asked, and --chat-template must name the format. Each line of standard input "
         "is "
         "a turn, at a terminal or from a pipe. Ctrl-C stops an answer; Ctrl-D, or Ctrl-C twice, leaves. "
@@ -294,6 +295,7 @@ static int open_format(struct chat *c, const char *model, struct err *err)
 {
     struct gguf *g = NULL;
     const char *choice = c->s->chat_template;
+    struct registry_model m = {0};
     int code = 0;
     if (!model && !choice)
         return err_set(err, "expected MODEL, or --chat-template beside a running coordinator");
@@ -302,10 +304,13 @@ static int open_format(struct chat *c, const char *model, struct err *err)
                       : err_set(err,
                                 "the demo model was never taught a conversation: try --chat-template plain");
     else if (model)
-        code = model_file_open_vocabulary(&g, model, err);
+        code = registry_find(&m, NULL, model, VERIFY_REGISTERED, err) || registry_open_vocabulary(&g, &m, err)
+                   ? -1
+                   : 0;
     if (code == 0)
         code = chat_format_open(&c->format, g, choice, err);
     gguf_close(&g);
+    registry_release(&m);
     return code;
 }
 

@@ -74,6 +74,9 @@ def test_by_name(registry):
     answer = json.loads(registry.must("run", "tiny", "-p", "Once", "-n", "8", "--temperature", "0", "--json"))
     direct = json.loads(registry.must("run", DEMO, "-p", "Once", "-n", "8", "--temperature", "0", "--json"))
     assert answer["tokens"] == direct["tokens"]
+    done = subprocess.run([LEPTON, "chat", "tiny", "--chat-template", "plain", "-n", "4"], input="hello\n", timeout=120,
+                          env=registry.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 0 and done.stdout.strip(), done
     done = registry.lepton("inspect", "nobody")
     assert done.returncode == 1 and "no such file, and no model of this name in " + registry.models in done.stderr
     done = registry.lepton("inspect", "tiny", "--models", "/no/such/directory")
