@@ -132,6 +132,65 @@ def llama_tensors(keys, tensors):
     return out
 
 
+QWEN_LAYER = dict(LLAMA_LAYER, **{
+    "attn_q.bias": "self_attn.q_proj.bias", "attn_k.bias": "self_attn.k_proj.bias", "attn_v.bias": "self_attn.v_proj.bias",
+    "attn_output.bias": "self_attn.o_proj.bias", "ffn_gate.bias": "mlp.gate_proj.bias", "ffn_up.bias": "mlp.up_proj.bias",
+    "ffn_down.bias": "mlp.down_proj.bias", "attn_q_norm.weight": "self_attn.q_norm.weight",
+    "attn_k_norm.weight": "self_attn.k_norm.weight", "attn_norm.bias": "input_layernorm.bias",
+    "ffn_norm.bias": "post_attention_layernorm.bias"})
+GEMMA2_LAYER = dict(QWEN_LAYER, **{
+    "post_attention_norm.weight": "post_attention_layernorm.weight", "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+    "post_ffw_norm.weight": "post_feedforward_layernorm.weight"})
+PHI3_LAYER = dict(QWEN_LAYER, **{"attn_qkv.weight": "self_attn.qkv_proj.weight", "ffn_up.weight": "mlp.gate_up_proj.weight"})
+GPT2_LAYER = {f"{ours}.{part}": f"{theirs}.{part}" for part in ("weight", "bias") for ours, theirs in (
+    ("attn_norm", "ln_1"), ("attn_qkv", "attn.c_attn"), ("attn_output", "attn.c_proj"), ("ffn_norm", "ln_2"),
+    ("ffn_up", "mlp.c_fc"), ("ffn_down", "mlp.c_proj"))}
+GPT2_GLOBAL = {"token_embd.weight": "wte.weight", "position_embd.weight": "wpe.weight", "output_norm.weight": "ln_f.weight",
+               "output_norm.bias": "ln_f.bias", "output.weight": "lm_head.weight"}
+EXPERTS = {"llama": ("block_sparse_moe.experts.{}.{}.weight", {"ffn_gate_exps": "w1", "ffn_down_exps": "w2", "ffn_up_exps": "w3"},
+                     "block_sparse_moe.gate.weight"),
+           "qwen3moe": ("mlp.experts.{}.{}.weight", {"ffn_gate_exps": "gate_proj", "ffn_down_exps": "down_proj",
+                                                     "ffn_up_exps": "up_proj"}, "mlp.gate.weight")}
+WIDTH = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+def expected_tensors(keys, tensors):
+    """What a Hugging Face checkpoint of this GGUF model holds, for every family: names, order of elements, shapes."""
+    family = keys["general.architecture"]
+    layer_names = {"gemma2": GEMMA2_LAYER, "phi3": PHI3_LAYER, "gpt2": GPT2_LAYER}.get(family, QWEN_LAYER)
+    global_names = GPT2_GLOBAL if family == "gpt2" else dict(LLAMA_GLOBAL, **{"output_norm.bias": "model.norm.bias"})
+    heads = {"attn_q": keys[f"{family}.attention.head_count"],
+             "attn_k": keys.get(f"{family}.attention.head_count_kv", keys[f"{family}.attention.head_count"])}
+    out = {}
+    for name, (kind, shape, content) in tensors.items():
+        if name.startswith("rope_"):
+            continue  # in config.json
+        if family.startswith("gemma") and name.endswith("norm.weight"):
+            content = (np.frombuffer(content, np.float32) - np.float32(1)).tobytes()
+        if not name.startswith("blk."):
+            out[global_names[name]] = (kind, shape, content)
+            continue
+        _, layer, rest = name.split(".", 2)
+        place = f"h.{layer}." if family == "gpt2" else f"model.layers.{layer}."
+        base = rest.rsplit(".", 1)[0]
+        if base.endswith("_exps"):
+            pattern, parts, _ = EXPERTS[family]
+            size = len(content) // shape[0]
+            for e in range(shape[0]):
+                out[place + pattern.format(e, parts[base])] = (kind, shape[1:], content[e * size:(e + 1) * size])
+            continue
+        if base == "ffn_gate_inp":
+            out[place + EXPERTS[family][2]] = (kind, shape, content)
+            continue
+        if family == "llama" and base in heads:
+            content = halves_from_pairs(content, WIDTH[kind], shape[0], heads[base])
+        if family == "gpt2" and len(shape) == 2:
+            table = np.frombuffer(content, np.uint8).reshape(*shape, WIDTH[kind])
+            content, shape = np.ascontiguousarray(table.transpose(1, 0, 2)).tobytes(), shape[::-1]
+        out[place + layer_names[rest]] = (kind, shape, content)
+    return out
+
+
 def llama_config(keys, tied):
     return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
             "num_hidden_layers": keys["llama.block_count"], "max_position_embeddings": keys["llama.context_length"],

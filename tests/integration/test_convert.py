@@ -97,7 +97,87 @@ def test_round_trip(folder, gguf, name):
           "model.safetensors.index.json" in files and same_tensors(gguf, f"{folder}/{name}-shards.gguf"), files)
 
 
+def vocabulary_json(keys):
+    """A byte-level vocabulary as tokenizer.json; the pre-tokenizers as their models' files have them."""
+    step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    falcon = {"type": "Sequence", "pretokenizers": [
+        {"type": "Punctuation", "behavior": "Contiguous"}, step, {"type": "Digits", "individual_digits": False},
+        {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated", "invert": False}]}
+    types, tokens = keys["tokenizer.ggml.token_type"], keys["tokenizer.ggml.tokens"]
+    added = [{"id": i, "content": t, "special": types[i] == 3} for i, t in enumerate(tokens) if types[i] in (3, 4)]
+    return {"added_tokens": added, "normalizer": None, "pre_tokenizer": falcon if keys["tokenizer.ggml.pre"] == "falcon" else step,
+            "post_processor": None,
+            "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": keys["tokenizer.ggml.merges"]}}
+
+
+def test_vocabulary(folder, name, form):
+    """A vocabulary of 32,000 to 65,024 pieces, without weights or a configuration, on the reference's texts."""
+    gguf = f"{shared}/data/tokenizer/ggml-vocab-{name}.gguf"
+    if not os.path.exists(gguf):
+        print(f"skip - the vocabulary {name} as {form}: no shared data")
+        return
+    directory = f"{folder}/vocabulary-{name}-{form}"
+    os.makedirs(directory)
+    keys = hf.read_gguf(gguf)[0]
+    if form == "tokenizer.model":
+        hf.write_tokenizer_model(directory, keys)
+    else:
+        made = hf.sentencepiece_json(keys) if keys["tokenizer.ggml.model"] == "llama" else vocabulary_json(keys)
+        json.dump(made, open(f"{directory}/tokenizer.json", "w"), ensure_ascii=False)
+    samples = open(f"{gguf}.inp", encoding="utf-8").read().split("\n__ggml_vocab_test__\n")
+    wrong = [t for t in samples if t and ids(directory, t) != ids(gguf, t)]
+    check(f"the vocabulary {name} as {form} gives the GGUF file's ids for {len(samples)} texts", len(samples) > 40 and not wrong,
+          wrong[:3])
+
+
+def test_families(folder):
+    """Tiny models of every architecture there and back; a model that a directory cannot say is refused, not bent."""
+    refused = {"llama_with_divided_frequencies_and_a_tied_output": "no rope_scaling known here",
+               "mixtral_in_a_tensor_for_each_expert": "has no Hugging Face name in a mixtral model"}
+    seeds = f"{root}/tests/fuzz/seeds/fuzz_model"
+    for file in sorted(os.listdir(seeds)):
+        name, gguf = file[:-5], f"{seeds}/{file}"
+        if name in refused:
+            check(f"{name} is refused", refused[name] in run("convert", gguf, f"{folder}/{name}", code=1))
+            continue
+        run("convert", gguf, f"{folder}/{name}")
+        run("convert", f"{folder}/{name}", f"{folder}/{name}.gguf")
+        check(f"{name}: there and back byte-equal, and the logits the same from all three",
+              same_tensors(gguf, f"{folder}/{name}.gguf") and
+              logits(gguf, [1, 2, 3, 4]) == logits(f"{folder}/{name}", [1, 2, 3, 4]) == logits(f"{folder}/{name}.gguf", [1, 2, 3, 4]))
+        expected, written = hf.expected_tensors(*hf.read_gguf(gguf)), hf.read_safetensors(f"{folder}/{name}/model.safetensors")
+        check(f"{name}: the directory holds what the definition of the formats gives", expected == written,
+              [n for n in expected if expected[n] != written.get(n)] + [n for n in written if n not in expected])
+
+
+def test_types(folder):
+    """--type converts matrices and leaves vectors; block types need it on the way to a directory."""
+    run("convert", demo, f"{folder}/f32.gguf", "--type", "f32")
+    run("convert", demo, f"{folder}/f32", "--type", "f32")
+    run("convert", f"{folder}/f32", f"{folder}/f16.gguf", "--type", "f16")
+    check("F16 to F32 to F16 is the same", same_tensors(demo, f"{folder}/f16.gguf"))
+    kinds = {t[0] for t in hf.read_safetensors(f"{folder}/f32/model.safetensors").values()}
+    check("--type f32 gives F32 everywhere", kinds == {"F32"}, kinds)
+    run("quantize", "--type", "q8_0", demo, f"{folder}/q8.gguf")
+    said = run("convert", f"{folder}/q8.gguf", f"{folder}/q8", code=1)
+    check("a block type is refused by name", "safetensors has no type q8_0" in said and not os.path.exists(f"{folder}/q8"), said)
+    run("convert", f"{folder}/q8.gguf", f"{folder}/q8", "--type", "f32")
+    prompt = ids(demo, "Once upon a time")
+    check("dequantised, it computes the same", logits(f"{folder}/q8", prompt) == logits(f"{folder}/q8.gguf", prompt))
+    said = run("convert", demo, f"{folder}/f32", code=1)
+    check("a directory that holds something is not replaced", "expected a name that is free" in said, said)
+    left = [f for f in os.listdir(folder) if ".tmp-" in f]
+    check("nothing is left of what failed", not left, left)
+    said = run("convert", demo, "/dev/full/x.gguf", code=1)
+    check("an output that cannot be made is named", "/dev/full/x.gguf" in said, said)
+
+
 with tempfile.TemporaryDirectory() as folder:
+    test_types(folder)
+    test_families(folder)
+    for name, form in (("gpt-2", "tokenizer.json"), ("falcon", "tokenizer.json"), ("llama-spm", "tokenizer.model"),
+                       ("llama-spm", "tokenizer.json")):
+        test_vocabulary(folder, name, form)
     test_by_hand(folder, demo, "the demo model")
     test_round_trip(folder, demo, "the demo model")
     if os.path.exists(stories):

@@ -236,16 +236,16 @@ static int add_row(struct hf *h, struct gguf_writer *w, const struct hf_tensor_r
     return 1;
 }
 
-static void add_divisors(struct hf *h, struct gguf_writer *w)
+/* Tensors that Hugging Face writes into the configuration. */
+static void add_made(struct hf *h, struct gguf_writer *w, const char *name, float **values)
 {
-    if (!h->config.rope_divisors)
+    if (!*values)
         return;
     struct part *p = add_part(h);
     int64_t n = h->config.rope_length / 2;
-    *p = (struct part){.dtype = DTYPE_F32, .bytes = (uint64_t)n * sizeof(float)};
-    p->made = h->config.rope_divisors;
-    h->config.rope_divisors = NULL;
-    gguf_writer_tensor(w, "rope_freqs.weight", DTYPE_F32, 1, &n);
+    *p = (struct part){.dtype = DTYPE_F32, .bytes = (uint64_t)n * sizeof(float), .made = *values};
+    *values = NULL;
+    gguf_writer_tensor(w, name, DTYPE_F32, 1, &n);
 }
 
 static bool per_layer(const struct hf_tensor_row *row)
@@ -256,7 +256,9 @@ static bool per_layer(const struct hf_tensor_row *row)
 static int add_tensors(struct hf *h, struct gguf_writer *w, struct err *err)
 {
     const struct hf_family *f = h->config.family;
-    add_divisors(h, w);
+    add_made(h, w, "rope_freqs.weight", &h->config.rope_divisors);
+    add_made(h, w, "rope_factors_long.weight", &h->config.rope_long);
+    add_made(h, w, "rope_factors_short.weight", &h->config.rope_short);
     for (int64_t layer = -1; layer < h->config.layers; layer++)
         for (int i = 0; i < f->tensor_count; i++) {
             const struct hf_tensor_row *row = &f->tensors[i];

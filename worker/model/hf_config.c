@@ -232,6 +232,8 @@ void hf_config_release(struct hf_config *c)
     free(c->path);
     free(c->generation_path);
     free(c->rope_divisors);
+    free(c->rope_long);
+    free(c->rope_short);
     *c = (struct hf_config){0};
 }
 
@@ -334,6 +336,54 @@ static int add_yarn(const struct hf_config *c, struct gguf_writer *w, const json
     return 0;
 }
 
+/* long_factor, short_factor: a positive number for each frequency. */
+static int read_factors(const struct hf_config *c, const json_t *scaling, const char *key, float **out,
+                        struct err *err)
+{
+    json_t *list = NULL;
+    size_t n = (size_t)c->rope_length / 2;
+    if (json_get_array(scaling, c->path, key, &list, err) < 0)
+        return -1;
+    if (json_array_size(list) != n)
+        return err_set(err, "%s: rope_scaling: %s: expected %zu numbers, found %zu", c->path, key, n,
+                       json_array_size(list));
+    *out = xcalloc(n, sizeof(float));
+    for (size_t i = 0; i < n; i++) {
+        double value = json_number_value(json_array_get(list, i));
+        if (!(value > 0 && value < 1e30))
+            return err_set(err, "%s: rope_scaling: %s: expected positive numbers", c->path, key);
+        (*out)[i] = (float)value;
+    }
+    return 0;
+}
+
+/* LongRoPE (Ding et al. 2024), as Phi-3 has it: what is served decides which factors hold, and the magnitude
+ * is that of the whole context. */
+static int add_long(struct hf_config *c, struct gguf_writer *w, const json_t *scaling, struct err *err)
+{
+    int64_t original = 0;
+    double magnitude = 0;
+    char key[128];
+    if (strcmp(c->family->model_type, "phi3") != 0)
+        return refuse_text(c, "rope_scaling: type", "longrope", "another for this model_type", err);
+    if (get_size(c, c->root, "original_max_position_embeddings", &original, err) < 0 ||
+        get_size(c, scaling, "original_max_position_embeddings", &original, err) < 0 ||
+        get_positive(c, scaling, "attention_factor", &magnitude, err) < 0 ||
+        read_factors(c, scaling, "long_factor", &c->rope_long, err) ||
+        read_factors(c, scaling, "short_factor", &c->rope_short, err))
+        return -1;
+    if (original < 2)
+        return err_set(err, "%s: original_max_position_embeddings is missing", c->path);
+    if (json_object_get(scaling, "short_mscale") || json_object_get(scaling, "long_mscale"))
+        return err_set(err, "%s: rope_scaling: short_mscale, long_mscale: not supported", c->path);
+    double factor = (double)c->context / (double)original;
+    if (magnitude == 0)
+        magnitude = factor > 1 ? sqrt(1 + log(factor) / log((double)original)) : 1;
+    gguf_writer_uint(w, (KEY(key, "rope.scaling.original_context_length"), key), (uint64_t)original);
+    gguf_writer_float(w, (KEY(key, "rope.scaling.attn_factor"), key), magnitude);
+    return 0;
+}
+
 /* rope_scaling, or rope_parameters as newer files call it. */
 static int add_rope(struct hf_config *c, struct gguf_writer *w, struct err *err)
 {
@@ -364,8 +414,10 @@ static int add_rope(struct hf_config *c, struct gguf_writer *w, struct err *err)
         return add_llama3(c, scaling, base, err);
     if (strcmp(type, "yarn") == 0)
         return add_yarn(c, w, scaling, err);
+    if (strcmp(type, "longrope") == 0 || strcmp(type, "su") == 0)
+        return add_long(c, w, scaling, err);
     if (strcmp(type, "linear") != 0)
-        return refuse_text(c, "rope_scaling: type", type, "default, linear, yarn or llama3", err);
+        return refuse_text(c, "rope_scaling: type", type, "default, linear, yarn, llama3 or longrope", err);
     if (need_positive(c, scaling, "factor", &factor, err))
         return -1;
     gguf_writer_string(w, (KEY(key, "rope.scaling.type"), key), "linear");

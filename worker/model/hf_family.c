@@ -96,6 +96,9 @@ static const struct hf_tensor_row llama_tensors[] = {
     NORM_ROWS(HF_SAME),
     ATTENTION_ROWS(HF_PERMUTE_Q, HF_PERMUTE_K),
     {B "attn_output.bias", L "self_attn.o_proj.bias", HF_SAME, true},
+    {B "ffn_gate.bias", L "mlp.gate_proj.bias", HF_SAME, true},
+    {B "ffn_up.bias", L "mlp.up_proj.bias", HF_SAME, true},
+    {B "ffn_down.bias", L "mlp.down_proj.bias", HF_SAME, true},
     FFN_ROWS,
 };
 

@@ -86,7 +86,9 @@ struct hf_config {
     int64_t layers, embed, heads, kv_heads, head_length, rope_length, experts, context;
     int64_t vocab; /* 0 = not said */
     bool tied;
-    float *rope_divisors; /* [rope_length / 2] for Llama 3's scaling, else NULL */
+    /* Divisors of the rotation's frequencies, [rope_length / 2] each, NULL where the scaling has none: Llama
+     * 3's, and long RoPE's two sets. hf.c takes them over. */
+    float *rope_divisors, *rope_long, *rope_short;
 };
 
 int hf_config_open(struct hf_config *c, const char *directory, struct err *err);

@@ -170,8 +170,8 @@ static int plan_tensor(struct plan *p, const struct gguf_tensor *t, struct err *
     const struct hf_tensor_row *row = find_row(p->family, t->name, &layer);
     bool stack = row && row->change == HF_STACK;
     if (!row)
-        return t->name.size == 17 && memcmp(t->name.data, "rope_freqs.weight", 17) == 0
-                   ? 0 /* rope_scaling says it */
+        return t->name.size > 5 && memcmp(t->name.data, "rope_", 5) == 0
+                   ? 0 /* rope_scaling says it, or hf_write_config refused it */
                    : err_set(err, "%s: tensor %.*s has no Hugging Face name in a %s model", gguf_name(p->g),
                              (int)t->name.size, t->name.data, p->family->model_type);
     if (t->ndim != (stack          ? 3

@@ -127,51 +127,95 @@ static json_t *find_llama3(const struct out *o, const struct gguf_tensor *t, dou
     return scaling;
 }
 
+/* A vector of `n` floats, or NULL. */
+static const struct gguf_tensor *factors(const struct out *o, const char *name, uint64_t n)
+{
+    const struct gguf_tensor *t = gguf_tensor_find(o->g, name);
+    return t && t->dtype == DTYPE_F32 && t->ndim == 1 && (uint64_t)t->dim[0] == n ? t : NULL;
+}
+
+static json_t *factors_json(const struct out *o, const struct gguf_tensor *t)
+{
+    json_t *list = json_array();
+    const uint8_t *data = gguf_tensor_data(o->g, t);
+    for (int64_t i = 0; i < t->dim[0]; i++) {
+        float v;
+        memcpy(&v, data + (size_t)i * sizeof(v), sizeof(v));
+        json_array_append_new(list, json_float(v));
+    }
+    return list;
+}
+
+/* rope_scaling from tensors: 1 written, 0 there are none, -1. */
+static int write_scaling_tensors(const struct out *o, double base, uint64_t n, uint64_t original,
+                                 double attention)
+{
+    bool any = gguf_tensor_find(o->g, "rope_factors_long.weight") ||
+               gguf_tensor_find(o->g, "rope_factors_short.weight");
+    const struct gguf_tensor *t = factors(o, "rope_freqs.weight", n),
+                             *longer = factors(o, "rope_factors_long.weight", n),
+                             *shorter = factors(o, "rope_factors_short.weight", n);
+    json_t *scaling = NULL;
+    if (!any && !gguf_tensor_find(o->g, "rope_freqs.weight"))
+        return 0;
+    if (any && longer && shorter && original && attention > 0 && is_type(o->family, "phi3")) {
+        scaling =
+            json_pack("{s:s, s:o, s:o, s:o}", "type", "longrope", "long_factor", factors_json(o, longer),
+                      "short_factor", factors_json(o, shorter), "attention_factor", json_float(attention));
+        set_int(o, "original_max_position_embeddings", original);
+    } else if (!any && t) {
+        scaling = find_llama3(o, t, base);
+    }
+    if (!scaling)
+        return err_set(o->err, "%s: tensor %s: no rope_scaling known here gives these values",
+                       gguf_name(o->g), any ? "rope_factors_long.weight" : "rope_freqs.weight");
+    json_object_set_new(o->root, "rope_scaling", scaling);
+    return 1;
+}
+
+/* A factor without a type means linear, as arch_rope.c reads it. */
 static int write_scaling(const struct out *o, double base, uint64_t rope_length)
 {
     char key[128];
-    struct gguf_string type = {"none", 4};
+    struct gguf_string type = {"linear", 6};
     double factor = 1, attention = 0;
     uint64_t original = 0;
-    const struct gguf_tensor *t = gguf_tensor_find(o->g, "rope_freqs.weight");
     snprintf(key, sizeof(key), "%s.rope.scaling.type", o->family->architecture);
-    if (gguf_get_string(o->g, key, &type, o->err) < 0 || get_float(o, "rope.scaling.factor", &factor) < 0 ||
+    if (gguf_get_string(o->g, key, &type, o->err) < 0 || get_float(o, "rope.scale_linear", &factor) < 0 ||
+        get_float(o, "rope.scaling.factor", &factor) < 0 ||
         get_float(o, "rope.scaling.attn_factor", &attention) < 0 ||
         get_int(o, "rope.scaling.original_context_length", &original) < 0)
         return -1;
     bool none = type.size == 4 && memcmp(type.data, "none", 4) == 0;
     bool linear = type.size == 6 && memcmp(type.data, "linear", 6) == 0;
     bool yarn = type.size == 4 && memcmp(type.data, "yarn", 4) == 0;
-    if (t) {
-        bool fits = t->dtype == DTYPE_F32 && t->ndim == 1 && (uint64_t)t->dim[0] * 2 == rope_length && none;
-        json_t *scaling = fits ? find_llama3(o, t, base) : NULL;
-        if (!scaling)
-            return err_set(o->err,
-                           "%s: tensor rope_freqs.weight: no rope_scaling known here gives these "
-                           "values",
-                           gguf_name(o->g));
-        json_object_set_new(o->root, "rope_scaling", scaling);
-    } else if (linear || yarn) {
-        json_t *scaling =
-            json_pack("{s:s, s:o}", "rope_type", linear ? "linear" : "yarn", "factor", json_float(factor));
-        if (yarn && original)
-            json_object_set_new(scaling, "original_max_position_embeddings",
-                                json_integer((json_int_t)original));
-        if (yarn && attention > 0)
-            json_object_set_new(scaling, "attention_factor", json_real(attention * (1 + 0.1 * log(factor))));
-        json_object_set_new(o->root, "rope_scaling", scaling);
-    } else if (!none) {
+    bool longer = type.size == 8 && memcmp(type.data, "longrope", 8) == 0;
+    int tensors = write_scaling_tensors(o, base, rope_length / 2, original, attention);
+    if (tensors < 0)
+        return -1;
+    if (!none && !linear && !yarn && !(longer && tensors))
         return err_set(o->err, "%s: %s: \"%.*s\" has no Hugging Face form here", gguf_name(o->g), key,
                        (int)(type.size < 64 ? type.size : 64), type.data);
-    }
+    if (none || longer || (linear && factor == 1))
+        return 0;
+    if (tensors)
+        return err_set(o->err, "%s: %s and frequency tensors together have no Hugging Face form here",
+                       gguf_name(o->g), key);
+    json_t *scaling =
+        json_pack("{s:s, s:o}", "rope_type", linear ? "linear" : "yarn", "factor", json_float(factor));
+    if (yarn && original)
+        json_object_set_new(scaling, "original_max_position_embeddings", json_integer((json_int_t)original));
+    if (yarn && attention > 0)
+        json_object_set_new(scaling, "attention_factor", json_real(attention * (1 + 0.1 * log(factor))));
+    json_object_set_new(o->root, "rope_scaling", scaling);
     return 0;
 }
 
 static int write_rope(const struct out *o)
 {
     uint64_t embed = 1, heads = 1, head = 0, length = 0;
-    double base = o->family->rope_base;
-    if (base == 0)
+    double base = 10000; /* GGUF's, where the key is absent: each family has its own in config.json */
+    if (o->family->rope_base == 0)
         return 0;
     if (get_int(o, "embedding_length", &embed) < 0 || get_int(o, "attention.head_count", &heads) < 0 ||
         heads == 0)
@@ -195,6 +239,15 @@ static int write_rope(const struct out *o)
     return write_scaling(o, base, length);
 }
 
+/* The number whose root divides the scores: whole in every published model. */
+static json_t *json_query_scale(const struct out *o, double scale)
+{
+    if (!(scale > 0))
+        return json_incref(json_object_get(o->root, "head_dim"));
+    double number = 1 / (scale * scale), whole = round(number);
+    return (float)(1 / sqrt(whole)) == (float)scale ? json_integer((json_int_t)whole) : json_real(number);
+}
+
 /* What belongs to single families. */
 static int write_special(const struct out *o)
 {
@@ -213,12 +266,11 @@ static int write_special(const struct out *o)
     bool qkv_bias = gguf_tensor_find(o->g, "blk.0.attn_q.bias") != NULL;
     if (is_type(f, "llama") || is_type(f, "qwen3") || is_type(f, "qwen3_moe")) {
         json_object_set_new(o->root, "attention_bias", json_boolean(qkv_bias));
-        json_object_set_new(o->root, "mlp_bias", json_false());
+        json_object_set_new(o->root, "mlp_bias",
+                            json_boolean(gguf_tensor_find(o->g, "blk.0.ffn_up.bias") != NULL));
     }
     if (is_type(f, "gemma2"))
-        json_object_set_new(o->root, "query_pre_attn_scalar",
-                            scale > 0 ? json_integer(llround(1 / (scale * scale)))
-                                      : json_incref(json_object_get(o->root, "head_dim")));
+        json_object_set_new(o->root, "query_pre_attn_scalar", json_query_scale(o, scale));
     if (is_type(f, "stablelm")) {
         if (gguf_get_bool(o->g, "stablelm.use_parallel_residual", &parallel, o->err) < 0)
             return -1;
@@ -235,6 +287,54 @@ static int write_special(const struct out *o)
     }
     if (is_type(f, "qwen2") || is_type(f, "qwen3") || is_type(f, "qwen3_moe"))
         json_object_set_new(o->root, "use_sliding_window", json_false());
+    return 0;
+}
+
+/* Keys of the architecture that the functions above have said, or that say nothing. */
+static bool is_said(const struct out *o, const char *suffix)
+{
+    static const char *const known[] = {
+        "rope.dimension_count",     "rope.freq_base",
+        "rope.scaling.type",        "rope.scaling.factor",
+        "rope.scaling.attn_factor", "rope.scaling.original_context_length",
+        "rope.scale_linear",        "attention.key_length",
+        "attention.value_length",   "attention.sliding_window",
+        "attention.head_count_kv",  "rope.scaling.finetuned",
+        "tensor_data_layout",       "vocab_size",
+    };
+    for (size_t i = 0; i < ARRAY_LEN(known); i++)
+        if (strcmp(known[i], suffix) == 0)
+            return true;
+    if (strcmp(suffix, "attention.scale") == 0)
+        return is_type(o->family, "gemma2");
+    if (strcmp(suffix, "use_parallel_residual") == 0)
+        return is_type(o->family, "stablelm");
+    if (strcmp(suffix, "expert_weights_norm") == 0 && is_type(o->family, "qwen3_moe"))
+        return true;
+    return hf_config_name(o->family, suffix) != NULL;
+}
+
+/* A key that config.json cannot carry would silently change the model; zero and "causal" change nothing. */
+static int check_keys(const struct out *o)
+{
+    size_t n = strlen(o->family->architecture);
+    for (uint64_t i = 0; i < gguf_key_count(o->g); i++) {
+        struct gguf_string name = gguf_key(o->g, i, NULL);
+        char key[128];
+        uint64_t number = 1;
+        bool flag = false;
+        if (name.size <= n || memcmp(name.data, o->family->architecture, n) != 0 || name.data[n] != '.')
+            continue;
+        snprintf(key, sizeof(key), "%.*s", (int)(name.size < 127 ? name.size : 127), name.data);
+        if (is_said(o, key + n + 1) || (gguf_get_uint(o->g, key, &number, NULL) == 1 && number == 0))
+            continue;
+        bool neutral =
+            strcmp(key + n + 1, "attention.causal") == 0 || strcmp(key + n + 1, "expert_weights_norm") == 0;
+        if (neutral && gguf_get_bool(o->g, key, &flag, NULL) == 1 && flag)
+            continue;
+        return err_set(o->err, "%s: metadata key %s has no Hugging Face form in a %s model", gguf_name(o->g),
+                       key, o->family->model_type);
+    }
     return 0;
 }
 
@@ -282,7 +382,7 @@ json_t *hf_write_config(const struct gguf *g, const struct hf_family *family, co
     if (strncmp(family->model_type, "gemma", 5) == 0)
         json_object_set_new(o.root, "hidden_activation", json_string(family->activation));
     json_object_set_new(o.root, "tie_word_embeddings", json_boolean(!gguf_tensor_find(g, "output.weight")));
-    if (write_table(&o) || write_rope(&o) || write_special(&o)) {
+    if (check_keys(&o) || write_table(&o) || write_rope(&o) || write_special(&o)) {
         json_decref(o.root);
         return NULL;
     }

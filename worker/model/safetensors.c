@@ -185,8 +185,8 @@ static int check_places(const struct safetensors_tensor *t, uint64_t count, cons
 
 static struct safetensors_tensor *grow(struct safetensors *s, uint64_t more)
 {
-    if (s->count + more > s->capacity) {
-        s->capacity = s->count + more;
+    if (s->count + more >= s->capacity) { /* one more, so that there is memory for no tensors too */
+        s->capacity = s->count + more + 1;
         s->tensor = xrealloc(s->tensor, s->capacity * sizeof(*s->tensor));
     }
     return s->tensor + s->count;
