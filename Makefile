@@ -103,6 +103,10 @@ $(B)/tools/demo/embedded.o: tools/demo/embedded.S tools/demo/lepton-demo.gguf
 -include kernels/cuda.mk
 -include tests/fake_nccl/nccl.mk
 
+.PHONY: bench
+bench: all ## Measure the kernels beside the limits of this machine (lepton bench kernels)
+	$(B)/lepton bench kernels
+
 .PHONY: demo
 demo: ## Install what is missing, build, and show four prompts streaming through two groups of two stages
 	tools/deps.sh

@@ -30,6 +30,7 @@
     X(logits, "show what a model computes for given token ids, as numbers")              \
     X(quantize, "write a model again with other element types")                          \
     X(synth, "write a model of random weights, for benchmarks")                          \
+    X(bench, "measure the kernels beside the limits of this machine")                    \
     X(devices, "list the devices that kernels can run on")                               \
     X(keygen, "make the CURVE key pair of a coordinator, worker or client")              \
     X(version, "show the versions of Lepton, its protocol and its libraries")

@@ -86,7 +86,7 @@ int command_devices(int argc, char **argv)
     struct found found;
     struct err err;
     config_main(&table, &settings, argc, argv, NULL, 0);
-    struct device_options how = {.plugin_path = settings.plugin};
+    struct device_options how = {.plugin_path = settings.plugin, .kernels = "auto"};
     json_t *all = json_pack("{s:[]}", "devices");
     int gpus = device_gpu_count(&how, &err);
     for (int i = -1; i < (gpus > 0 ? gpus : 0); i++) { /* -1: the CPU */
