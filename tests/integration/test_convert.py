@@ -2,7 +2,9 @@
 """Hugging Face directories: written by hand they give a GGUF file's very tokens; lepton convert takes models there and back
 byte for byte."""
 import json
+import math
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ except ImportError as missing:
 here = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, here)
 import hf_fixtures as hf  # noqa: E402
+import test_arch  # noqa: E402
 
 root = os.path.dirname(os.path.dirname(here))
 lepton = os.path.join(os.environ.get("LEPTON_BUILD", f"{root}/build/release"), "lepton")
@@ -132,13 +135,14 @@ def test_vocabulary(folder, name, form):
 
 def test_families(folder):
     """Tiny models of every architecture there and back; a model that a directory cannot say is refused, not bent."""
-    refused = {"llama_with_divided_frequencies_and_a_tied_output": "no rope_scaling known here",
-               "mixtral_in_a_tensor_for_each_expert": "has no Hugging Face name in a mixtral model"}
-    seeds = f"{root}/tests/fuzz/seeds/fuzz_model"
-    for file in sorted(os.listdir(seeds)):
-        name, gguf = file[:-5], f"{seeds}/{file}"
-        if name in refused:
-            check(f"{name} is refused", refused[name] in run("convert", gguf, f"{folder}/{name}", code=1))
+    refused = {"llama with divided frequencies and a tied output": "no rope_scaling known here",
+               "mixtral in a tensor for each expert": "has no Hugging Face name in a mixtral model"}
+    for name, build in test_arch.MODELS:
+        gguf = f"{folder}/model.gguf"
+        build()[0].write(gguf)
+        if name in refused or any(t[0] not in hf.WIDTH for t in hf.read_gguf(gguf)[1].values()):
+            check(f"{name} is refused", refused.get(name, "safetensors has no type") in
+                  run("convert", gguf, f"{folder}/{name}", code=1))
             continue
         run("convert", gguf, f"{folder}/{name}")
         run("convert", f"{folder}/{name}", f"{folder}/{name}.gguf")
@@ -148,6 +152,33 @@ def test_families(folder):
         expected, written = hf.expected_tensors(*hf.read_gguf(gguf)), hf.read_safetensors(f"{folder}/{name}/model.safetensors")
         check(f"{name}: the directory holds what the definition of the formats gives", expected == written,
               [n for n in expected if expected[n] != written.get(n)] + [n for n in written if n not in expected])
+
+
+def test_llama3(folder):
+    """rope_scaling of type llama3 becomes rope_freqs.weight by its published formula, and comes back."""
+    directory = f"{folder}/llama3"
+    hf.write_llama(directory, demo)
+    config = json.load(open(f"{directory}/config.json"))
+    scaling = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 8192}
+    config.update(rope_scaling=scaling, rope_theta=500000.0)
+    json.dump(config, open(f"{directory}/config.json", "w"))
+    length = config["hidden_size"] // config["num_attention_heads"]
+    wanted = []
+    for i in range(length // 2):
+        wave = 2 * math.pi * 500000.0**(2 * i / length)
+        smooth = (8192 / wave - 1) / (4 - 1)
+        wanted.append(1 if wave < 8192 / 4 else 32 if wave > 8192 else 1 / ((1 - smooth) / 32 + smooth))
+    run("convert", directory, f"{folder}/llama3.gguf")
+    kind, shape, content = hf.read_gguf(f"{folder}/llama3.gguf")[1]["rope_freqs.weight"]
+    found = struct.unpack(f"<{length // 2}f", content)
+    check("llama3's rope_scaling becomes the divisors of its formula", len(set(wanted)) > 2 and
+          all(abs(a - b) <= 1e-6 * b for a, b in zip(found, wanted)), (found, wanted))
+    run("convert", f"{folder}/llama3.gguf", f"{folder}/llama3-back")
+    back = json.load(open(f"{folder}/llama3-back/config.json"))["rope_scaling"]
+    check("and comes back as it was", back == scaling, back)
+    run("convert", f"{folder}/llama3-back", f"{folder}/llama3-back.gguf")
+    check("with the same divisors", same_tensors(f"{folder}/llama3.gguf", f"{folder}/llama3-back.gguf"))
 
 
 def test_types(folder):
@@ -174,6 +205,7 @@ def test_types(folder):
 
 with tempfile.TemporaryDirectory() as folder:
     test_types(folder)
+    test_llama3(folder)
     test_families(folder)
     for name, form in (("gpt-2", "tokenizer.json"), ("falcon", "tokenizer.json"), ("llama-spm", "tokenizer.model"),
                        ("llama-spm", "tokenizer.json")):
