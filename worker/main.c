@@ -92,7 +92,7 @@ static int open_model(struct worker *w, struct err *err)
     const struct worker_settings *s = &w->settings;
     struct device_options device = {.threads = (int)s->threads, .kernels = s->kernels};
     if (registry_find(&w->source, s->models, s->model, registry_verify_from_name(s->verify), err) ||
-        registry_open(&w->gguf, &w->source, (int)s->threads, err) || model_params_read(&params, w->gguf, err))
+        registry_open(&w->gguf, &w->source, 0, err) || model_params_read(&params, w->gguf, err))
         return -1;
     w->first_layer = xcalloc((size_t)w->ranks + 1, sizeof(int));
     int code = settings_split(w->gguf, &params, w->ranks, w->first_layer, err);
