@@ -115,11 +115,14 @@ struct tiny_engine {
     uint64_t next_step;
 };
 
+/* The kernel set that engines are opened with; NULL = the reference. */
+static const char *tiny_kernels;
+
 static inline void tiny_engine_open(struct tiny_engine *e, const char *path, int threads, int page_tokens,
                                     const struct model_slice *slice)
 {
     struct err err;
-    struct device_options device = {.threads = threads};
+    struct device_options device = {.threads = threads, .kernels = tiny_kernels};
     *e = (struct tiny_engine){.next_step = 1};
     if (gguf_open(&e->gguf, path, &err) || device_open(&e->device, "cpu", &device, &err) ||
         model_open(&e->model, e->gguf, e->device, slice, &err))

@@ -216,6 +216,14 @@ int main(void)
     TEST(test_trained_model_continues_as_the_independent_one,
          "stories260K continues greedily as computed independently");
     TEST(test_trained_logits_agree, "stories260K's logits agree with float64 within 1e-4");
+    tiny_kernels = "auto"; /* what lepton run uses: the fastest set that this processor has */
+    TEST(test_chunks_threads_pages_do_not_show,
+         "the fastest set: chunks, threads and page sizes do not show");
+    TEST(test_neighbours_do_not_show, "the fastest set: neighbours in the batch do not show");
+    TEST(test_stages_do_not_show, "the fastest set: the number of pipeline stages does not show");
+    TEST(test_trained_model_continues_as_the_independent_one,
+         "the fastest set: stories260K continues as computed");
+    TEST(test_trained_logits_agree, "the fastest set: stories260K's logits agree within 1e-4");
     unlink(path);
     return test_result();
 }
