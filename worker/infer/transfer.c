@@ -1,0 +1,64 @@
+#include "worker/infer/transfer.h"
+
+/* What stands in front of a step on its way from stage to stage. */
+struct step_envelope {
+    uint64_t descriptor_bytes;
+    uint64_t row_bytes;
+};
+
+int transfer_send_step(const struct serve_options *o, const struct step *step, struct buffer *encoded,
+                       struct err *err)
+{
+    struct tensor rows = executor_rows(o->executor, step);
+    int next = o->control->rank + 1;
+    step_encode(step, encoded);
+    struct step_envelope e = {.descriptor_bytes = encoded->size,
+                              .row_bytes = step->token_count ? tensor_bytes(&rows) : 0};
+    if (comm_send(o->control, NULL, &e, sizeof(e), next, err) ||
+        comm_send(o->control, NULL, encoded->data, encoded->size, next, err))
+        return -1;
+    return e.row_bytes ? comm_send(o->data, executor_stream(o->executor), rows.data, e.row_bytes, next, err)
+                       : 0;
+}
+
+int transfer_recv_step(const struct serve_options *o, struct step *step, void *bytes, size_t capacity,
+                       struct err *err)
+{
+    int from = o->control->rank - 1;
+    struct step_envelope e;
+    if (comm_recv(o->control, NULL, &e, sizeof(e), from, err))
+        return -1;
+    if (e.descriptor_bytes > capacity)
+        return err_set(err, "step descriptor of %llu bytes, expected at most %zu",
+                       (unsigned long long)e.descriptor_bytes, capacity);
+    if (comm_recv(o->control, NULL, bytes, e.descriptor_bytes, from, err) ||
+        step_decode(step, bytes, e.descriptor_bytes, &o->engine.limits, err))
+        return -1;
+    struct tensor rows = executor_rows(o->executor, step);
+    if (e.row_bytes != (step->token_count ? tensor_bytes(&rows) : 0))
+        return err_set(err, "step %llu carries %llu bytes of rows, expected %llu",
+                       (unsigned long long)step->id, (unsigned long long)e.row_bytes,
+                       (unsigned long long)tensor_bytes(&rows));
+    return e.row_bytes ? comm_recv(o->data, executor_stream(o->executor), rows.data, e.row_bytes, from, err)
+                       : 0;
+}
+
+/* Called between blocks: sends under way move on, and the watchdog sees that the step lives. */
+static int between_blocks(void *context, struct err *err)
+{
+    const struct serve_options *o = context;
+    watchdog_progress(o->watchdog);
+    return o->data && (comm_progress(o->data, err) || comm_progress(o->control, err)) ? -1 : 0;
+}
+
+void transfer_hook_stage(const struct serve_options *o)
+{
+    struct stage *stage = executor_stage(o->executor);
+    stage->between = between_blocks;
+    stage->between_context = (void *)(uintptr_t)o;
+}
+
+size_t transfer_result_bytes(const struct step_limits *l)
+{
+    return sizeof(uint64_t) + (size_t)l->sequences * sizeof(int32_t);
+}
