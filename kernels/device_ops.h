@@ -48,7 +48,7 @@ struct device_ops {
                       const struct attention_options *options);
     void (*move_pages)(struct stream *, struct tensor *pages, const struct tensor *moves);
     void (*sample)(struct stream *, struct tensor *ids, struct tensor *logits, const struct sample_row *rows,
-                   const struct tensor *history);
+                   const struct tensor *history, const struct sample_extra *extra);
     void (*token_loss)(struct stream *, struct tensor *nll, const struct tensor *logits,
                        const struct tensor *targets);
     void (*layernorm)(struct stream *, struct tensor *out, const struct tensor *x, const struct tensor *gain,

@@ -272,15 +272,16 @@ void kernel_expert_sum(struct stream *s, struct tensor *out, const struct tensor
 /* ---- sampling */
 
 void kernel_sample(struct stream *s, struct tensor *ids, struct tensor *logits, const struct sample_row *rows,
-                   const struct tensor *history)
+                   const struct tensor *history, const struct sample_extra *extra)
 {
+    static const struct sample_extra none;
     ASSERT(is_tensor(s, ids, DTYPE_I32, 1) && is_tensor(s, logits, DTYPE_F32, 2));
     ASSERT(ids->dim[0] == logits->dim[0] && logits->dim[1] > 0 && logits->dim[1] <= INT32_MAX);
     ASSERT(is_tensor(s, history, DTYPE_I32, 2));
     if (is_empty(ids))
         return;
     ASSERT(rows);
-    CALL(s, sample, ids, logits, rows, history);
+    CALL(s, sample, ids, logits, rows, history, extra ? extra : &none);
 }
 
 void kernel_token_loss(struct stream *s, struct tensor *nll, const struct tensor *logits,

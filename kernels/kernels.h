@@ -149,7 +149,8 @@ void kernel_expert_sum(struct stream *s, struct tensor *out, const struct tensor
 /* How one row of logits becomes a token. Layout is fixed (it travels in step descriptors). */
 struct sample_row {
     uint64_t seed;
-    uint32_t index;           /* of the token in its choice: the draw is a function of (seed, index) alone */
+    uint32_t index;           /* of the token in its choice */
+    uint32_t choice;          /* the draw is a function of (seed, choice, index) alone */
     int32_t slot;             /* row of `history` */
     int32_t history_tokens;   /* tokens of that row that count: prompt and generated */
     int32_t prompt_tokens;    /* of these, the prompt's */
@@ -161,15 +162,43 @@ struct sample_row {
     float presence_penalty;   /* 0 = off; over generated tokens, subtracted once */
     float frequency_penalty;  /* 0 = off; over generated tokens, subtracted per occurrence */
     int32_t banned_id;        /* an id that must not be drawn (the end token under ignore_eos); -1 = none */
+    int32_t bias_begin;       /* first of its entries among the step's biases */
+    int32_t bias_count;       /* 0 = none */
+    int32_t logprobs;         /* 0 = none are wanted; else 1 + how many of the likeliest tokens to name */
+};
+
+/* Added to one token's logit before anything else happens to it. */
+struct logit_bias {
+    int32_t id;
+    float bias;
+};
+#define SAMPLE_MAX_BIASES 1024 /* of one row */
+
+/* Log-probabilities (natural logarithm) of one row, in the model's own distribution: log softmax of the
+ * logits as they came, before bias, penalties, temperature and cuts. */
+#define SAMPLE_MAX_TOP 20
+struct token_logprobs {
+    float drawn;   /* of the id that was drawn */
+    int32_t count; /* of the likeliest that follow: fewer than wanted where fewer have any probability */
+    int32_t id[SAMPLE_MAX_TOP]; /* the likeliest first, the lower id among equals */
+    float logprob[SAMPLE_MAX_TOP];
+};
+
+/* What not every step has; all in device memory. */
+struct sample_extra {
+    const struct logit_bias *biases; /* [bias_count] that rows point into; NULL = none */
+    int32_t bias_count;
+    struct token_logprobs *logprobs; /* [B], zero for a row that wants none; NULL = no row does */
 };
 
 /* ids[B] = one token per row of logits[B,V]. rows: B records in device memory; history [slots, context] I32.
- * Order: penalties, then temperature, then top-k, top-p, min-p on the sorted distribution, then one draw by
- * inverse CDF with the 53-bit uniform of Philox4x32-10 (Salmon et al. 2011) keyed (seed, index). A row whose
- * logits hold NaN, +infinity or no finite value gives id -1: the request ends with an error, never with a
- * silent token. logits are overwritten. */
+ * Order: bias, penalties, ban, then temperature, then top-k, top-p, min-p on the sorted distribution, then
+ * one draw by inverse CDF with the 53-bit uniform of Philox4x32-10 (Salmon et al. 2011) keyed (seed, choice,
+ * index). A finite logit stays finite whatever bias and penalties do to it. A row whose logits hold NaN,
+ * +infinity or no finite value gives id -1: the request ends with an error, never with a silent token. logits
+ * are overwritten. extra may be NULL. */
 void kernel_sample(struct stream *s, struct tensor *ids, struct tensor *logits, const struct sample_row *rows,
-                   const struct tensor *history);
+                   const struct tensor *history, const struct sample_extra *extra);
 /* nll[T] = -log softmax(logits[t])[targets[t]], in double inside; the loss of perplexity and training. */
 void kernel_token_loss(struct stream *s, struct tensor *nll, const struct tensor *logits,
                        const struct tensor *targets);

@@ -32,11 +32,11 @@ PHILOX_FUNCTION void philox4x32_10(uint32_t counter[4], uint32_t key0, uint32_t 
     }
 }
 
-/* Uniform in [0, 1) with 53 bits: key = seed (low word first), counter = (index, 0, 0, 0); the first two
+/* Uniform in [0, 1) with 53 bits: key = seed (low word first), counter = (index, choice, 0, 0); the first two
  * words of the result, first one on top, without their lowest 11 bits. */
-PHILOX_FUNCTION double philox_uniform(uint64_t seed, uint32_t index)
+PHILOX_FUNCTION double philox_uniform(uint64_t seed, uint32_t choice, uint32_t index)
 {
-    uint32_t counter[4] = {index, 0, 0, 0};
+    uint32_t counter[4] = {index, choice, 0, 0};
     philox4x32_10(counter, (uint32_t)seed, (uint32_t)(seed >> 32));
     uint64_t bits = (uint64_t)counter[0] << 32 | counter[1];
     return (double)(bits >> 11) * (1.0 / 9007199254740992.0);

@@ -139,7 +139,8 @@ static inline void tiny_engine_open(struct tiny_engine *e, const char *path, int
                                                       .pages = 8 * per_sequence,
                                                       .pages_per_sequence = per_sequence,
                                                       .vocab = (int32_t)p->vocab,
-                                                      .page_ops = 8 * per_sequence}};
+                                                      .page_ops = 8 * per_sequence,
+                                                      .biases = 64}};
     if (executor_open(&e->executor, e->model, &e->options, &err))
         die("%s", err.message);
     step_init(&e->step, &e->options.limits);
@@ -178,7 +179,7 @@ static inline void tiny_engine_add(struct tiny_engine *e, int32_t slot, const in
 static inline void tiny_engine_run(struct tiny_engine *e, int32_t *drawn)
 {
     struct err err;
-    if (executor_run(e->executor, &e->step, drawn, &err))
+    if (executor_run(e->executor, &e->step, drawn, NULL, &err))
         die("%s", err.message);
     step_clear(&e->step, ++e->next_step, 0);
 }

@@ -237,7 +237,7 @@ static int feed(struct run *r, int32_t position, int32_t tokens, struct err *err
         if (i > 0)
             stream_copy(stream, to.data, executor_rows(r->part[i - 1].executor, step).data,
                         tensor_bytes(&to));
-        if (executor_run(r->part[i].executor, step, NULL, err))
+        if (executor_run(r->part[i].executor, step, NULL, NULL, err))
             return -1;
     }
     return 0;

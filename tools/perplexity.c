@@ -159,7 +159,7 @@ static int score_rows(struct run *r, const int32_t *ids, int32_t position, int32
     memcpy(r->step.ids, ids + position, (size_t)tokens * sizeof(int32_t));
     for (int32_t page = 0; position == 0 && page < r->engine.limits.pages; page++)
         r->step.ops[r->step.op_count++] = (struct page_op){.kind = PAGE_ASSIGN, .b = page, .c = page};
-    if (executor_run(r->executor, &r->step, NULL, err))
+    if (executor_run(r->executor, &r->step, NULL, NULL, err))
         return -1;
     for (int32_t i = 0; i < targets; i++)
         rows[i] = i;

@@ -47,7 +47,8 @@ int admit_request(struct sequence_request *out, const struct wire_assign *a, con
     uint64_t max_tokens = a->max_tokens;
     if (tokenize(ids, a, group, tokenizer, err) || check_length(group, ids->count, &max_tokens, err))
         return -1;
-    *out = (struct sequence_request){.prompt = xmalloc(ids->count * sizeof(int32_t)),
+    *out = (struct sequence_request){.choices = 1,
+                                     .prompt = xmalloc(ids->count * sizeof(int32_t)),
                                      .prompt_tokens = (int32_t)ids->count,
                                      .max_tokens = (int32_t)max_tokens,
                                      .stop_at_end = !s->ignore_eos};

@@ -302,7 +302,7 @@ static void take_cancel(struct link *l, const struct wire_cancel *c)
     if (!v || v->cancelled)
         return;
     v->cancelled = true;
-    struct command command = {.kind = COMMAND_CANCEL, .request.handle = handle_of(l, v)};
+    struct command command = {.kind = COMMAND_CANCEL, .request = {.handle = handle_of(l, v), .choice = -1}};
     mailbox_send(l->o.mailbox, &command);
 }
 

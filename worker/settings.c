@@ -127,5 +127,6 @@ int settings_engine(struct executor_options *out, const struct worker_settings *
     /* A step assigns pages for its own rows: full pages, and one begun at either end of each sequence's run.
      */
     l->page_ops = l->tokens / out->page_tokens + 2 * l->sequences;
+    l->biases = l->sequences * SAMPLE_MAX_BIASES;
     return 0;
 }

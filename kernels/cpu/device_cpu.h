@@ -48,7 +48,7 @@ void cpu_attention(struct stream *s, struct tensor *out, const struct tensor *q,
                    const struct attention_options *options);
 void cpu_move_pages(struct stream *s, struct tensor *pages, const struct tensor *moves);
 void cpu_sample(struct stream *s, struct tensor *ids, struct tensor *logits, const struct sample_row *rows,
-                const struct tensor *history);
+                const struct tensor *history, const struct sample_extra *extra);
 void cpu_token_loss(struct stream *s, struct tensor *nll, const struct tensor *logits,
                     const struct tensor *targets);
 

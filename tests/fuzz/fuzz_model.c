@@ -53,7 +53,7 @@ static void run(const struct model *model)
         step.ids[i] = (int32_t)(i % model->params.vocab);
     for (int32_t page = 0; page < PAGES; page++)
         step.ops[step.op_count++] = (struct page_op){.kind = PAGE_ASSIGN, .b = page, .c = page};
-    if (executor_run(executor, &step, &drawn, &err) == 0)
+    if (executor_run(executor, &step, &drawn, NULL, &err) == 0)
         ASSERT(drawn >= -1 && drawn < model->params.vocab);
     step_release(&step);
     executor_close(&executor);

@@ -22,6 +22,8 @@ struct executor {
     struct sample_row *host_rows; /* [sequences] */
     void *device_rows;
     void *device_ids;      /* [sequences] drawn tokens */
+    void *device_biases;   /* [limits.biases] */
+    void *device_logprobs; /* [sequences] */
     struct tensor history; /* [slots, context], last stage only */
 };
 
@@ -59,7 +61,12 @@ static int open_inputs(struct executor *e, struct err *err)
         return 0;
     e->host_rows = xcalloc((size_t)l->sequences, sizeof(*e->host_rows));
     if (!(e->device_rows = device_alloc(device, (size_t)l->sequences * sizeof(struct sample_row), err)) ||
-        !(e->device_ids = device_alloc(device, (size_t)l->sequences * sizeof(int32_t), err)))
+        !(e->device_ids = device_alloc(device, (size_t)l->sequences * sizeof(int32_t), err)) ||
+        !(e->device_logprobs =
+              device_alloc(device, (size_t)l->sequences * sizeof(struct token_logprobs), err)))
+        return -1;
+    size_t bias_bytes = (size_t)l->biases * sizeof(struct logit_bias);
+    if (bias_bytes && !(e->device_biases = device_alloc(device, bias_bytes, err)))
         return -1;
     void *history = device_alloc(device, (size_t)l->slots * (size_t)l->context * sizeof(int32_t), err);
     if (!history)
@@ -102,6 +109,8 @@ void executor_close(struct executor **pe)
     device_free(device, e->device_inputs);
     device_free(device, e->device_rows);
     device_free(device, e->device_ids);
+    device_free(device, e->device_biases);
+    device_free(device, e->device_logprobs);
     device_free(device, e->history.data);
     stream_close(&e->stream);
     free(e->host_inputs);
@@ -153,19 +162,29 @@ static void upload_inputs(struct executor *e, const struct step *step)
     stream_upload(e->stream, e->device_inputs, e->host_inputs, e->input_bytes);
 }
 
-static void draw(struct executor *e, const struct step *step, int32_t *ids)
+static void draw(struct executor *e, const struct step *step, int32_t *ids, struct token_logprobs *logprobs)
 {
     struct device *device = e->model->device;
     int64_t B = step->sample_count;
+    bool wanted = step_wants_logprobs(step);
     struct tensor rows = tensor_1d(device, DTYPE_I32, e->device.rows, B);
     struct tensor drawn = tensor_1d(device, DTYPE_I32, e->device_ids, B);
     struct tensor logits = stage_logits(e->stage, step->token_count, &rows);
+    struct sample_extra extra = {.biases = e->device_biases,
+                                 .bias_count = step->bias_count,
+                                 .logprobs = wanted ? e->device_logprobs : NULL};
     stream_upload(e->stream, e->device_rows, e->host_rows, (size_t)B * sizeof(struct sample_row));
-    kernel_sample(e->stream, &drawn, &logits, e->device_rows, &e->history);
+    if (step->bias_count)
+        stream_upload(e->stream, e->device_biases, step->biases,
+                      (size_t)step->bias_count * sizeof(struct logit_bias));
+    kernel_sample(e->stream, &drawn, &logits, e->device_rows, &e->history, &extra);
     stream_download(e->stream, ids, e->device_ids, (size_t)B * sizeof(int32_t));
+    if (wanted)
+        stream_download(e->stream, logprobs, e->device_logprobs, (size_t)B * sizeof(struct token_logprobs));
 }
 
-int executor_run(struct executor *e, const struct step *step, int32_t *ids, struct err *err)
+int executor_run(struct executor *e, const struct step *step, int32_t *ids, struct token_logprobs *logprobs,
+                 struct err *err)
 {
     struct device *device = e->model->device;
     int64_t T = step->token_count, S = step->sequence_count;
@@ -182,6 +201,6 @@ int executor_run(struct executor *e, const struct step *step, int32_t *ids, stru
     if (stage_forward(e->stage, e->model->slice.embed ? &id_rows : NULL, &view, e->pool->layer, err))
         return -1;
     if (e->model->slice.head && step->sample_count > 0)
-        draw(e, step, ids);
+        draw(e, step, ids, logprobs);
     return stream_sync(e->stream, err);
 }

@@ -27,6 +27,7 @@ static void add_to_step(struct leader *l, struct flight *f, const struct batch_i
         row->row = q->request.sampling;
         row->row.index = (uint32_t)(q->known - q->request.prompt_tokens);
         row->row.history_tokens = q->known;
+        step_add_biases(step, &row->row, q->request.biases, q->request.sampling.bias_count);
         step->sample_count++;
     }
     memcpy(step->ids + step->token_count, q->tokens + q->fed, (size_t)item->tokens * sizeof(int32_t));
@@ -75,8 +76,10 @@ int flight_launch(struct leader *l, struct err *err)
         return 0;
     l->flight_count++;
     watchdog_enter(l->o->watchdog, "a step", l->o->step_limit_ms);
-    int32_t *ids = l->o->control ? NULL : (int32_t *)(f->result + sizeof(uint64_t));
-    if (wake_group(l, err) || executor_run(l->o->executor, &f->step, ids, err))
+    struct transfer_result r = {0};
+    if (!l->o->control)
+        r = transfer_result_view(f->result, &f->step);
+    if (wake_group(l, err) || executor_run(l->o->executor, &f->step, r.ids, r.logprobs, err))
         return -1;
     if (l->o->control && transfer_send_step(l->o, &f->step, &l->encoded, err))
         return -1;
@@ -84,7 +87,8 @@ int flight_launch(struct leader *l, struct err *err)
 }
 
 /* What a drawn token means for its sequence. */
-static void take_token(struct leader *l, struct sequence *q, int32_t id)
+static void take_token(struct leader *l, struct sequence *q, int32_t id,
+                       const struct token_logprobs *logprobs)
 {
     if (id < 0) {
         sequences_finish(l, q, EVENT_FAILED, FINISH_STOP);
@@ -98,8 +102,11 @@ static void take_token(struct leader *l, struct sequence *q, int32_t id)
     }
     struct event e = {.kind = EVENT_TOKEN,
                       .handle = q->request.handle,
+                      .choice = q->request.choice,
                       .index = q->known - q->request.prompt_tokens,
                       .id = id};
+    if (logprobs)
+        e.logprobs = *logprobs;
     mailbox_emit(l->o->mailbox, &e);
     q->tokens[q->known++] = id;
     l->stats.tokens_generated++;
@@ -107,30 +114,34 @@ static void take_token(struct leader *l, struct sequence *q, int32_t id)
         sequences_finish(l, q, EVENT_DONE, FINISH_LENGTH);
 }
 
+static int receive_result(struct leader *l, struct flight *f, struct err *err)
+{
+    watchdog_enter(l->o->watchdog, "waiting for the last stage", l->o->wait_limit_ms);
+    if (comm_recv(l->o->control, NULL, f->result, transfer_result_bytes(&f->step), l->o->control->size - 1,
+                  err))
+        return -1;
+    uint64_t id = *transfer_result_view(f->result, &f->step).step_id;
+    if (id != f->step.id)
+        return err_set(err, "the last stage answered step %llu, expected %llu", (unsigned long long)id,
+                       (unsigned long long)f->step.id);
+    return 0;
+}
+
 int flight_collect(struct leader *l, struct err *err)
 {
     struct flight *f = &l->flight[l->first_flight];
-    if (l->o->control) {
-        watchdog_enter(l->o->watchdog, "waiting for the last stage", l->o->wait_limit_ms);
-        if (comm_recv(l->o->control, NULL, f->result, transfer_result_bytes(&l->o->engine.limits),
-                      l->o->control->size - 1, err))
-            return -1;
-        uint64_t id;
-        memcpy(&id, f->result, sizeof(id));
-        if (id != f->step.id)
-            return err_set(err, "the last stage answered step %llu, expected %llu", (unsigned long long)id,
-                           (unsigned long long)f->step.id);
-    }
-    const int32_t *ids = (const int32_t *)(f->result + sizeof(uint64_t));
-    int32_t sample = 0;
-    for (int32_t i = 0; i < f->step.sequence_count; i++) {
+    if (l->o->control && receive_result(l, f, err))
+        return -1;
+    struct transfer_result r = transfer_result_view(f->result, &f->step);
+    for (int32_t i = 0, sample = 0; i < f->step.sequence_count; i++) {
         struct sequence *q = &l->slot[f->slots[i]];
+        bool sampled = f->step.sequences[i].sample;
         q->busy = false;
-        int32_t id = f->step.sequences[i].sample ? ids[sample++] : 0;
         if (q->cancelled)
             sequences_finish(l, q, EVENT_DONE, FINISH_CANCELLED);
-        else if (f->step.sequences[i].sample)
-            take_token(l, q, id);
+        else if (sampled)
+            take_token(l, q, r.ids[sample], r.logprobs ? &r.logprobs[sample] : NULL);
+        sample += sampled;
     }
     l->first_flight = (l->first_flight + 1) % l->flights;
     l->flight_count--;

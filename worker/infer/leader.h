@@ -22,7 +22,7 @@ struct sequence {
 struct flight {
     struct step step;
     int32_t *slots;
-    char *result; /* a group of one rank has it at once */
+    void *result; /* a group of one rank has it at once */
 };
 
 struct leader {

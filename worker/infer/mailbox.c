@@ -19,6 +19,14 @@ struct mailbox {
     int event_fd;
 };
 
+void sequence_request_release(struct sequence_request *r)
+{
+    free(r->prompt);
+    free(r->biases);
+    r->prompt = NULL;
+    r->biases = NULL;
+}
+
 static void ring_push(struct ring *r, const void *item)
 {
     if (r->count == r->capacity) {
@@ -67,7 +75,7 @@ void mailbox_close(struct mailbox **pm)
     struct mailbox *m = *pm;
     struct command c;
     while (ring_pop(&m->commands, &c))
-        free(c.request.prompt);
+        sequence_request_release(&c.request);
     free(m->commands.items);
     free(m->events.items);
     close(m->event_fd);

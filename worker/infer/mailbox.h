@@ -9,19 +9,32 @@
 
 #include "kernels/kernels.h"
 
+enum speculation { SPECULATION_DEFAULT, SPECULATION_OFF, SPECULATION_NGRAM };
+
+/* A request for `choices` sequences over one prompt. Each draws by its own key and ends by itself; what is
+ * said about one carries (handle, choice). */
 struct sequence_request {
-    uint64_t handle; /* the link's name for the sequence, unique while it lives */
+    uint64_t handle; /* the link's name for the request, unique while any of its choices lives */
+    int32_t choices; /* 1 or more, named 0, 1, ... */
+    int32_t choice;  /* cancel: which one, -1 = all; of a live sequence: which one it is */
     int32_t *prompt; /* [prompt_tokens]; owned by the command, then by the step thread */
     int32_t prompt_tokens;
     int32_t max_tokens;
-    bool stop_at_end;           /* an end token finishes the sequence and is not emitted */
-    struct sample_row sampling; /* slot, index and counts are filled by the step thread */
-    uint64_t arrived_us;        /* filled by the step thread */
+    bool stop_at_end;             /* an end token finishes the sequence and is not emitted */
+    struct sample_row sampling;   /* slot, choice, index, counts and bias_begin are the step thread's */
+    struct logit_bias *biases;    /* [sampling.bias_count]; owned as the prompt is */
+    int32_t priority;             /* the lower one goes first */
+    uint64_t salt;                /* prefixes are shared among equal salts alone: one tenant's */
+    enum speculation speculation; /* as the request asks; default: as the group is configured */
+    int32_t draft_tokens;         /* most tokens of one draft; 0 = as the group is configured */
+    uint64_t arrived_us;          /* filled by the step thread */
 };
+/* Frees what a request owns. */
+void sequence_request_release(struct sequence_request *r);
 
 enum command_kind {
     COMMAND_SUBMIT = 1,
-    COMMAND_CANCEL,     /* one sequence, by handle */
+    COMMAND_CANCEL,     /* by handle: one choice, or all */
     COMMAND_CANCEL_ALL, /* the lease ended: nothing of what runs may be shown any more; no events follow for
                            it */
     COMMAND_DRAIN,      /* finish what runs, then leave */
@@ -29,7 +42,7 @@ enum command_kind {
 
 struct command {
     enum command_kind kind;
-    struct sequence_request request; /* submit; cancel: handle only */
+    struct sequence_request request; /* submit; cancel: handle and choice */
 };
 
 enum event_kind {
@@ -43,9 +56,13 @@ enum finish_reason { FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED };
 struct event {
     enum event_kind kind;
     uint64_t handle;
-    int32_t index, id; /* token */
+    int32_t choice;
+    int32_t index, id;              /* token */
+    struct token_logprobs logprobs; /* token: when the request wants them */
     enum finish_reason reason;
     int32_t prompt_tokens, completion_tokens;
+    int32_t cached_tokens;                   /* of the prompt: their pages were there already */
+    int32_t drafted_tokens, accepted_tokens; /* by speculation */
     uint64_t prefill_us, decode_us;
 };
 

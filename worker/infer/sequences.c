@@ -12,6 +12,7 @@ static void emit_end(struct leader *l, const struct sequence *q, enum event_kind
     uint64_t first = q->first_us ? q->first_us : now;
     struct event e = {.kind = kind,
                       .handle = q->request.handle,
+                      .choice = q->request.choice,
                       .index = q->known - q->request.prompt_tokens,
                       .reason = reason,
                       .prompt_tokens = q->request.prompt_tokens,
@@ -28,7 +29,7 @@ void sequences_release(struct leader *l, struct sequence *q)
     kv_pages_give(&l->pages, q->pages, q->page_count);
     free(q->tokens);
     free(q->pages);
-    free(q->request.prompt);
+    sequence_request_release(&q->request);
     *q = (struct sequence){0};
 }
 
@@ -67,6 +68,7 @@ static bool admit(struct leader *l, const struct command *c)
     q->tokens = xcalloc((size_t)most, sizeof(int32_t));
     memcpy(q->tokens, r->prompt, (size_t)r->prompt_tokens * sizeof(int32_t));
     q->request.sampling.slot = slot;
+    q->request.sampling.choice = (uint32_t)r->choice;
     q->request.sampling.prompt_tokens = r->prompt_tokens;
     return true;
 }
@@ -87,36 +89,70 @@ static void push_waiting(struct leader *l, struct command *c)
     l->waiting[(l->waiting_first + l->waiting_count++) % l->waiting_capacity] = *c;
 }
 
+/* The choices of a request wait and run as sequences of their own, each with its own copy of what the request
+ * owns. */
+static void submit(struct leader *l, struct command *c)
+{
+    const struct sequence_request r = c->request;
+    ASSERT(r.choices >= 1);
+    size_t prompt_bytes = (size_t)r.prompt_tokens * sizeof(*r.prompt);
+    size_t bias_bytes = (size_t)r.sampling.bias_count * sizeof(*r.biases);
+    for (int32_t choice = 0; choice < r.choices; choice++) {
+        struct command one = {.kind = COMMAND_SUBMIT, .request = r};
+        one.request.choice = choice;
+        if (choice) {
+            one.request.prompt = xmalloc(prompt_bytes);
+            memcpy(one.request.prompt, r.prompt, prompt_bytes);
+        }
+        if (choice && bias_bytes) {
+            one.request.biases = xmalloc(bias_bytes);
+            memcpy(one.request.biases, r.biases, bias_bytes);
+        }
+        push_waiting(l, &one);
+    }
+}
+
 /* A request that never began: its end is reported (unless silent) and its memory released. */
 static void end_waiting(struct leader *l, struct command *c, bool silent)
 {
     struct sequence q = {.request = c->request, .known = c->request.prompt_tokens, .silent = silent};
     emit_end(l, &q, EVENT_DONE, FINISH_CANCELLED);
-    free(c->request.prompt);
+    sequence_request_release(&c->request);
 }
 
-void sequences_cancel_waiting(struct leader *l, bool all, uint64_t handle)
+static bool is_named(const struct sequence_request *r, uint64_t handle, int32_t choice)
+{
+    return r->handle == handle && (choice < 0 || r->choice == choice);
+}
+
+/* `which` = NULL: all. */
+static void cancel_waiting(struct leader *l, const struct sequence_request *which)
 {
     size_t kept = 0;
     for (size_t i = 0; i < l->waiting_count; i++) {
         struct command *c = &l->waiting[(l->waiting_first + i) % l->waiting_capacity];
-        if (all || c->request.handle == handle)
-            end_waiting(l, c, all);
+        if (!which || is_named(&c->request, which->handle, which->choice))
+            end_waiting(l, c, !which);
         else
             l->waiting[(l->waiting_first + kept++) % l->waiting_capacity] = *c;
     }
     l->waiting_count = kept;
 }
 
-static void cancel(struct leader *l, bool all, uint64_t handle)
+void sequences_drop_waiting(struct leader *l)
 {
-    sequences_cancel_waiting(l, all, handle);
+    cancel_waiting(l, NULL);
+}
+
+static void cancel(struct leader *l, const struct sequence_request *which)
+{
+    cancel_waiting(l, which);
     for (int32_t i = 0; i < l->o->engine.limits.slots; i++) {
         struct sequence *q = &l->slot[i];
-        if (!q->used || !(all || q->request.handle == handle))
+        if (!q->used || (which && !is_named(&q->request, which->handle, which->choice)))
             continue;
         q->cancelled = true;
-        q->silent |= all;
+        q->silent |= !which;
         if (!q->busy)
             sequences_finish(l, q, EVENT_DONE, FINISH_CANCELLED);
     }
@@ -128,13 +164,13 @@ void sequences_take_commands(struct leader *l)
     while (mailbox_take(l->o->mailbox, &c)) {
         switch (c.kind) {
         case COMMAND_SUBMIT:
-            push_waiting(l, &c);
+            submit(l, &c);
             break;
         case COMMAND_CANCEL:
-            cancel(l, false, c.request.handle);
+            cancel(l, &c.request);
             break;
         case COMMAND_CANCEL_ALL:
-            cancel(l, true, 0);
+            cancel(l, NULL);
             break;
         case COMMAND_DRAIN:
             l->draining = true;

@@ -12,8 +12,8 @@ void sequences_take_commands(struct leader *l);
 void sequences_finish(struct leader *l, struct sequence *q, enum event_kind kind, enum finish_reason reason);
 /* Gives everything of a sequence back; nothing of it is under way. */
 void sequences_release(struct leader *l, struct sequence *q);
-/* Ends the waiting requests with this handle, or all of them silently. */
-void sequences_cancel_waiting(struct leader *l, bool all, uint64_t handle);
+/* Ends all waiting requests, silently. */
+void sequences_drop_waiting(struct leader *l);
 /* Counts what runs and waits, for heartbeats. */
 void sequences_publish(struct leader *l);
 

@@ -15,7 +15,7 @@ struct follower {
     void *bytes; /* a received descriptor */
     size_t capacity;
     struct buffer encoded;
-    char *result; /* result_bytes */
+    void *result; /* transfer_result_max_bytes */
 };
 
 /* One step, from its receipt to its sending on. *flags = the step's. */
@@ -29,12 +29,15 @@ static int follow_step(struct follower *f, uint32_t *flags, struct err *err)
     *flags = f->step.flags;
     watchdog_enter(o->watchdog, "a step", o->step_limit_ms);
     if (!*flags) {
-        memset(f->result, 0, transfer_result_bytes(&o->engine.limits));
-        memcpy(f->result, &f->step.id, sizeof(f->step.id));
-        if (executor_run(o->executor, &f->step, last ? (int32_t *)(f->result + sizeof(uint64_t)) : NULL, err))
+        struct transfer_result r = {0};
+        if (last) {
+            r = transfer_result_view(f->result, &f->step);
+            *r.step_id = f->step.id;
+        }
+        if (executor_run(o->executor, &f->step, r.ids, r.logprobs, err))
             return -1;
         if (last)
-            return comm_send(o->control, NULL, f->result, transfer_result_bytes(&o->engine.limits), 0, err);
+            return comm_send(o->control, NULL, f->result, transfer_result_bytes(&f->step), 0, err);
     }
     return last ? 0 : transfer_send_step(o, &f->step, &f->encoded, err);
 }
@@ -64,7 +67,7 @@ int serve_follower(const struct serve_options *o, struct err *err)
     transfer_hook_stage(o);
     step_init(&f.step, &o->engine.limits);
     f.bytes = xmalloc(f.capacity);
-    f.result = xcalloc(1, transfer_result_bytes(&o->engine.limits));
+    f.result = xcalloc(1, transfer_result_max_bytes(&o->engine.limits));
     int code = follow(&f, err);
     watchdog_enter(o->watchdog, "leaving", 0);
     step_release(&f.step);
@@ -111,7 +114,7 @@ static void leader_init(struct leader *l, const struct serve_options *o)
     for (int32_t i = 0; i < l->flights; i++) {
         step_init(&l->flight[i].step, limits);
         l->flight[i].slots = xcalloc((size_t)limits->sequences, sizeof(int32_t));
-        l->flight[i].result = xcalloc(1, transfer_result_bytes(limits));
+        l->flight[i].result = xcalloc(1, transfer_result_max_bytes(limits));
     }
     l->plan_in = xcalloc((size_t)limits->slots, sizeof(*l->plan_in));
     l->plan_out = xcalloc((size_t)limits->sequences, sizeof(*l->plan_out));
@@ -121,7 +124,7 @@ static void leader_init(struct leader *l, const struct serve_options *o)
 
 static void leader_release(struct leader *l)
 {
-    sequences_cancel_waiting(l, true, 0);
+    sequences_drop_waiting(l);
     for (int32_t i = 0; i < l->o->engine.limits.slots; i++)
         if (l->slot[i].used) {
             l->slot[i].busy = false;

@@ -8,7 +8,7 @@
 struct step_header {
     uint32_t magic, flags;
     uint64_t id;
-    int32_t sequence_count, token_count, sample_count, op_count;
+    int32_t sequence_count, token_count, sample_count, op_count, bias_count;
 };
 
 void step_init(struct step *s, const struct step_limits *limits)
@@ -17,6 +17,7 @@ void step_init(struct step *s, const struct step_limits *limits)
     s->sequences = xcalloc((size_t)limits->sequences, sizeof(*s->sequences));
     s->ids = xcalloc((size_t)limits->tokens, sizeof(*s->ids));
     s->ops = xcalloc((size_t)limits->page_ops, sizeof(*s->ops));
+    s->biases = xcalloc((size_t)limits->biases, sizeof(*s->biases));
 }
 
 void step_release(struct step *s)
@@ -26,6 +27,7 @@ void step_release(struct step *s)
     free(s->sequences);
     free(s->ids);
     free(s->ops);
+    free(s->biases);
     *s = (struct step){0};
 }
 
@@ -33,13 +35,31 @@ void step_clear(struct step *s, uint64_t id, uint32_t flags)
 {
     s->id = id;
     s->flags = flags;
-    s->sequence_count = s->token_count = s->sample_count = s->op_count = 0;
+    s->sequence_count = s->token_count = s->sample_count = s->op_count = s->bias_count = 0;
+}
+
+void step_add_biases(struct step *s, struct sample_row *row, const struct logit_bias *biases, int32_t count)
+{
+    row->bias_begin = s->bias_count;
+    row->bias_count = count;
+    if (count)
+        memcpy(s->biases + s->bias_count, biases, (size_t)count * sizeof(*biases));
+    s->bias_count += count;
+}
+
+bool step_wants_logprobs(const struct step *s)
+{
+    for (int32_t i = 0; i < s->sequence_count; i++)
+        if (s->sequences[i].sample && s->sequences[i].row.logprobs)
+            return true;
+    return false;
 }
 
 size_t step_max_bytes(const struct step_limits *l)
 {
     return sizeof(struct step_header) + (size_t)l->sequences * sizeof(struct step_sequence) +
-           (size_t)l->tokens * sizeof(int32_t) + (size_t)l->page_ops * sizeof(struct page_op);
+           (size_t)l->tokens * sizeof(int32_t) + (size_t)l->page_ops * sizeof(struct page_op) +
+           (size_t)l->biases * sizeof(struct logit_bias);
 }
 
 void step_encode(const struct step *s, struct buffer *out)
@@ -50,12 +70,14 @@ void step_encode(const struct step *s, struct buffer *out)
                             .sequence_count = s->sequence_count,
                             .token_count = s->token_count,
                             .sample_count = s->sample_count,
-                            .op_count = s->op_count};
+                            .op_count = s->op_count,
+                            .bias_count = s->bias_count};
     out->size = 0;
     buffer_append(out, &h, sizeof(h));
     buffer_append(out, s->sequences, (size_t)s->sequence_count * sizeof(*s->sequences));
     buffer_append(out, s->ids, (size_t)s->token_count * sizeof(*s->ids));
     buffer_append(out, s->ops, (size_t)s->op_count * sizeof(*s->ops));
+    buffer_append(out, s->biases, (size_t)s->bias_count * sizeof(*s->biases));
 }
 
 static bool within(int32_t value, int32_t low, int32_t high)
@@ -68,11 +90,31 @@ static int check_header(struct reader *r, const struct step_header *h, const str
     if (h->magic != STEP_MAGIC)
         return reader_fail(r, "no step descriptor");
     if (!within(h->sequence_count, 0, l->sequences) || !within(h->token_count, 0, l->tokens) ||
-        !within(h->sample_count, 0, h->sequence_count) || !within(h->op_count, 0, l->page_ops))
-        return reader_fail(r, "%d sequences, %d tokens, %d samples, %d page operations: over the limits",
-                           h->sequence_count, h->token_count, h->sample_count, h->op_count);
+        !within(h->sample_count, 0, h->sequence_count) || !within(h->op_count, 0, l->page_ops) ||
+        !within(h->bias_count, 0, l->biases))
+        return reader_fail(
+            r, "%d sequences, %d tokens, %d samples, %d page operations, %d biases: over the limits",
+            h->sequence_count, h->token_count, h->sample_count, h->op_count, h->bias_count);
     if ((h->flags & (STEP_SLEEP | STEP_STOP)) && h->token_count)
         return reader_fail(r, "%d tokens in a step without rows", h->token_count);
+    return 0;
+}
+
+/* What the sampling kernel takes for granted. */
+static int check_sample(struct reader *r, const struct step *s, int32_t i, const struct step_limits *l)
+{
+    const struct step_sequence *q = &s->sequences[i];
+    const struct sample_row *row = &q->row;
+    if (row->slot != q->slot || !within(row->history_tokens, 0, l->context) ||
+        !within(row->prompt_tokens, 0, row->history_tokens))
+        return reader_fail(r, "sequence %d: sampling history over the limits", i);
+    if (!within(row->bias_begin, 0, s->bias_count) ||
+        !within(row->bias_count, 0, s->bias_count - row->bias_begin))
+        return reader_fail(r, "sequence %d: biases %d to %d of %d", i, row->bias_begin,
+                           row->bias_begin + row->bias_count, s->bias_count);
+    if (!within(row->logprobs, 0, 1 + SAMPLE_MAX_TOP))
+        return reader_fail(r, "sequence %d: %d log-probabilities, expected at most %d", i, row->logprobs,
+                           1 + SAMPLE_MAX_TOP);
     return 0;
 }
 
@@ -85,9 +127,8 @@ static int check_sequences(struct reader *r, const struct step *s, const struct 
             !within(q->position, 0, l->context - 1) || q->position > l->context - q->tokens)
             return reader_fail(r, "sequence %d: slot %d, position %d, tokens %d: over the limits", i, q->slot,
                                q->position, q->tokens);
-        if (q->sample && (q->row.slot != q->slot || !within(q->row.history_tokens, 0, l->context) ||
-                          !within(q->row.prompt_tokens, 0, q->row.history_tokens)))
-            return reader_fail(r, "sequence %d: sampling history over the limits", i);
+        if (q->sample && check_sample(r, s, i, l))
+            return -1;
         tokens += q->tokens;
         samples += q->sample != 0;
     }
@@ -97,6 +138,10 @@ static int check_sequences(struct reader *r, const struct step *s, const struct 
     for (int32_t t = 0; t < s->token_count; t++)
         if (!within(s->ids[t], 0, l->vocab - 1))
             return reader_fail(r, "row %d: token id %d is not in the vocabulary of %d", t, s->ids[t],
+                               l->vocab);
+    for (int32_t i = 0; i < s->bias_count; i++)
+        if (!within(s->biases[i].id, 0, l->vocab - 1))
+            return reader_fail(r, "bias %d: token id %d is not in the vocabulary of %d", i, s->biases[i].id,
                                l->vocab);
     return 0;
 }
@@ -144,9 +189,11 @@ int step_decode(struct step *s, const void *data, size_t bytes, const struct ste
     s->token_count = h.token_count;
     s->sample_count = h.sample_count;
     s->op_count = h.op_count;
+    s->bias_count = h.bias_count;
     if (read_array(&r, "sequences", s->sequences, h.sequence_count, sizeof(*s->sequences)) ||
         read_array(&r, "token ids", s->ids, h.token_count, sizeof(*s->ids)) ||
-        read_array(&r, "page operations", s->ops, h.op_count, sizeof(*s->ops)))
+        read_array(&r, "page operations", s->ops, h.op_count, sizeof(*s->ops)) ||
+        read_array(&r, "logit biases", s->biases, h.bias_count, sizeof(*s->biases)))
         return -1;
     if (reader_left(&r))
         return reader_fail(&r, "%llu bytes too many", (unsigned long long)reader_left(&r));

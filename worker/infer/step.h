@@ -42,21 +42,28 @@ struct step_limits {
     int32_t pages_per_sequence; /* entries in a sequence's table */
     int32_t vocab;
     int32_t page_ops; /* of one step */
+    int32_t biases;   /* logit biases of one step, all sequences together */
 };
 
 struct step {
     uint64_t id; /* grows by one */
     uint32_t flags;
-    int32_t sequence_count, token_count, sample_count, op_count;
+    int32_t sequence_count, token_count, sample_count, op_count, bias_count;
     struct step_sequence *sequences;
     int32_t *ids; /* [token_count], the rows in order of the sequences */
     struct page_op *ops;
+    struct logit_bias *biases; /* what the sampling rows' bias_begin and bias_count point into */
 };
 
 /* Room for a step of these limits. The arrays belong to the step until step_release. */
 void step_init(struct step *s, const struct step_limits *limits);
 void step_release(struct step *s);
 void step_clear(struct step *s, uint64_t id, uint32_t flags);
+
+/* Adds a sampling row's biases and points the row at them; the limits hold them. */
+void step_add_biases(struct step *s, struct sample_row *row, const struct logit_bias *biases, int32_t count);
+/* Does any row of the step want log-probabilities? The last stage then answers with sample_count of them. */
+bool step_wants_logprobs(const struct step *s);
 
 /* Bytes of the longest encoding. */
 size_t step_max_bytes(const struct step_limits *limits);

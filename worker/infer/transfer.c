@@ -58,7 +58,27 @@ void transfer_hook_stage(const struct serve_options *o)
     stage->between_context = (void *)(uintptr_t)o;
 }
 
-size_t transfer_result_bytes(const struct step_limits *l)
+static size_t result_bytes(size_t samples, bool logprobs)
 {
-    return sizeof(uint64_t) + (size_t)l->sequences * sizeof(int32_t);
+    size_t one = sizeof(int32_t) + (logprobs ? sizeof(struct token_logprobs) : 0);
+    return sizeof(uint64_t) + samples * one;
+}
+
+size_t transfer_result_bytes(const struct step *step)
+{
+    return result_bytes((size_t)step->sample_count, step_wants_logprobs(step));
+}
+
+size_t transfer_result_max_bytes(const struct step_limits *l)
+{
+    return result_bytes((size_t)l->sequences, true);
+}
+
+struct transfer_result transfer_result_view(void *bytes, const struct step *step)
+{
+    struct transfer_result r = {.step_id = bytes};
+    r.ids = (int32_t *)(r.step_id + 1);
+    if (step_wants_logprobs(step))
+        r.logprobs = (struct token_logprobs *)(r.ids + step->sample_count);
+    return r;
 }

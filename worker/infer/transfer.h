@@ -15,8 +15,16 @@ int transfer_recv_step(const struct serve_options *o, struct step *step, void *b
 /* Called once per rank, before its first step. `o` is borrowed as long as the executor runs. */
 void transfer_hook_stage(const struct serve_options *o);
 
-/* The answer of the last stage: the step's id, then its drawn tokens. Fixed size, so that one receive takes
- * it. */
-size_t transfer_result_bytes(const struct step_limits *limits);
+/* The answer of the last stage to a step: its id, its drawn tokens, and their log-probabilities when a row
+ * wants them. Both ends know its size from the step, so that one receive takes it. */
+struct transfer_result {
+    uint64_t *step_id;
+    int32_t *ids;                    /* [sample_count] */
+    struct token_logprobs *logprobs; /* [sample_count], or NULL */
+};
+size_t transfer_result_bytes(const struct step *step);
+size_t transfer_result_max_bytes(const struct step_limits *limits);
+/* Where the parts lie in bytes[transfer_result_bytes], which is aligned for uint64_t. */
+struct transfer_result transfer_result_view(void *bytes, const struct step *step);
 
 #endif

@@ -142,7 +142,7 @@ static void test_sample_bits(void)
                                       .min_p = b % 5 ? 0.02f : 0.0f,
                                       .repetition_penalty = 1.0f,
                                       .banned_id = b};
-    kernel_sample(r.stream, &ids, &logits, rows, &history);
+    kernel_sample(r.stream, &ids, &logits, rows, &history, NULL);
     check_bits("sample", &ids, 0x33747df7046d4b56ull);
     rig_close(&r);
 }

@@ -121,7 +121,7 @@ static void test_empty_steps_do_nothing(void)
     kernel_matmul(r.stream, &out, &x, &w, NULL);
     kernel_rmsnorm(r.stream, &x, &x, &gain, 1e-5f);
     kernel_embed(r.stream, &x, &w, &ids);
-    kernel_sample(r.stream, &ids, &out, NULL, &history);
+    kernel_sample(r.stream, &ids, &out, NULL, &history, NULL);
     struct err err;
     CHECK_INT(stream_sync(r.stream, &err), 0);
     weight_release(&w);

@@ -20,7 +20,7 @@ static int sample_with(struct rig *r, const float *logits, int V, const struct s
                   ids = tensor_1d(r->device, DTYPE_I32, &id, 1);
     struct tensor h = tensor_2d(r->device, DTYPE_I32, history ? (void *)history : &none, 1,
                                 history ? row->history_tokens : 1);
-    kernel_sample(r->stream, &ids, &l, row, &h);
+    kernel_sample(r->stream, &ids, &l, row, &h, NULL);
     return id;
 }
 
@@ -44,7 +44,7 @@ static void test_philox_gives_the_known_answers(void)
                  (uint32_t[]){0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd});
     check_philox((uint32_t[]){0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, 0xa4093822, 0x299f31d0,
                  (uint32_t[]){0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1});
-    CHECK(philox_uniform(0, 0) == (double)(0x6627e8d5e169c58dull >> 11) * 0x1p-53);
+    CHECK(philox_uniform(0, 0, 0) == (double)(0x6627e8d5e169c58dull >> 11) * 0x1p-53);
 }
 
 /* ---- greedy */
@@ -96,7 +96,7 @@ static void draw_many(struct rig *r, const float *logits, int V, struct sample_r
             rows[b] = row;
             rows[b].index = (uint32_t)(done + b);
         }
-        kernel_sample(r->stream, &ids, &l, rows, &history);
+        kernel_sample(r->stream, &ids, &l, rows, &history, NULL);
         for (int b = 0; b < BATCH; b++) {
             ASSERT(ints(&ids)[b] >= 0 && ints(&ids)[b] < V);
             count[ints(&ids)[b]]++;
@@ -246,13 +246,13 @@ static void test_a_draw_does_not_depend_on_the_batch(void)
             rows[b].min_p = b % 5 ? 0.0f : 0.05f;
         }
         memcpy(l.data, all.data, tensor_bytes(&all));
-        kernel_sample(r.stream, &ids, &l, rows, &history);
+        kernel_sample(r.stream, &ids, &l, rows, &history, NULL);
         if (threads == 1)
             memcpy(first, ids.data, sizeof(first));
         CHECK(memcmp(first, ids.data, sizeof(first)) == 0);
         for (int b = B - 1; b >= 0; b--) {
             struct tensor alone = tensor_rows(&all, b, 1);
-            kernel_sample(r.stream, &one, &alone, &rows[b], &history);
+            kernel_sample(r.stream, &one, &alone, &rows[b], &history, NULL);
             CHECK_INT(ints(&one)[0], first[b]);
         }
         rig_close(&r);

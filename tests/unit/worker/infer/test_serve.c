@@ -69,6 +69,7 @@ static void submit(struct bench *b, struct record *r, uint64_t handle, int32_t p
     r[handle].asked = most;
     r[handle].prompt = prompt;
     c.request = (struct sequence_request){.handle = handle,
+                                          .choices = 1,
                                           .prompt = malloc((size_t)prompt * sizeof(int32_t)),
                                           .prompt_tokens = prompt,
                                           .max_tokens = most,
@@ -85,7 +86,8 @@ static void submit(struct bench *b, struct record *r, uint64_t handle, int32_t p
 
 static void cancel(struct bench *b, uint64_t handle)
 {
-    mailbox_send(b->mailbox, &(struct command){.kind = COMMAND_CANCEL, .request.handle = handle});
+    mailbox_send(b->mailbox,
+                 &(struct command){.kind = COMMAND_CANCEL, .request = {.handle = handle, .choice = -1}});
 }
 
 /* Notes what came; true when the leader has left. */

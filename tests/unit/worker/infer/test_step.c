@@ -9,7 +9,8 @@ static const struct step_limits limits = {.tokens = 16,
                                           .pages = 8,
                                           .pages_per_sequence = 4,
                                           .vocab = 100,
-                                          .page_ops = 6};
+                                          .page_ops = 6,
+                                          .biases = 4};
 
 static void fill(struct step *s)
 {
@@ -25,6 +26,9 @@ static void fill(struct step *s)
     s->ops[0] = (struct page_op){.kind = PAGE_ASSIGN, .a = 1, .b = 0, .c = 7};
     s->ops[1] = (struct page_op){.kind = PAGE_MOVE, .a = -1, .b = 3};
     s->op_count = 2;
+    s->sequences[0].row.logprobs = 3;
+    step_add_biases(s, &s->sequences[0].row,
+                    (struct logit_bias[]){{.id = 3, .bias = 1.5f}, {.id = 99, .bias = -100.0f}}, 2);
 }
 
 static void test_round_trip(void)
@@ -42,6 +46,11 @@ static void test_round_trip(void)
     CHECK(memcmp(a.sequences, b.sequences, 2 * sizeof(*a.sequences)) == 0);
     CHECK(memcmp(a.ids, b.ids, 5 * sizeof(*a.ids)) == 0);
     CHECK(memcmp(a.ops, b.ops, 2 * sizeof(*a.ops)) == 0);
+    CHECK_INT(b.bias_count, 2);
+    CHECK(memcmp(a.biases, b.biases, 2 * sizeof(*a.biases)) == 0);
+    CHECK(step_wants_logprobs(&b));
+    b.sequences[0].row.logprobs = 0;
+    CHECK(!step_wants_logprobs(&b));
     step_release(&a);
     step_release(&b);
     buffer_release(&bytes);
@@ -71,10 +80,22 @@ static void test_truncation_at_every_byte_is_refused(void)
 /* One wrong number each, and a word of the message it must give. */
 static const struct {
     const char *what, *says;
-} cases[] = {{"slot", "slot 9"},           {"position", "position 63"},     {"tokens", "tokens 0"},
-             {"history", "history"},       {"id", "token id 100"},          {"id negative", "token id -1"},
-             {"count", "the header says"}, {"op slot", "page operation 0"}, {"op page", "page operation 0"},
-             {"move", "page operation 1"}, {"kind", "page operation 1"},    {"samples", "samples"}};
+} cases[] = {{"slot", "slot 9"},
+             {"position", "position 63"},
+             {"tokens", "tokens 0"},
+             {"history", "history"},
+             {"id", "token id 100"},
+             {"id negative", "token id -1"},
+             {"count", "the header says"},
+             {"op slot", "page operation 0"},
+             {"op page", "page operation 0"},
+             {"move", "page operation 1"},
+             {"kind", "page operation 1"},
+             {"samples", "samples"},
+             {"bias id", "bias 1: token id 100"},
+             {"bias begin", "biases 3 to 5 of 2"},
+             {"bias count", "biases 0 to 3 of 2"},
+             {"logprobs", "22 log-probabilities"}};
 
 static void damage(struct step *s, const char *what)
 {
@@ -100,6 +121,14 @@ static void damage(struct step *s, const char *what)
         s->ops[1].b = -1;
     else if (!strcmp(what, "kind"))
         s->ops[1].kind = 3;
+    else if (!strcmp(what, "bias id"))
+        s->biases[1].id = 100;
+    else if (!strcmp(what, "bias begin"))
+        s->sequences[0].row.bias_begin = 3;
+    else if (!strcmp(what, "bias count"))
+        s->sequences[0].row.bias_count = 3;
+    else if (!strcmp(what, "logprobs"))
+        s->sequences[0].row.logprobs = 22;
     else
         s->sample_count = 2;
 }
