@@ -219,22 +219,33 @@ def test_coordinator_restart(c):
     assert c.generate("Once upon a time", "-n", "8")["completion_tokens"] == 8
 
 
-@with_options(groups=1, stages=2)
-def test_idle(c):
-    """an idle group of two stages and an idle coordinator take under 1 % of a core each"""
+def idle(c, stages):
+    """Every worker and the coordinator, seconds after the last request, take under 1 % of a core each."""
     c.generate("Once upon a time", "-n", "8")
     time.sleep(1)  # the group falls asleep
 
     def of(program):
         return [p for p in processes(c.home) if open("/proc/%d/cmdline" % p).read().split("\0")[0].endswith(program)]
     workers, coordinators = of("lepton-worker"), of("lepton-coordinator")
-    assert len(workers) == 2 and len(coordinators) == 1
+    assert len(workers) == stages and len(coordinators) == 1
     before, begun = {p: cpu_s(p) for p in workers + coordinators}, time.monotonic()
     time.sleep(6)
     wall = time.monotonic() - begun
     used = {p: (cpu_s(p) - before[p]) / wall for p in before}
     print("# idle: workers %s, coordinator %.4f cores" % (["%.4f" % used[p] for p in workers], used[coordinators[0]]))
     assert all(u < 0.01 for u in used.values()), used
+
+
+@with_options(groups=1, stages=2)
+def test_idle(c):
+    """an idle group of two stages and an idle coordinator take under 1 % of a core each"""
+    idle(c, 2)
+
+
+@with_options(groups=1, stages=1, threads=2, worker=("--kernels", "auto"))
+def test_idle_alone(c):
+    """an idle group of one rank with two threads and the fastest kernels takes under 1 % of a core"""
+    idle(c, 1)
 
 
 def test_group_drains(_):
@@ -298,7 +309,7 @@ def test_no_nccl(_):
 
 ALONE = [test_no_nccl, test_group_drains, test_trained_model, test_demo_model, test_bad_models, test_demo]
 RUNNING = [test_stops, test_foreign_client, test_same_seed, test_cancel, test_too_long, test_kill_stage,
-           test_coordinator_restart, test_idle, test_pipeline_over_nccl]
+           test_coordinator_restart, test_idle, test_idle_alone, test_pipeline_over_nccl]
 
 
 def make_cluster(model="demo", **options):

@@ -25,6 +25,25 @@ verdict $? "perplexity has the same digits for every chunk and thread count"
 awk -v story="${one##*: }" -v noise="$(figure -f "$work/noise" | sed 's/.*: //')" 'BEGIN { print "# story " story ", noise " noise; exit !(story > 1 && story < 5 && noise > 100) }'
 verdict $? "a story of the model's own kind is likely, noise is not"
 
+# The fast kernel sets round otherwise than the reference, and may not predict otherwise. float32 weights, and integers.
+text=${LEPTON_SHARED:-../shared}/data/text/wikitext2-valid.txt
+trained=${LEPTON_SHARED:-../shared}/data/lm/stories260K/stories260K.gguf
+if [ -r "$text" ] && [ -r "$trained" ]; then
+    of_set() { "$B/lepton" perplexity "$trained" --json -f "$text" -b 20480 --kernels "$1" | sed -E 's/.*"perplexity": ([0-9.]+).*/\1/'; }
+    reference=$(of_set reference) differs=
+    sets=$("$B/lepton" perplexity --describe | awk -F '|' '/--kernels/ { gsub(/one of|reference|,/, " ", $4); print $4 }')
+    for set in $sets; do
+        fast=$(of_set "$set" 2>"$work/refused")
+        if [ -z "$fast" ] && grep -q 'this processor' "$work/refused"; then continue; fi
+        echo "# stories260K on 20 KB of wikitext2: $set $fast, reference $reference$(cat "$work/refused")"
+        awk -v a="${fast:-0}" -v b="${reference:-0}" 'BEGIN { d = a - b; exit !(b > 1 && d < 1e-3 && d > -1e-3) }' || differs=$set
+    done
+    [ -n "$sets" ] && [ -z "$differs" ]
+    verdict $? "stories260K has the reference kernels' perplexity on wikitext2 within 1e-3"
+else
+    echo "skip - stories260K has the reference kernels' perplexity on wikitext2: the shared data is not here"
+fi
+
 "$B/lepton" perplexity $model -f /no/such/file >"$work/out" 2>&1
 [ $? -eq 1 ] && grep -q '/no/such/file: No such file' "$work/out" &&
     ! "$B/lepton" perplexity $model >"$work/out" 2>&1 && grep -q 'file: expected' "$work/out" &&
