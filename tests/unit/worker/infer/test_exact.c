@@ -84,6 +84,7 @@ static void make_requests(struct request *requests, int32_t vocab)
         struct request *q = &requests[i];
         *q = (struct request){.r = {.handle = (uint64_t)i + 1,
                                     .max_tokens = i % 16 == 9 ? 1 : 8 + (int32_t)(test_random(&random) % 33),
+                                    .choices = 1,
                                     .stop_at_end = i % 3 != 0,
                                     .sampling = settings[(i + i / 8) % ARRAY_LEN(settings)]}};
         q->r.sampling.seed = test_random(&random);
