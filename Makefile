@@ -103,9 +103,14 @@ $(B)/tools/demo/embedded.o: tools/demo/embedded.S tools/demo/lepton-demo.gguf
 -include kernels/cuda.mk
 -include tests/fake_nccl/nccl.mk
 
+# A model of 110M parameters, so that the whole takes a minute; docs/benchmarks.md has the larger ones.
+BENCH_MODEL ?= $(B)/bench-110m.gguf
+$(B)/bench-110m.gguf: | $(B)/lepton
+	$(B)/lepton synth --layers 12 --dim 768 --ffn 2048 --heads 12 --kv-heads 12 $@
 .PHONY: bench
-bench: all ## Measure the kernels beside the limits of this machine (lepton bench kernels)
-	$(B)/lepton bench kernels
+bench: all $(BENCH_MODEL) ## Measure the engine and the kernels beside the limits of this machine (BENCH_MODEL=path)
+	$(B)/lepton bench engine $(BENCH_MODEL) -p 512 -n 64 -b 1,8,32
+	$(B)/lepton bench kernels --repeats 3
 
 .PHONY: demo
 demo: ## Install what is missing, build, and show four prompts streaming through two groups of two stages

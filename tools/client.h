@@ -71,7 +71,8 @@ struct client_job {
     struct wire_generate ask; /* wire_init'ed; the request id is chosen here */
     /* Called for every piece of text as it comes, the rest at the end included; may be NULL. */
     void (*on_text)(struct client_job *job, const char *text, size_t bytes);
-    void *context; /* the caller's */
+    void (*on_token)(struct client_job *job); /* called for every token, with or without text; may be NULL */
+    void *context;                            /* the caller's */
     /* the result */
     bool over;
     struct err error; /* code 0: it went well */

@@ -82,6 +82,8 @@ static void take_token(struct run *r, struct client_job *job, const struct wire_
         job->tokens =
             xrealloc(job->tokens, (job->token_count ? job->token_count * 2 : 1) * sizeof(*job->tokens));
     job->tokens[job->token_count++] = (uint32_t)t->id;
+    if (job->on_token)
+        job->on_token(job);
     append_text(job, t->text);
 }
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# lepton bench kernels: every kernel has its figures, beside limits of the same run. No figure's size is judged here.
+# lepton bench: every kernel and every test of the engine has its figures, beside limits of the same run. No figure's
+# size is judged here.
 set -u
 B=${LEPTON_BUILD:-build/release}
 out=$(mktemp)
@@ -22,7 +23,33 @@ END
 verdict $? "bench kernels --json holds each kernel's figures, its limit and its error"
 "$B/lepton" bench kernels $small --type q6_k --kernels reference >"$out" 2>&1 && grep -q 'q6_k' "$out" && grep -q 'limits of this run' "$out"
 verdict $? "one type and the reference set can be measured alone"
+model=tools/demo/lepton-demo.gguf
+"$B/lepton" bench engine $model -p 24,40 -n 6 -b 1,3 --repeats 1 --threads 2 --prefix 48 --json >"$out" 2>&1 && /usr/bin/python3 - "$out" <<'END'
+import json, sys
+run = json.load(open(sys.argv[1]))
+assert [(r["test"], r["batch"]) for r in run["results"]] == [("pp24", 1), ("pp40", 1), ("tg6", 1), ("tg6", 3)], run
+for r in run["results"]:
+    assert set(r) - {"joules_per_token"} == {"test", "batch", "threads", "type", "tokens_per_second", "fraction", "limit", "spread"}, r
+    assert r["tokens_per_second"] > 0 and r["fraction"] > 0 and r["spread"] >= 0, r
+    assert r["threads"] == 2 and r["type"] == "f16" and r["limit"] in ("read", "int8", "bf16", "fp32"), r
+    assert r["test"][:2] != "pp" or r["limit"] != "read", r
+assert run["limits"]["read_bytes_per_s"] > 0 and run["limits"]["fp32_flop_per_s"] > 0 and run["limits"]["read_by"], run
+assert run["first_token_ms"] > run["load_ms"] > 0 and run["resident_bytes"] >= run["anonymous_bytes"] > 0, run
+assert run["weight_bytes"] > 1e6 and run["kv_budget_bytes"] > 0 and run["stages"] == 1 and run["energy_readable"] in (True, False), run
+assert run["prefix"]["tokens"] == 48 and run["prefix"]["first_ms"] > 0 and run["prefix"]["second_ms"] > 0, run
+END
+verdict $? "bench engine --json holds each test with its fraction, limit and spread, and load, memory and limits of the run"
+"$B/lepton" bench engine $model -p 24 -n 6 -b 2 --repeats 2 --threads 1 --stages 2 -- --page-tokens 4 >"$out" 2>&1 &&
+    grep -q '^method: one warm-up, median of 2 runs, spread' "$out" && grep -q 'a group of 2 stages, 2 threads in all' "$out" &&
+    grep -q '^limits of this run: read .* GB/s' "$out" && grep -qE '^energy: (joules|not readable here)' "$out" &&
+    grep -qE '^load [0-9]+ ms, to the first token [0-9]+ ms' "$out" && grep -q '^resident [0-9]* MB' "$out" &&
+    grep -qE '^pp24 +1 +2 f16 +[0-9.]+ +[0-9.]+ % fp32' "$out" && grep -qE '^tg6 +2 +2 f16 ' "$out"
+verdict $? "bench engine drives a real group of two stages, and says its method"
+"$B/lepton" bench engine $model -p 12, >"$out" 2>&1
+[ $? -eq 2 ] && grep -q -- '--prompts: expected numbers' "$out" && ! "$B/lepton" bench engine $model -p 0 -n 6000 >"$out" 2>&1 &&
+    grep -q "is more than the model's" "$out" && ! "$B/lepton" bench engine /nowhere.gguf >"$out" 2>&1 && grep -q '/nowhere.gguf' "$out"
+verdict $? "a list that is none, a context beyond the model's and a missing model are refused by name"
 "$B/lepton" bench engines >"$out" 2>&1
-[ $? -eq 2 ] && grep -q 'expected kernels' "$out" && ! "$B/lepton" bench kernels --type q9 >"$out" 2>&1 && grep -q 'no weight type' "$out"
+[ $? -eq 2 ] && grep -q 'expected engine or kernels' "$out" && ! "$B/lepton" bench kernels --type q9 >"$out" 2>&1 && grep -q 'no weight type' "$out"
 verdict $? "wrong usage is refused by name"
 exit $failed

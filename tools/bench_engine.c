@@ -1,0 +1,418 @@
+/* lepton bench engine: a model through the whole engine, beside the limits of the machine in the same run.
+ * What is measured here; how the engine is reached is bench_engine.h's, how it is shown bench_report's. */
+#include "tools/bench_engine.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "kernels/kernels.h"
+#include "tools/bench_report.h"
+#include "tools/command.h"
+#include "worker/model/registry.h"
+
+struct engine_settings {
+    char *prompts, *batches, *kernels, *kv_type, *models;
+    int64_t tokens, start, threads, stages, step_tokens, repeats, prefix;
+    bool json;
+};
+
+#define MOST_NUMBERS   16
+#define MOST_WORDS     24
+#define OPTION(member) offsetof(struct engine_settings, member)
+
+static const struct config_option options[] = {
+    {"prompts", 'p', CONFIG_STRING, OPTION(prompts), 0, 0, "512", "N,N...", NULL,
+     "lengths of the prompts to process, in tokens; 0 = none", false},
+    {"tokens", 'n', CONFIG_INT, OPTION(tokens), 0, 1 << 20, "128", "N", NULL,
+     "tokens that each stream generates; 0 = no generation", false},
+    {"batches", 'b', CONFIG_STRING, OPTION(batches), 0, 0, "1", "B,B...", NULL,
+     "streams that generate together", false},
+    {"start", 0, CONFIG_INT, OPTION(start), 1, 1 << 20, "64", "N", NULL,
+     "tokens of a stream's prompt where generation is measured", false},
+    {"prefix", 0, CONFIG_INT, OPTION(prefix), 0, 1 << 20, "0", "N", NULL,
+     "a prompt of N tokens twice: the second one's share of the first one's time; 0 = not", false},
+    {"repeats", 'r', CONFIG_INT, OPTION(repeats), 1, 1000, "3", "N", NULL,
+     "counted runs of each test, after a warm-up", false},
+    {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "0", "N", NULL,
+     "threads of a rank; 0 = the processors shared out over all ranks", false},
+    {"kernels", 0, CONFIG_STRING, OPTION(kernels), 0, 0, NULL, "NAME", NULL,
+     "kernel set (default: the fastest here)", false},
+    {"stages", 's', CONFIG_INT, OPTION(stages), 1, 256, "1", "P", NULL,
+     "pipeline stages; more than one starts a real group", false},
+    {"kv_type", 0, CONFIG_STRING, OPTION(kv_type), 0, 0, NULL, "TYPE", NULL,
+     "element type of the KV cache (default: the worker's)", false},
+    {"step_tokens", 0, CONFIG_INT, OPTION(step_tokens), 0, 65536, "0", "N", NULL,
+     "rows of one step; 0 = the worker's default", false},
+    {"json", 'j', CONFIG_BOOL, OPTION(json), 0, 0, NULL, NULL, NULL, "print one JSON object", false},
+    MODELS_OPTION(struct engine_settings),
+};
+
+const struct config_table bench_engine_table = {
+    .program = "lepton bench engine",
+    .arguments = "MODEL [-- WORKER-OPTION...]",
+    .about =
+        "Measures prompt processing (pp512: a prompt of 512 random tokens until its first token), generation "
+        "(tg128: tokens of all streams together from when all generate until the first ends), load time and "
+        "memory, "
+        "beside the limits of the machine in the same run. One rank runs inside this program, behind the "
+        "mailbox that the "
+        "link uses; more stages start a whole group as `lepton run` does. Method: one warm-up, then the "
+        "median of the "
+        "counted runs; the spread is (highest - lowest) / median. Prompts differ from run to run, so that no "
+        "cache helps. A "
+        "fraction is of the limit that binds: bytes of weights and KV read against the best read rate of the "
+        "run, or operations of "
+        "the matrices against the peak of the type's arithmetic.",
+    .after = "examples:\n"
+             "  lepton synth tl.gguf && lepton bench engine tl.gguf -p 512,2048 -n 128 -b 1,2,4,8,16,32\n"
+             "  lepton bench engine model.gguf --stages 2 --threads 1 -b 8,32 --json\n",
+    .min_arguments = 1,
+    .max_arguments = 1 + MOST_WORDS,
+    .options = options,
+    .option_count = ARRAY_LEN(options),
+    .settings_bytes = sizeof(struct engine_settings),
+};
+
+struct numbers {
+    int32_t value[MOST_NUMBERS];
+    int count;
+};
+
+struct bench_run {
+    const struct engine_settings *s;
+    struct bench_target *target;
+    struct bench_report report;
+    struct numbers prompts, batches;
+    uint64_t next_prompt; /* every run has prompts of its own */
+    bool energy;
+    struct bench_energy counter;
+};
+
+/* "512,2048": zeros are left out. */
+static int read_numbers(struct numbers *out, const char *option, const char *text, struct err *err)
+{
+    for (const char *at = text; *at;) {
+        char *end;
+        long n = strtol(at, &end, 10);
+        if (end == at || n < 0 || n > 1 << 20 || (*end && *end != ',') || (*end && !end[1]))
+            return err_set(err, "--%s: expected numbers from 0 to %d with commas between, found \"%s\"",
+                           option, 1 << 20, text);
+        if (n > 0 && out->count == MOST_NUMBERS)
+            return err_set(err, "--%s: more than %d numbers", option, MOST_NUMBERS);
+        if (n > 0)
+            out->value[out->count++] = (int32_t)n;
+        at = *end ? end + 1 : end;
+    }
+    return 0;
+}
+
+static int32_t largest(const struct numbers *n, int32_t least)
+{
+    for (int i = 0; i < n->count; i++)
+        if (n->value[i] > least)
+            least = n->value[i];
+    return least;
+}
+
+/* Prompts of a large batch are processed in several steps, and the streams that are ready go on meanwhile: so
+ * many tokens more, for all to generate together for `tokens` steps. */
+static int32_t tokens_asked(const struct engine_settings *s, int32_t batch)
+{
+    return (int32_t)(s->tokens + 1 + (batch > 1 ? batch * s->start / 96 + 2 : 0));
+}
+
+/* ---- the model's work ---- */
+
+static bool name_is(const struct gguf_tensor *t, const char *name)
+{
+    return t->name.size == strlen(name) && memcmp(t->name.data, name, t->name.size) == 0;
+}
+
+/* Bytes and operations of one token, from the file: every matrix but the embeddings, which cost a row. */
+static int read_work(struct bench_work *w, const struct gguf *g, struct err *err)
+{
+    struct model_params p;
+    uint64_t bytes_of[DTYPE_COUNT] = {0};
+    if (model_params_read(&p, g, err))
+        return -1;
+    bool tied = !gguf_tensor_find(g, "output.weight");
+    for (uint64_t i = 0; i < gguf_tensor_count(g); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(g, i);
+        double elements = 1, bytes = (double)t->bytes;
+        for (int d = 0; d < t->ndim; d++)
+            elements *= (double)t->dim[d];
+        w->file_bytes += t->bytes;
+        bool head = name_is(t, "output.weight") || (tied && name_is(t, "token_embd.weight"));
+        bool embedding = name_is(t, "token_embd.weight") || name_is(t, "position_embd.weight");
+        if (t->ndim < 2 || (embedding && !head))
+            continue;
+        if (t->ndim == 3) { /* experts: those that a token uses */
+            elements *= (double)p.experts_used / (double)p.experts;
+            bytes *= (double)p.experts_used / (double)p.experts;
+        }
+        bytes_of[t->dtype] += t->bytes;
+        w->bytes += bytes;
+        w->ops += 2 * elements;
+        if (head)
+            w->head_ops += 2 * elements;
+    }
+    for (int d = 0; d < DTYPE_COUNT; d++)
+        if (bytes_of[d] > bytes_of[w->type])
+            w->type = (enum dtype)d;
+    w->context = p.context;
+    w->kv_elements = 2.0 * (double)p.layers * (double)p.kv_heads * (double)p.head_length;
+    model_params_release(&p);
+    return 0;
+}
+
+/* ---- tests ---- */
+
+static void energy_begin(struct bench_run *b)
+{
+    b->energy = bench_energy_begin(&b->counter);
+}
+
+static int measure_prompt(struct bench_run *b, int32_t tokens, struct err *err)
+{
+    double *rates = xcalloc((size_t)b->s->repeats, sizeof(*rates)), joules = 0;
+    uint64_t arrival;
+    int code = 0;
+    for (int64_t r = -1; r < b->s->repeats && code == 0; r++) {
+        struct bench_stream q = {.prompt = b->next_prompt++,
+                                 .prompt_tokens = tokens < b->report.work.context ? tokens : tokens - 1,
+                                 .max_tokens = 1,
+                                 .token_us = &arrival};
+        energy_begin(b);
+        code = b->target->run(b->target, &q, 1, err);
+        if (r < 0 || code)
+            continue;
+        rates[r] = (double)q.prompt_tokens * 1e6 / (double)(q.prefill_us ? q.prefill_us : 1);
+        joules += b->energy ? bench_energy_joules(&b->counter) / q.prompt_tokens : 0;
+    }
+    struct bench_row row = {.batch = 1, .tokens_per_step = tokens, .sampled_per_step = 1};
+    snprintf(row.test, sizeof(row.test), "pp%d", tokens);
+    if (code == 0)
+        bench_report_add(&b->report, &row, rates, b->s->repeats, joules / (double)b->s->repeats);
+    free(rates);
+    return code;
+}
+
+/* Tokens per second of all streams between the moment when all of them generate and the end of the first. */
+static double batch_rate(const struct bench_stream *streams, int32_t batch)
+{
+    uint64_t begun_us = 0, over_us = UINT64_MAX;
+    for (int32_t i = 0; i < batch; i++) {
+        const struct bench_stream *q = &streams[i];
+        if (q->token_us[0] > begun_us)
+            begun_us = q->token_us[0];
+        if (q->token_us[q->tokens - 1] < over_us)
+            over_us = q->token_us[q->tokens - 1];
+    }
+    int64_t count = 0;
+    for (int32_t i = 0; i < batch; i++)
+        for (int32_t t = 0; t < streams[i].tokens; t++)
+            count += streams[i].token_us[t] > begun_us && streams[i].token_us[t] <= over_us;
+    return over_us > begun_us ? (double)count * 1e6 / (double)(over_us - begun_us) : 0;
+}
+
+static int measure_batch(struct bench_run *b, int32_t batch, struct err *err)
+{
+    const struct engine_settings *s = b->s;
+    int32_t asked = tokens_asked(s, batch);
+    double *rates = xcalloc((size_t)s->repeats, sizeof(*rates)), joules = 0;
+    struct bench_stream *streams = xcalloc((size_t)batch, sizeof(*streams));
+    uint64_t *arrivals = xcalloc((size_t)batch * (size_t)asked, sizeof(*arrivals));
+    int code = 0;
+    for (int64_t r = -1; r < s->repeats && code == 0; r++) {
+        for (int32_t i = 0; i < batch; i++)
+            streams[i] = (struct bench_stream){.prompt = b->next_prompt++,
+                                               .prompt_tokens = (int32_t)s->start,
+                                               .max_tokens = asked,
+                                               .token_us = arrivals + (size_t)i * (size_t)asked};
+        energy_begin(b);
+        code = b->target->run(b->target, streams, batch, err);
+        if (r < 0 || code)
+            continue;
+        joules += b->energy ? bench_energy_joules(&b->counter) / ((double)batch * asked) : 0;
+        rates[r] = batch_rate(streams, batch);
+        if (rates[r] <= 0)
+            code = err_set(err, "%d streams of %lld tokens never ran together: expected a larger -n", batch,
+                           (long long)s->tokens);
+    }
+    struct bench_row row = {.batch = batch,
+                            .tokens_per_step = batch,
+                            .sampled_per_step = batch,
+                            .context = (double)s->start + (double)asked / 2};
+    snprintf(row.test, sizeof(row.test), "tg%lld", (long long)s->tokens);
+    if (code == 0)
+        bench_report_add(&b->report, &row, rates, s->repeats, joules / (double)s->repeats);
+    free(rates);
+    free(streams);
+    free(arrivals);
+    return code;
+}
+
+static int measure_prefix(struct bench_run *b, struct err *err)
+{
+    int64_t repeats = b->s->repeats;
+    double *first = xcalloc((size_t)repeats, sizeof(double)),
+           *second = xcalloc((size_t)repeats, sizeof(double));
+    uint64_t arrival;
+    int code = 0;
+    for (int64_t r = -1; r < repeats && code == 0; r++) {
+        uint64_t prompt = b->next_prompt++;
+        for (int again = 0; again < 2 && code == 0; again++) {
+            struct bench_stream q = {.prompt = prompt,
+                                     .prompt_tokens = (int32_t)b->s->prefix,
+                                     .max_tokens = 1,
+                                     .token_us = &arrival};
+            code = b->target->run(b->target, &q, 1, err);
+            if (r >= 0)
+                (again ? second : first)[r] = (double)q.prefill_us / 1e3;
+        }
+    }
+    if (code == 0) {
+        b->report.prefix_tokens = b->s->prefix;
+        b->report.prefix_first_ms = bench_summarise(first, repeats).median;
+        b->report.prefix_second_ms = bench_summarise(second, repeats).median;
+    }
+    free(first);
+    free(second);
+    return code;
+}
+
+/* One token of one token: the load is over when something came out. */
+static int measure_first_token(struct bench_run *b, struct err *err)
+{
+    uint64_t arrival;
+    struct bench_stream q = {
+        .prompt = b->next_prompt++, .prompt_tokens = 2, .max_tokens = 1, .token_us = &arrival};
+    if (b->target->run(b->target, &q, 1, err))
+        return -1;
+    b->report.load_ms = (double)b->target->load_us / 1e3;
+    b->report.first_token_ms = b->report.load_ms + (double)(q.over_us - q.sent_us) / 1e3;
+    return 0;
+}
+
+static int measure_all(struct bench_run *b, struct err *err)
+{
+    if (measure_first_token(b, err))
+        return -1;
+    for (int i = 0; i < b->prompts.count; i++)
+        if (measure_prompt(b, b->prompts.value[i], err))
+            return -1;
+    for (int i = 0; i < b->batches.count && b->s->tokens > 0; i++)
+        if (measure_batch(b, b->batches.value[i], err))
+            return -1;
+    if (b->s->prefix > 0 && measure_prefix(b, err))
+        return -1;
+    return b->target->resident(b->target, &b->report.resident_bytes, &b->report.anonymous_bytes, err);
+}
+
+/* ---- the run ---- */
+
+static int measure_limits(struct bench_run *b, bool kernels, struct err *err)
+{
+    struct device *device = NULL;
+    struct device_options how = {.threads = b->report.limit_threads,
+                                 .kernels = b->s->kernels ? b->s->kernels : "auto"};
+    int repeats = b->s->repeats < 5 ? 5 : (int)b->s->repeats;
+    if (device_open(&device, "cpu", &how, err))
+        return -1;
+    b->report.limit_threads = device_threads(device);
+    int code = bench_limits_measure(device, repeats, &b->report.limits, err);
+    if (code == 0 && kernels)
+        code = bench_limits_kernels(device, repeats, &b->report.limits, err);
+    device_close(&device);
+    return code;
+}
+
+static int open_target(struct bench_run *b, const char *const *words, struct err *err)
+{
+    const struct engine_settings *s = b->s;
+    const char *arguments[MOST_WORDS + 8] = {NULL};
+    char step_tokens[24];
+    int n = 0;
+    if (s->kernels)
+        arguments[n++] = "--kernels", arguments[n++] = s->kernels;
+    if (s->kv_type)
+        arguments[n++] = "--kv-type", arguments[n++] = s->kv_type;
+    if (s->step_tokens) {
+        snprintf(step_tokens, sizeof(step_tokens), "%lld", (long long)s->step_tokens);
+        arguments[n++] = "--step-tokens", arguments[n++] = step_tokens;
+    }
+    for (int i = 1; words[i]; i++)
+        arguments[n++] = words[i];
+    int32_t batch = largest(&b->batches, 1), context = largest(&b->prompts, (int32_t)s->prefix) + 1;
+    int32_t generated = (int32_t)s->start + tokens_asked(s, batch);
+    if (generated > context)
+        context = generated;
+    else if (context == b->report.work.context + 1)
+        context--; /* a prompt as long as the context gives its last position to the token that is drawn */
+    struct bench_target_options o = {.model = words[0],
+                                     .models = s->models,
+                                     .worker_arguments = arguments,
+                                     .stages = (int)s->stages,
+                                     .threads = (int)s->threads,
+                                     .context = context,
+                                     .max_sequences = batch};
+    return s->stages > 1 ? bench_group_open(&b->target, &o, err) : bench_rank_open(&b->target, &o, err);
+}
+
+static int read_model(struct bench_run *b, const char *word, struct err *err)
+{
+    struct registry_model source = {0};
+    struct gguf *gguf = NULL;
+    int code = registry_find(&source, b->s->models, word, VERIFY_NEVER, err) ||
+                       registry_open(&gguf, &source, 0, err) || read_work(&b->report.work, gguf, err)
+                   ? -1
+                   : 0;
+    gguf_close(&gguf);
+    registry_release(&source);
+    return code;
+}
+
+static int run(struct bench_run *b, const char *const *words, struct err *err)
+{
+    const struct engine_settings *s = b->s;
+    if (read_numbers(&b->prompts, "prompts", s->prompts, err) ||
+        read_numbers(&b->batches, "batches", s->batches, err)) {
+        err->code = EXIT_USAGE;
+        return -1;
+    }
+    b->report.model = words[0];
+    b->report.stages = (int)s->stages;
+    b->report.threads = (int)s->threads;
+    b->report.repeats = s->repeats;
+    b->report.limit_threads = s->threads ? (int)(s->threads * s->stages) : 0;
+    if (read_model(b, words[0], err) || measure_limits(b, true, err) || open_target(b, words, err))
+        return -1;
+    snprintf(b->report.kernel_set, sizeof(b->report.kernel_set), "%s", b->target->kernel_set);
+    b->report.kv_budget_bytes = b->target->kv_bytes;
+    b->report.kv_element_bytes = s->kv_type && strcmp(s->kv_type, "f32") != 0 ? 2 : 4;
+    int code = measure_all(b, err);
+    b->report.energy = b->energy;
+    b->target->close(b->target);
+    return code ? code : measure_limits(b, false, err);
+}
+
+int command_bench_engine(int argc, char **argv)
+{
+    struct engine_settings s;
+    struct bench_run b = {.s = &s, .next_prompt = 1};
+    struct err err = {0};
+    const char *words[2 + MOST_WORDS] = {NULL};
+    config_main(&bench_engine_table, &s, argc, argv, words, 1 + MOST_WORDS);
+    int code = run(&b, words, &err) ? (err.code == EXIT_USAGE ? EXIT_USAGE : EXIT_FAILED) : EXIT_OK;
+    if (code != EXIT_OK)
+        fprintf(stderr, "lepton bench engine: %s\n", err.message);
+    else if (s.json)
+        bench_report_json(&b.report);
+    else
+        bench_report_text(&b.report);
+    bench_report_release(&b.report);
+    config_release(&bench_engine_table, &s);
+    return code;
+}
