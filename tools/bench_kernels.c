@@ -137,7 +137,7 @@ static int bench_rows(struct bench *b, const struct tensor *host, struct weight 
             seconds[r] = (bench_now_s() - begun) / (double)runs;
     }
     bool integers = strcmp(device_kernel_set(b->device), "cpu-avx512vnni") == 0 &&
-                    (host->dtype == DTYPE_Q8_0 || host->dtype == DTYPE_Q4_0);
+                    dtype_info(host->dtype)->block_elements > 1;
     const char *bound = rows == 1 ? "read" : integers ? "int8" : "fp32";
     double limit = rows == 1  ? b->limits.read_bytes_per_s
                    : integers ? b->limits.cpu.int8_op_per_s
@@ -241,7 +241,8 @@ static int bench_attention(struct bench *b, int64_t rows, struct err *err)
 
 static int bench_all(struct bench *b, struct err *err)
 {
-    static const enum dtype usual[] = {DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_K, DTYPE_F16, DTYPE_BF16, DTYPE_F32};
+    static const enum dtype usual[] = {DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_K, DTYPE_Q5_K,
+                                       DTYPE_Q6_K, DTYPE_F16,  DTYPE_BF16, DTYPE_F32};
     enum dtype only;
     if (b->s->type) {
         if (!dtype_from_name(b->s->type, &only) || only == DTYPE_I32)

@@ -1,17 +1,22 @@
-/* matmul_vnni: x . w^T for panels (kernels/cpu/panel.h) with AVX-512 VNNI.
+/* matmul_vnni: x . w^T for panels of blocks (kernels/cpu/panel.h) with AVX-512 VNNI.
  *
  * x is quantised once per call, each 32 elements of a row by their own scale: a[k] = round(x[k] / s), s =
- * max|x| / 127. A tile of up to TILE rows of x is laid out so that the kernel reads it front to back:
- *
- *   for each block: a [8][tile rows][4], corrections [tile rows], scales [tile rows]
- *
- * VPDPBUSD multiplies unsigned bytes by signed ones, so weights are kept with an offset (128, or 8 for four
- * bits); the correction -offset * sum(a) of the block starts each integer sum, which is exact. Per block, in
- * ascending order:
+ * max|x| / 127. VPDPBUSD multiplies unsigned bytes by signed ones, so the codes of weights are unsigned; what
+ * their offset adds, -offset * sum(a), starts each integer sum, which is exact. Per part (32 elements, or 16
+ * where the type has a scale for each 16), in ascending order:
  *
  *   out[t][n] = fma(float(isum), w_scale[n] * x_scale[t], out[t][n])
+ *   out[t][n] = fma(w_addend[n], x_scale[t] * sum(a), out[t][n])           types with a minimum
  *
- * and nothing else rounds. The order does not depend on the tile, the number of rows or of threads. */
+ * and nothing else rounds. The order does not depend on the tile, the number of rows or of threads.
+ *
+ *            run of K ->                              run of K ->
+ *   x tile [ 6 rows, quantised ]      two panels [ spread into bytes, in the first-level cache ]
+ *                        \             /
+ *                     sums[6][2][16], in registers over the run, in memory between runs
+ *
+ * The two panels are spread (kernels/cpu/spread.h) once for all tiles of a group of rows of x, whose
+ * quantised form stays in the second-level cache while the panels of a member go by. */
 #include "kernels/cpu/fast.h"
 
 #include <math.h>
@@ -26,189 +31,385 @@
 #define INLINE    \
     static inline \
         __attribute__((always_inline, target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")))
-#define TILE 12 /* rows of x whose sums fit the registers, twice: integers and floats */
 
-/* Bytes of one block of a quantised tile: numbers, corrections and scales of its rows. */
-#define TILE_BLOCK_BYTES(rows) ((size_t)(rows) * (PANEL_BLOCK + sizeof(int32_t) + sizeof(float)))
+/* For kernels/cpu/spread.h. */
+INLINE void widen16(const void *bits, void *out)
+{
+    _mm512_storeu_ps(out, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_loadu_si512(bits))));
+}
+#define SPREAD_TARGET           TARGET
+#define SPREAD_WIDEN(bits, out) widen16(bits, out)
+#include "kernels/cpu/spread.h"
+
+#define TILE  6 /* rows of x whose sums fit the registers, twice for two panels: integers and floats */
+#define PAIR  2 /* panels side by side */
+#define PARTS 2 /* at most, of 32 elements */
+/* Blocks of 32 in a run: one tile of x passes over a short one while it comes from memory; for many, two
+ * panels' codes fill most of the first-level cache. Multiples of the longest block of a type. */
+#define RUN_FEW  8
+#define RUN_MANY 32
+/* What the quantised rows of a group may take of the second-level cache. */
+#define GROUP_BYTES (1 << 20)
+
+/* One block of a tile of x: numbers [rows][32], for each part sums [rows] (integers: -offset * sum(a); or
+ * floats: x_scale * sum(a)), scales [rows]. */
+#define TILE_BLOCK_BYTES(rows, parts) ((size_t)(rows) * (PANEL_BLOCK + 4 * (size_t)(parts) + 4))
+
+typedef void tile_function(const struct spread *w, const char *x, int64_t blocks, float *sums);
+
+struct kind { /* of types: what their tiles have in common */
+    tile_function *const *one, *const *pair;
+};
 
 struct job {
-    const struct weight *w;
+    struct team *team;
+    const struct panel_type *type;
+    const struct kind *kind;
+    spread_function *spread;
     struct panel_layout layout;
+    const char *packed;
     const float *x, *bias;
     float *out;
     char *tiles; /* quantised x */
-    int64_t T, N, K;
-    int32_t offset;
-    bool four_bits;
+    int64_t T, N, K, blocks /* of 32 */, group /* rows */;
 };
+
+/* ---- x in bytes */
+
+/* Lane i = the reduction of the sixteen lanes of v[i]. */
+#define REDUCE16(NAME, OP)                                                                                  \
+    INLINE __m512i NAME(const __m512i v[16])                                                                \
+    {                                                                                                       \
+        __m512i four[4];                                                                                    \
+        for (int i = 0; i < 4; i++) {                                                                       \
+            const __m512i *a = v + 4 * i;                                                                   \
+            __m512i low = OP(_mm512_unpacklo_epi32(a[0], a[1]), _mm512_unpackhi_epi32(a[0], a[1]));         \
+            __m512i high = OP(_mm512_unpacklo_epi32(a[2], a[3]), _mm512_unpackhi_epi32(a[2], a[3]));        \
+            four[i] = OP(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));               \
+        }                                                                                                   \
+        __m512i low =                                                                                       \
+            OP(_mm512_shuffle_i32x4(four[0], four[1], 0x88), _mm512_shuffle_i32x4(four[0], four[1], 0xDD)); \
+        __m512i high =                                                                                      \
+            OP(_mm512_shuffle_i32x4(four[2], four[3], 0x88), _mm512_shuffle_i32x4(four[2], four[3], 0xDD)); \
+        return OP(_mm512_shuffle_i32x4(low, high, 0x88), _mm512_shuffle_i32x4(low, high, 0xDD));            \
+    }
+REDUCE16(most16, _mm512_max_epu32)
+REDUCE16(sum16, _mm512_add_epi32)
+
+/* What quantising sixteen blocks of a row gives. */
+struct quantised {
+    _Alignas(64) int8_t numbers[16][PANEL_BLOCK];
+    float scales[16];
+    int32_t sums[PARTS][16]; /* of the numbers; with one part both are the block's */
+};
+
+/* `blocks` (at most 16) blocks of a row. The greatest magnitude is found among the bits, where NaN is above
+ * infinity and infinity above all numbers: a block that has one gets NaN as its scale, and so do its outputs.
+ * A block so small that the inverse of its scale overflows is zeros. */
+TARGET static void quantise_blocks(const float *x, int blocks, int parts, struct quantised *out)
+{
+    __m512i bits[16], first[16], second[16];
+    const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+    for (int b = 0; b < 16; b++)
+        bits[b] = b < blocks
+                      ? _mm512_and_si512(
+                            magnitude,
+                            _mm512_max_epu32(
+                                _mm512_and_si512(magnitude, _mm512_loadu_si512(x + b * PANEL_BLOCK)),
+                                _mm512_and_si512(magnitude, _mm512_loadu_si512(x + b * PANEL_BLOCK + 16))))
+                      : _mm512_setzero_si512();
+    __m512i most_bits = most16(bits);
+    __m512 most = _mm512_castsi512_ps(most_bits), steps = _mm512_set1_ps(127.0f);
+    __mmask16 bad = _mm512_cmpge_epu32_mask(most_bits, _mm512_set1_epi32(0x7F800000));
+    __m512 inverse = _mm512_div_ps(steps, most);
+    __mmask16 usable = _mm512_cmp_ps_mask(inverse, _mm512_set1_ps(3.4e38f), _CMP_LE_OQ);
+    inverse = _mm512_maskz_mov_ps(usable, inverse);
+    __m512 scale = _mm512_maskz_div_ps(usable, most, steps);
+    _mm512_storeu_ps(out->scales, _mm512_mask_mov_ps(scale, bad, _mm512_set1_ps(NAN)));
+    _Alignas(64) float inverses[16];
+    _mm512_store_ps(inverses, inverse);
+    for (int b = 0; b < 16; b++) {
+        first[b] = second[b] = _mm512_setzero_si512();
+        if (b >= blocks)
+            continue;
+        __m512 by = _mm512_set1_ps(inverses[b]);
+        first[b] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + b * PANEL_BLOCK), by));
+        second[b] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + b * PANEL_BLOCK + 16), by));
+        _mm_store_si128((__m128i *)(void *)out->numbers[b], _mm512_cvtepi32_epi8(first[b]));
+        _mm_store_si128((__m128i *)(void *)(out->numbers[b] + 16), _mm512_cvtepi32_epi8(second[b]));
+        if (parts == 1)
+            first[b] = _mm512_add_epi32(first[b], second[b]);
+    }
+    _mm512_storeu_si512(out->sums[0], sum16(first));
+    if (parts == 2)
+        _mm512_storeu_si512(out->sums[1], sum16(second));
+}
+
+/* Row `row` of a tile of `rows`, blocks [block, block + count). */
+TARGET static void store_quantised(const struct job *m, const struct quantised *q, char *tile, int rows,
+                                   int row, int count)
+{
+    size_t block_bytes = TILE_BLOCK_BYTES(rows, m->type->parts);
+    for (int b = 0; b < count; b++, tile += block_bytes) {
+        char *after = tile + (size_t)rows * PANEL_BLOCK;
+        memcpy(tile + row * PANEL_BLOCK, q->numbers[b], PANEL_BLOCK);
+        for (int part = 0; part < m->type->parts; part++) {
+            int32_t correction = -m->type->offset * q->sums[part][b];
+            float sum = q->scales[b] * (float)q->sums[part][b];
+            memcpy(after + (part * rows + row) * 4, m->type->has_addends ? (void *)&sum : (void *)&correction,
+                   4);
+        }
+        memcpy(after + (m->type->parts * rows + row) * 4, &q->scales[b], 4);
+    }
+}
 
 static char *tile_at(const struct job *m, int64_t t)
 {
-    return m->tiles + (size_t)t * (size_t)m->layout.blocks * TILE_BLOCK_BYTES(1);
+    return m->tiles + (size_t)t * (size_t)m->blocks * TILE_BLOCK_BYTES(1, m->type->parts);
 }
 
-/* One block of one row of x into its place in the tile. NaN or infinity in x makes the scale NaN, and the
- * outputs too. */
-TARGET static void quantise_block(const float *x, char *block, int rows, int row, int32_t offset)
+static int at_most(int64_t left, int limit)
 {
-    __m512 lo = _mm512_loadu_ps(x), hi = _mm512_loadu_ps(x + 16);
-    float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(lo), _mm512_abs_ps(hi)));
-    bool nan = _mm512_cmp_ps_mask(lo, hi, _CMP_UNORD_Q) != 0 || !(most <= 3.4e38f);
-    float inverse = most > 0 ? 127.0f / most : 0.0f;
-    if (nan ||
-        !(inverse <= 3.4e38f)) { /* of no use, or so small that its inverse overflows: the numbers are zero */
-        lo = hi = _mm512_setzero_ps();
-        inverse = most = 0;
-    }
-    __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(lo, _mm512_set1_ps(inverse)));
-    __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(hi, _mm512_set1_ps(inverse)));
-    int8_t q[PANEL_BLOCK];
-    _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtepi32_epi8(a));
-    _mm_storeu_si128((__m128i *)(void *)(q + 16), _mm512_cvtepi32_epi8(b));
-    int32_t correction = -offset * _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
-    float scale = nan ? NAN : most / 127.0f;
-    for (int j = 0; j < PANEL_BLOCK / 4; j++)
-        memcpy(block + (j * rows + row) * 4, q + 4 * j, 4);
-    char *after = block + (size_t)rows * PANEL_BLOCK;
-    memcpy(after + row * 4, &correction, 4);
-    memcpy(after + (rows + row) * 4, &scale, 4);
+    return left < limit ? (int)left : limit;
 }
 
 static void quantise_body(void *context, int64_t begin, int64_t end, int member)
 {
     const struct job *m = context;
+    struct quantised q;
     (void)member;
     for (int64_t t = begin; t < end; t++) {
         int64_t first = t / TILE * TILE;
-        int rows = (int)(m->T - first < TILE ? m->T - first : TILE);
+        int rows = at_most(m->T - first, TILE);
         char *tile = tile_at(m, first);
-        for (int64_t b = 0; b < m->layout.blocks; b++)
-            quantise_block(m->x + t * m->K + b * PANEL_BLOCK, tile + (size_t)b * TILE_BLOCK_BYTES(rows), rows,
-                           (int)(t - first), m->offset);
+        for (int64_t b = 0; b < m->blocks; b += 16) {
+            int count = at_most(m->blocks - b, 16);
+            quantise_blocks(m->x + t * m->K + b * PANEL_BLOCK, count, m->type->parts, &q);
+            store_quantised(m, &q, tile + (size_t)b * TILE_BLOCK_BYTES(rows, m->type->parts), rows,
+                            (int)(t - first), count);
+        }
     }
 }
 
-/* Sixteen outputs of `rows` rows of x; `rows` and `four_bits` are constants where this is inlined. */
-INLINE void panel_tile(const struct job *m, const uint8_t *quants, const uint16_t *scales, const char *a,
-                       float *out, const float *bias, int64_t outputs, const int rows, const bool four_bits)
+/* ---- tiles */
+
+/* sums[rows][panels][16] += a run of `blocks` blocks; all but the run's length are constants where this is
+ * inlined. */
+INLINE void tile(const struct spread *w, const char *x, int64_t blocks, float *sums, const int rows,
+                 const int panels, const int parts, const bool has_addends)
 {
-    __m512 sum[TILE];
+    __m512 sum[TILE][PAIR];
     for (int t = 0; t < rows; t++)
-        sum[t] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < m->layout.blocks; b++) {
-        const int32_t *numbers = (const int32_t *)(const void *)a;
-        const int32_t *corrections = numbers + rows * (PANEL_BLOCK / 4);
-        const float *x_scales = (const float *)(const void *)(corrections + rows);
-        __m512i isum[TILE];
-        for (int t = 0; t < rows; t++)
-            isum[t] = _mm512_set1_epi32(corrections[t]);
-        if (four_bits) {
-            const __m512i low = _mm512_set1_epi8(15);
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) {
-                __m512i both = _mm512_loadu_si512(quants + j * 64);
-                __m512i w0 = _mm512_and_si512(both, low);
-                __m512i w1 = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-#pragma GCC unroll 12
+        for (int p = 0; p < panels; p++)
+            sum[t][p] = _mm512_loadu_ps(sums + (t * panels + p) * PANEL_ROWS);
+    for (int64_t b = 0; b < blocks; b++, x += TILE_BLOCK_BYTES(rows, parts)) {
+        const int32_t *numbers = (const int32_t *)(const void *)x;
+        const int32_t *x_sums = numbers + rows * (PANEL_BLOCK / 4);
+        const float *x_scales = (const float *)(const void *)(x_sums + parts * rows);
+#pragma GCC unroll 2
+        for (int part = 0; part < parts; part++) {
+            __m512i isum[TILE][PAIR];
+#pragma GCC unroll 6
+            for (int t = 0; t < rows; t++)
+#pragma GCC unroll 2
+                for (int p = 0; p < panels; p++)
+                    isum[t][p] =
+                        has_addends ? _mm512_setzero_si512() : _mm512_set1_epi32(x_sums[part * rows + t]);
+#pragma GCC unroll 8
+            for (int j = part * 8 / parts; j < (part + 1) * 8 / parts; j++) {
+                __m512i codes[PAIR];
+#pragma GCC unroll 2
+                for (int p = 0; p < panels; p++)
+                    codes[p] = _mm512_loadu_si512(w[p].codes + b * SPREAD_CODES + j);
+#pragma GCC unroll 6
                 for (int t = 0; t < rows; t++) {
-                    isum[t] = _mm512_dpbusd_epi32(isum[t], w0, _mm512_set1_epi32(numbers[j * rows + t]));
-                    isum[t] =
-                        _mm512_dpbusd_epi32(isum[t], w1, _mm512_set1_epi32(numbers[(j + 4) * rows + t]));
+                    __m512i four = _mm512_set1_epi32(numbers[t * 8 + j]);
+#pragma GCC unroll 2
+                    for (int p = 0; p < panels; p++)
+                        isum[t][p] = _mm512_dpbusd_epi32(isum[t][p], codes[p], four);
                 }
             }
-            quants += 256;
-        } else {
-#pragma GCC unroll 8
-            for (int j = 0; j < 8; j++) {
-                __m512i w = _mm512_loadu_si512(quants + j * 64);
-#pragma GCC unroll 12
+#pragma GCC unroll 2
+            for (int p = 0; p < panels; p++) {
+                __m512 scale = _mm512_loadu_ps((const float *)(w[p].scales + b * parts + part));
+#pragma GCC unroll 6
                 for (int t = 0; t < rows; t++)
-                    isum[t] = _mm512_dpbusd_epi32(isum[t], w, _mm512_set1_epi32(numbers[j * rows + t]));
+                    sum[t][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[t][p]),
+                                                _mm512_mul_ps(scale, _mm512_set1_ps(x_scales[t])), sum[t][p]);
+                if (!has_addends)
+                    continue;
+                __m512 addend = _mm512_loadu_ps((const float *)(w[p].addends + b * parts + part));
+                const float *float_sums = (const float *)(const void *)(x_sums + part * rows);
+#pragma GCC unroll 6
+                for (int t = 0; t < rows; t++)
+                    sum[t][p] = _mm512_fmadd_ps(addend, _mm512_set1_ps(float_sums[t]), sum[t][p]);
             }
-            quants += 512;
         }
-        __m512 w_scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)scales));
-        scales += PANEL_ROWS;
-#pragma GCC unroll 12
-        for (int t = 0; t < rows; t++)
-            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[t]),
-                                     _mm512_mul_ps(w_scale, _mm512_set1_ps(x_scales[t])), sum[t]);
-        a += TILE_BLOCK_BYTES(rows);
     }
-    __mmask16 mask = outputs >= PANEL_ROWS ? 0xFFFF : (__mmask16)((1u << outputs) - 1);
-    __m512 add = bias ? _mm512_maskz_loadu_ps(mask, bias) : _mm512_setzero_ps();
     for (int t = 0; t < rows; t++)
-        _mm512_mask_storeu_ps(out + t * m->N, mask, bias ? _mm512_add_ps(sum[t], add) : sum[t]);
+        for (int p = 0; p < panels; p++)
+            _mm512_storeu_ps(sums + (t * panels + p) * PANEL_ROWS, sum[t][p]);
 }
 
-/* One function for each number of rows: the sums of each live in registers. */
-#define TILE_FUNCTION(R)                                                                                  \
-    TARGET static void tile8_##R(const struct job *m, const uint8_t *q, const uint16_t *s, const char *a, \
-                                 float *out, const float *bias, int64_t outputs)                          \
-    {                                                                                                     \
-        panel_tile(m, q, s, a, out, bias, outputs, R, false);                                             \
-    }                                                                                                     \
-    TARGET static void tile4_##R(const struct job *m, const uint8_t *q, const uint16_t *s, const char *a, \
-                                 float *out, const float *bias, int64_t outputs)                          \
-    {                                                                                                     \
-        panel_tile(m, q, s, a, out, bias, outputs, R, true);                                              \
+/* One function for each number of rows and panels: the sums of each live in registers. */
+#define TILE_FUNCTION(NAME, ROWS, PANELS, PARTS_, ADDENDS)                                             \
+    TARGET static void NAME##_##PANELS##_##ROWS(const struct spread *w, const char *x, int64_t blocks, \
+                                                float *sums)                                           \
+    {                                                                                                  \
+        tile(w, x, blocks, sums, ROWS, PANELS, PARTS_, ADDENDS);                                       \
     }
-TILE_FUNCTION(1)
-TILE_FUNCTION(2)
-TILE_FUNCTION(3)
-TILE_FUNCTION(4)
-TILE_FUNCTION(5)
-TILE_FUNCTION(6)
-TILE_FUNCTION(7)
-TILE_FUNCTION(8)
-TILE_FUNCTION(9)
-TILE_FUNCTION(10)
-TILE_FUNCTION(11)
-TILE_FUNCTION(12)
+#define TILE_ROWS(NAME, PANELS, PARTS_, ADDENDS)                                  \
+    TILE_FUNCTION(NAME, 1, PANELS, PARTS_, ADDENDS)                               \
+    TILE_FUNCTION(NAME, 2, PANELS, PARTS_, ADDENDS)                               \
+    TILE_FUNCTION(NAME, 3, PANELS, PARTS_, ADDENDS)                               \
+    TILE_FUNCTION(NAME, 4, PANELS, PARTS_, ADDENDS)                               \
+    TILE_FUNCTION(NAME, 5, PANELS, PARTS_, ADDENDS)                               \
+    TILE_FUNCTION(NAME, 6, PANELS, PARTS_, ADDENDS)                               \
+    static tile_function *const NAME##_##PANELS[TILE + 1] = {NULL,                \
+                                                             NAME##_##PANELS##_1, \
+                                                             NAME##_##PANELS##_2, \
+                                                             NAME##_##PANELS##_3, \
+                                                             NAME##_##PANELS##_4, \
+                                                             NAME##_##PANELS##_5, \
+                                                             NAME##_##PANELS##_6};
+#define TILE_KIND(NAME, PARTS_, ADDENDS) \
+    TILE_ROWS(NAME, 1, PARTS_, ADDENDS)  \
+    TILE_ROWS(NAME, 2, PARTS_, ADDENDS)
+TILE_KIND(whole, 1, false)
+TILE_KIND(whole_addends, 1, true)
+TILE_KIND(halves, 2, false)
+TILE_KIND(halves_addends, 2, true)
 
-typedef void tile_function(const struct job *, const uint8_t *, const uint16_t *, const char *, float *,
-                           const float *, int64_t);
-static tile_function *const tiles8[TILE + 1] = {NULL,     tile8_1,  tile8_2, tile8_3, tile8_4,
-                                                tile8_5,  tile8_6,  tile8_7, tile8_8, tile8_9,
-                                                tile8_10, tile8_11, tile8_12};
-static tile_function *const tiles4[TILE + 1] = {NULL,     tile4_1,  tile4_2, tile4_3, tile4_4,
-                                                tile4_5,  tile4_6,  tile4_7, tile4_8, tile4_9,
-                                                tile4_10, tile4_11, tile4_12};
+/* [parts - 1][has_addends] */
+static const struct kind KINDS[2][2] = {{{whole_1, whole_2}, {whole_addends_1, whole_addends_2}},
+                                        {{halves_1, halves_2}, {halves_addends_1, halves_addends_2}}};
+
+#define SPREAD(NAME)                                                                                     \
+    TARGET static void NAME##_avx512(const struct panel_layout *l, const char *panel, int64_t block,     \
+                                     int64_t blocks, const struct spread_room *room, struct spread *out) \
+    {                                                                                                    \
+        NAME(l, panel, block, blocks, room, out);                                                        \
+    }
+SPREAD(spread_q8_0)
+SPREAD(spread_q4_0)
+SPREAD(spread_q4_1)
+SPREAD(spread_q5_0)
+SPREAD(spread_q5_1)
+SPREAD(spread_q2_k)
+SPREAD(spread_q3_k)
+SPREAD(spread_q4_k)
+SPREAD(spread_q5_k)
+SPREAD(spread_q6_k)
+
+static spread_function *const SPREADS[DTYPE_COUNT] = {
+    [DTYPE_Q8_0] = spread_q8_0_avx512, [DTYPE_Q4_0] = spread_q4_0_avx512, [DTYPE_Q4_1] = spread_q4_1_avx512,
+    [DTYPE_Q5_0] = spread_q5_0_avx512, [DTYPE_Q5_1] = spread_q5_1_avx512, [DTYPE_Q2_K] = spread_q2_k_avx512,
+    [DTYPE_Q3_K] = spread_q3_k_avx512, [DTYPE_Q4_K] = spread_q4_k_avx512, [DTYPE_Q5_K] = spread_q5_k_avx512,
+    [DTYPE_Q6_K] = spread_q6_k_avx512,
+};
+
+/* ---- panels, runs and groups of rows */
+
+/* A member's scratch: two panels' runs, spread, and the sums of a group of rows. */
+struct room {
+    struct spread_room spread[PAIR];
+    float *sums;
+};
+
+static size_t room_bytes(int64_t run, int64_t rows)
+{
+    size_t panel = (size_t)run * (SPREAD_CODES + 2 * PARTS) * PANEL_PIECE;
+    return PAIR * panel + (size_t)rows * PAIR * PANEL_ROWS * sizeof(float);
+}
+
+static struct room room_cut(char *memory, int64_t run)
+{
+    struct room r;
+    for (int p = 0; p < PAIR; p++) {
+        r.spread[p].codes = (lanes_u32 *)(void *)memory;
+        memory += run * SPREAD_CODES * PANEL_PIECE;
+        r.spread[p].scales = (lanes_f32 *)(void *)memory;
+        memory += run * PARTS * PANEL_PIECE;
+        r.spread[p].addends = (lanes_f32 *)(void *)memory;
+        memory += run * PARTS * PANEL_PIECE;
+    }
+    r.sums = (float *)(void *)memory;
+    return r;
+}
+
+/* The sums of rows [t, t + rows) and `panels` panels from panel p on are complete. */
+TARGET static void store_sums(const struct job *m, const float *sums, int64_t t, int64_t rows, int64_t p,
+                              int panels)
+{
+    for (int i = 0; i < panels; i++) {
+        int64_t n = (p + i) * PANEL_ROWS, left = m->N - n;
+        __mmask16 mask = left >= PANEL_ROWS ? 0xFFFF : (__mmask16)((1u << left) - 1);
+        __m512 bias = m->bias ? _mm512_maskz_loadu_ps(mask, m->bias + n) : _mm512_setzero_ps();
+        for (int64_t r = 0; r < rows; r++) {
+            __m512 sum = _mm512_loadu_ps(sums + (r * panels + i) * PANEL_ROWS);
+            _mm512_mask_storeu_ps(m->out + (t + r) * m->N + n, mask,
+                                  m->bias ? _mm512_add_ps(sum, bias) : sum);
+        }
+    }
+}
+
+/* `panels` panels from panel p on by rows [t, t + rows). */
+static void panels_by_group(const struct job *m, const struct room *room, int64_t p, int panels, int64_t t,
+                            int64_t rows, int64_t run)
+{
+    struct spread w[PAIR];
+    tile_function *const *tiles = panels == PAIR ? m->kind->pair : m->kind->one;
+    memset(room->sums, 0, (size_t)(rows * panels * PANEL_ROWS) * sizeof(float));
+    for (int64_t b = 0; b < m->blocks; b += run) {
+        int64_t blocks = m->blocks - b < run ? m->blocks - b : run;
+        for (int i = 0; i < panels; i++) {
+            w[i] = (struct spread){room->spread[i].codes, room->spread[i].scales, room->spread[i].addends};
+            m->spread(&m->layout, m->packed + (size_t)(p + i) * m->layout.panel_bytes, b, blocks,
+                      &room->spread[i], &w[i]);
+        }
+        for (int64_t r = 0; r < rows; r += TILE) {
+            int here = at_most(rows - r, TILE);
+            tiles[here](w, tile_at(m, t + r) + (size_t)b * TILE_BLOCK_BYTES(here, m->type->parts), blocks,
+                        room->sums + r * panels * PANEL_ROWS);
+        }
+    }
+    store_sums(m, room->sums, t, rows, p, panels);
+}
 
 static void panels_body(void *context, int64_t begin, int64_t end, int member)
 {
     const struct job *m = context;
-    (void)member;
-    for (int64_t p = begin; p < end; p++) {
-        const uint8_t *quants = (const uint8_t *)m->w->packed + (size_t)p * m->layout.panel_bytes;
-        const uint16_t *scales =
-            (const uint16_t *)(const void *)(quants + (size_t)m->layout.blocks * m->layout.quant_bytes);
-        int64_t n = p * PANEL_ROWS;
-        for (int64_t t = 0; t < m->T; t += TILE) {
-            int rows = (int)(m->T - t < TILE ? m->T - t : TILE);
-            (m->four_bits ? tiles4 : tiles8)[rows](m, quants, scales, tile_at(m, t), m->out + t * m->N + n,
-                                                   m->bias ? m->bias + n : NULL, m->N - n);
-        }
-    }
+    int64_t run = m->T <= TILE ? RUN_FEW : RUN_MANY;
+    struct room room = room_cut(team_scratch(m->team, member, room_bytes(run, m->group)), run);
+    for (int64_t t = 0; t < m->T; t += m->group)
+        for (int64_t p = begin * PAIR; p < end * PAIR && p < m->layout.panels; p += PAIR)
+            panels_by_group(m, &room, p, at_most(m->layout.panels - p, PAIR), t,
+                            m->T - t < m->group ? m->T - t : m->group, run);
 }
 
 void fast_matmul_panels(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                         const struct tensor *bias)
 {
-    bool four_bits = w->stored.dtype == DTYPE_Q4_0;
-    struct job m = {.w = w,
+    const struct panel_type *type = panel_type(w->stored.dtype);
+    struct job m = {.team = cpu_team(s),
+                    .type = type,
+                    .kind = &KINDS[type->parts - 1][type->has_addends],
+                    .spread = SPREADS[w->stored.dtype],
                     .layout = panel_layout(w->stored.dtype, w->stored.dim[0], w->stored.dim[1]),
+                    .packed = w->packed,
                     .x = x->data,
                     .bias = bias ? bias->data : NULL,
                     .out = out->data,
                     .T = x->dim[0],
                     .N = w->stored.dim[0],
                     .K = w->stored.dim[1],
-                    .offset = four_bits ? 8 : 128,
-                    .four_bits = four_bits};
-    m.tiles = cpu_stream_scratch(s, (size_t)m.T * (size_t)m.layout.blocks * TILE_BLOCK_BYTES(1));
-    struct team *team = cpu_team(s);
-    team_for(team, m.T, TILE, quantise_body, &m);
-    team_for(team, m.layout.panels, 4, panels_body, &m);
+                    .blocks = w->stored.dim[1] / PANEL_BLOCK};
+    size_t row_bytes = (size_t)m.blocks * TILE_BLOCK_BYTES(1, type->parts);
+    m.group = (int64_t)(GROUP_BYTES / row_bytes) / TILE * TILE;
+    m.group = m.group < 2 * TILE ? 2 * TILE : m.group;
+    m.group = m.group > m.T ? m.T : m.group;
+    m.tiles = cpu_stream_scratch(s, (size_t)m.T * row_bytes);
+    team_for(m.team, m.T, TILE, quantise_body, &m);
+    team_for(m.team, (m.layout.panels + PAIR - 1) / PAIR, 1, panels_body, &m);
 }
 #endif

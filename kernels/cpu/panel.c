@@ -2,63 +2,66 @@
 
 #include <string.h>
 
+#include "kernels/cpu/fast.h"
 #include "kernels/dtype.h"
+
+static const struct panel_type TYPES[DTYPE_COUNT] = {
+    [DTYPE_Q8_0] =
+        {.pieces = 8, .pieces_at = 2, .scale_apart = true, .flip = 0x80808080u, .parts = 1, .offset = 128},
+    [DTYPE_Q4_0] = {.pieces = 4, .pieces_at = 2, .scale_apart = true, .parts = 1, .offset = 8},
+    [DTYPE_Q4_1] = {.pieces = 5, .parts = 1, .has_addends = true},
+    [DTYPE_Q5_0] =
+        {.pieces = 5, .pieces_at = 2, .scale_apart = true, .fifth_bits = true, .parts = 1, .offset = 16},
+    [DTYPE_Q5_1] = {.pieces = 6, .fifth_bits = true, .parts = 1, .has_addends = true},
+    [DTYPE_Q2_K] = {.pieces = 21, .parts = 2, .has_addends = true},
+    [DTYPE_Q3_K] = {.pieces = 27,
+                    .scale_apart = true,
+                    .scale_at = offsetof(struct block_q3_k, scale),
+                    .parts = 2,
+                    .offset = 4},
+    [DTYPE_Q4_K] = {.pieces = 36, .parts = 1, .has_addends = true},
+    [DTYPE_Q5_K] = {.pieces = 44, .parts = 1, .has_addends = true},
+    [DTYPE_Q6_K] = {.pieces = 52,
+                    .scale_apart = true,
+                    .scale_at = offsetof(struct block_q6_k, scale),
+                    .parts = 2,
+                    .offset = 32},
+};
+#define MOST_PIECES 52
+
+const struct panel_type *panel_type(enum dtype type)
+{
+    return TYPES[type].pieces > 0 ? &TYPES[type] : NULL;
+}
 
 bool panel_supported(enum dtype type)
 {
-    return type == DTYPE_Q8_0 || type == DTYPE_Q4_0 || panel_is_float(type);
+    return TYPES[type].pieces > 0 || panel_is_float(type);
 }
 
 struct panel_layout panel_layout(enum dtype type, int64_t rows, int64_t columns)
 {
+    const struct dtype_info *info = dtype_info(type);
+    const struct panel_type *cut = &TYPES[type];
+    struct panel_layout l = {.blocks = columns / info->block_elements,
+                             .panels = (rows + PANEL_ROWS - 1) / PANEL_ROWS};
     if (panel_is_float(type)) {
-        size_t bytes = PANEL_ROWS * (size_t)dtype_info(type)->block_bytes;
-        return (struct panel_layout){.blocks = columns,
-                                     .quant_bytes = bytes,
-                                     .panel_bytes = round_up_u64((uint64_t)columns * bytes, 64),
-                                     .panels = (rows + PANEL_ROWS - 1) / PANEL_ROWS};
+        l.quant_bytes = PANEL_ROWS * (size_t)info->block_bytes;
+    } else {
+        l.quant_bytes = (size_t)cut->pieces * PANEL_PIECE;
+        l.scale_bytes = cut->scale_apart ? PANEL_ROWS * sizeof(uint16_t) : 0;
     }
-    struct panel_layout l = {.blocks = columns / PANEL_BLOCK, .panels = (rows + PANEL_ROWS - 1) / PANEL_ROWS};
-    l.quant_bytes = PANEL_ROWS * PANEL_BLOCK / (type == DTYPE_Q4_0 ? 2 : 1);
-    l.scale_bytes = PANEL_ROWS * sizeof(uint16_t);
     l.panel_bytes = round_up_u64((uint64_t)l.blocks * (l.quant_bytes + l.scale_bytes), 64);
     return l;
 }
 
-/* Where the scales of a panel begin: behind all its quants. */
+/* Where the scales of a panel begin: behind all its pieces. */
 static uint16_t *panel_scales(const struct panel_layout *l, char *panel)
 {
     return (uint16_t *)(void *)(panel + (size_t)l->blocks * l->quant_bytes);
 }
 
-/* The 32 numbers of a block, unsigned, and its scale. */
-static uint16_t read_block(enum dtype type, const void *block, uint8_t q[PANEL_BLOCK])
-{
-    if (type == DTYPE_Q8_0) {
-        const struct block_q8_0 *b = block;
-        for (int i = 0; i < PANEL_BLOCK; i++)
-            q[i] = (uint8_t)(b->q[i] + 128);
-        return b->scale;
-    }
-    const struct block_q4_0 *b = block;
-    for (int i = 0; i < PANEL_BLOCK / 2; i++) {
-        q[i] = b->low[i] & 15;
-        q[i + PANEL_BLOCK / 2] = b->low[i] >> 4;
-    }
-    return b->scale;
-}
-
-static void write_block(enum dtype type, char *quants, int row, const uint8_t q[PANEL_BLOCK])
-{
-    for (int j = 0; j < PANEL_BLOCK / 4; j++) {
-        char *at = quants + (type == DTYPE_Q4_0 ? j % 4 : j) * 64 + row * 4;
-        for (int i = 0; i < 4; i++)
-            if (type == DTYPE_Q8_0)
-                at[i] = (char)q[4 * j + i];
-            else
-                at[i] = (char)(j < 4 ? q[4 * j + i] : (uint8_t)at[i] | q[4 * j + i] << 4);
-    }
-}
+/* ---- plain types */
 
 /* Elements of K that are moved together: sixteen rows of them stay in the first-level cache. */
 #define FLOAT_RUN 64
@@ -80,50 +83,174 @@ static void pack_floats(const struct tensor *rows, const struct panel_layout *l,
     }
 }
 
-void panel_pack(const struct tensor *rows, void *packed, int64_t begin, int64_t end)
+/* ---- blocks */
+
+/* Moves bit 4j + i to 8i + j: a bit's number, five bits of its own, is turned by two places, and one place is
+ * a perfect unshuffle (Warren, Hacker's Delight, 7-2). */
+static inline uint32_t swap_bits(uint32_t x, uint32_t mask, int by)
 {
-    enum dtype type = rows->dtype;
-    if (panel_is_float(type)) {
-        struct panel_layout floats = panel_layout(type, rows->dim[0], rows->dim[1]);
-        pack_floats(rows, &floats, packed, begin, end);
+    uint32_t t = (x ^ x >> by) & mask;
+    return x ^ t ^ t << by;
+}
+
+static inline uint32_t regroup(uint32_t x)
+{
+    for (int twice = 0; twice < 2; twice++) {
+        x = swap_bits(x, 0x22222222u, 1);
+        x = swap_bits(x, 0x0C0C0C0Cu, 2);
+        x = swap_bits(x, 0x00F000F0u, 4);
+        x = swap_bits(x, 0x0000FF00u, 8);
+    }
+    return x;
+}
+
+static inline uint32_t regroup_back(uint32_t x)
+{
+    for (int twice = 0; twice < 2; twice++) {
+        x = swap_bits(x, 0x0000FF00u, 8);
+        x = swap_bits(x, 0x00F000F0u, 4);
+        x = swap_bits(x, 0x0C0C0C0Cu, 2);
+        x = swap_bits(x, 0x22222222u, 1);
+    }
+    return x;
+}
+
+/* Pieces of a row that are turned together: sixteen rows of them stay in the first-level cache. */
+#define RUN_PIECES 128
+
+struct pack {
+    const struct panel_type *cut;
+    size_t block_bytes, row_bytes;
+    bool avx512;
+};
+
+static void turn(const struct pack *p, const void *from, size_t stride, int rows, int64_t count,
+                 uint32_t *out)
+{
+#ifdef CPU_HAS_FAST
+    if (p->avx512) {
+        panel_turn_avx512(from, stride, rows, count, out);
         return;
     }
-    struct panel_layout l = panel_layout(type, rows->dim[0], rows->dim[1]);
-    size_t block_bytes = dtype_info(type)->block_bytes, row_bytes = block_bytes * (size_t)l.blocks;
+#endif
+    for (int64_t d = 0; d < count; d++)
+        for (int r = 0; r < PANEL_ROWS; r++) {
+            out[d * PANEL_ROWS + r] = 0;
+            if (r < rows)
+                memcpy(&out[d * PANEL_ROWS + r], (const char *)from + (size_t)r * stride + 4 * (size_t)d, 4);
+        }
+}
+
+/* The pieces of `blocks` blocks of a row side by side, without the scales between them. */
+static inline __attribute__((always_inline)) void strip(const struct pack *p, const char *block,
+                                                        int64_t blocks, uint32_t *out, const int pieces)
+{
+    for (int64_t b = 0; b < blocks; b++, block += p->block_bytes, out += pieces) {
+        memcpy(out, block + p->cut->pieces_at, (size_t)pieces * 4);
+        for (int d = 0; d < pieces; d++)
+            out[d] ^= p->cut->flip;
+    }
+}
+
+static void strip_run(const struct pack *p, const char *block, int64_t blocks, uint32_t *out)
+{
+    switch (p->cut->pieces) { /* constants, so that the copies become moves */
+    case 4:
+        strip(p, block, blocks, out, 4);
+        break;
+    case 8:
+        strip(p, block, blocks, out, 8);
+        break;
+    default:
+        strip(p, block, blocks, out, p->cut->pieces);
+    }
+}
+
+/* `blocks` blocks of `rows` rows, the first at `from`. */
+static void pack_run(const struct pack *p, const char *from, int rows, int64_t blocks, uint32_t *pieces,
+                     uint16_t *scales)
+{
+    int64_t count = blocks * p->cut->pieces;
+    if (p->cut->scale_apart) {
+        uint32_t line[PANEL_ROWS][RUN_PIECES];
+        for (int r = 0; r < rows; r++) {
+            const char *row = from + (size_t)r * p->row_bytes;
+            strip_run(p, row, blocks, line[r]);
+            for (int64_t b = 0; b < blocks; b++)
+                memcpy(&scales[b * PANEL_ROWS + r], row + (size_t)b * p->block_bytes + p->cut->scale_at, 2);
+        }
+        turn(p, line, sizeof(line[0]), rows, count, pieces);
+    } else {
+        turn(p, from, p->row_bytes, rows, count, pieces);
+    }
+    if (p->cut->fifth_bits)
+        for (int64_t b = 0; b < blocks; b++) {
+            uint32_t *high = pieces + ((b + 1) * p->cut->pieces - 5) * PANEL_ROWS;
+            for (int r = 0; r < PANEL_ROWS; r++)
+                high[r] = regroup(high[r]);
+        }
+}
+
+void panel_pack(const struct tensor *rows, void *packed, int64_t begin, int64_t end)
+{
+    struct panel_layout l = panel_layout(rows->dtype, rows->dim[0], rows->dim[1]);
+    if (panel_is_float(rows->dtype)) {
+        pack_floats(rows, &l, packed, begin, end);
+        return;
+    }
+    struct pack pack = {.cut = &TYPES[rows->dtype], .block_bytes = dtype_info(rows->dtype)->block_bytes};
+    pack.row_bytes = pack.block_bytes * (size_t)l.blocks;
+#ifdef CPU_HAS_FAST
+    pack.avx512 = __builtin_cpu_supports("avx512f") != 0;
+#endif
+    ASSERT(pack.cut->pieces > 0);
+    int64_t run = RUN_PIECES / pack.cut->pieces;
     for (int64_t p = begin; p < end; p++) {
         char *panel = (char *)packed + (size_t)p * l.panel_bytes;
-        memset(panel, 0, l.panel_bytes);
-        for (int r = 0; r < PANEL_ROWS && p * PANEL_ROWS + r < rows->dim[0]; r++) {
-            const char *row = (const char *)rows->data + (size_t)(p * PANEL_ROWS + r) * row_bytes;
-            for (int64_t b = 0; b < l.blocks; b++) {
-                uint8_t q[PANEL_BLOCK];
-                panel_scales(&l, panel)[b * PANEL_ROWS + r] =
-                    read_block(type, row + (size_t)b * block_bytes, q);
-                write_block(type, panel + (size_t)b * l.quant_bytes, r, q);
-            }
-        }
+        const char *from = (const char *)rows->data + (size_t)p * PANEL_ROWS * pack.row_bytes;
+        int64_t left = rows->dim[0] - p * PANEL_ROWS;
+        int here = left < PANEL_ROWS ? (int)left : PANEL_ROWS;
+        if (here < PANEL_ROWS)
+            memset(panel, 0, l.panel_bytes);
+        for (int64_t b = 0; b < l.blocks; b += run)
+            pack_run(&pack, from + (size_t)b * pack.block_bytes, here,
+                     l.blocks - b < run ? l.blocks - b : run,
+                     (uint32_t *)(void *)(panel + (size_t)b * l.quant_bytes),
+                     panel_scales(&l, panel) + b * PANEL_ROWS);
     }
+}
+
+/* The block as the file has it. */
+static void read_block(const struct panel_type *cut, const uint32_t *pieces, const uint16_t *scales, int row,
+                       char *block)
+{
+    for (int d = 0; d < cut->pieces; d++) {
+        uint32_t piece = pieces[d * PANEL_ROWS + row] ^ cut->flip;
+        if (cut->fifth_bits && d == cut->pieces - 5)
+            piece = regroup_back(piece);
+        memcpy(block + cut->pieces_at + 4 * d, &piece, 4);
+    }
+    if (cut->scale_apart)
+        memcpy(block + cut->scale_at, &scales[row], 2);
 }
 
 void panel_row_floats(const struct weight *w, int64_t n, int64_t k, int64_t count, float *out)
 {
     enum dtype type = w->stored.dtype;
+    const struct dtype_info *info = dtype_info(type);
     struct panel_layout l = panel_layout(type, w->stored.dim[0], w->stored.dim[1]);
     char *panel = (char *)w->packed + (size_t)(n / PANEL_ROWS) * l.panel_bytes;
     int row = (int)(n % PANEL_ROWS);
     if (panel_is_float(type)) {
-        size_t bytes = dtype_info(type)->block_bytes;
         for (int64_t i = 0; i < count; i++)
-            dtype_to_f32(type, panel + (size_t)((k + i) * PANEL_ROWS + row) * bytes, out + i, 1);
+            dtype_to_f32(type, panel + (size_t)((k + i) * PANEL_ROWS + row) * info->block_bytes, out + i, 1);
         return;
     }
-    for (int64_t b = k / PANEL_BLOCK; b < (k + count) / PANEL_BLOCK; b++) {
-        const uint8_t *quants = (const uint8_t *)panel + (size_t)b * l.quant_bytes + row * 4;
-        float scale = f16_to_f32(panel_scales(&l, panel)[b * PANEL_ROWS + row]);
-        for (int e = 0; e < PANEL_BLOCK; e++) {
-            int q = type == DTYPE_Q8_0 ? quants[e / 4 * 64 + e % 4] - 128
-                                       : (quants[e / 4 % 4 * 64 + e % 4] >> (e < 16 ? 0 : 4) & 15) - 8;
-            *out++ = scale * (float)q;
-        }
+    for (int64_t b = k / info->block_elements; b < (k + count) / info->block_elements; b++) {
+        _Alignas(8) char block[4 * MOST_PIECES + 4];
+        read_block(&TYPES[type], (const uint32_t *)(void *)(panel + (size_t)b * l.quant_bytes),
+                   panel_scales(&l, panel) + b * PANEL_ROWS, row, block);
+        dtype_to_f32(type, block, out, info->block_elements);
+        out += info->block_elements;
     }
 }

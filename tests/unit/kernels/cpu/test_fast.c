@@ -6,7 +6,15 @@
 
 #define GUARD 16
 
-static const enum dtype types[] = {DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_F32, DTYPE_F16, DTYPE_BF16};
+static const enum dtype types[] = {DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1,
+                                   DTYPE_Q2_K, DTYPE_Q3_K, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K,
+                                   DTYPE_F32,  DTYPE_F16,  DTYPE_BF16};
+
+/* `wanted`, made a length that rows of the type can have. */
+static int64_t row_of(enum dtype type, int64_t wanted)
+{
+    return (int64_t)round_up_u64((uint64_t)wanted, dtype_info(type)->block_elements);
+}
 
 struct bed {
     struct device *device;
@@ -87,10 +95,10 @@ static void multiply(const char *kernels, int threads, const struct tensor *host
 
 static void test_panels_hold_every_value(void)
 {
-    int64_t shapes[][2] = {{1, 32}, {16, 64}, {37, 96}, {100, 256}};
+    int64_t shapes[][2] = {{1, 32}, {16, 64}, {37, 96}, {100, 512}};
     for (size_t s = 0; s < ARRAY_LEN(shapes); s++)
         for (size_t i = 0; i < ARRAY_LEN(types); i++) {
-            int64_t n = shapes[s][0], k = shapes[s][1];
+            int64_t n = shapes[s][0], k = row_of(types[i], shapes[s][1]);
             struct tensor host = random_rows(types[i], n, k, 1 + s);
             struct panel_layout l = panel_layout(types[i], n, k);
             void *packed = malloc((size_t)l.panels * l.panel_bytes);
@@ -98,7 +106,9 @@ static void test_panels_hold_every_value(void)
             struct weight w = {.stored = host, .packed = packed, .layout = 1};
             uint64_t row_bytes = 0;
             dtype_row_bytes(types[i], (uint64_t)k, &row_bytes);
-            float want[256], got[256];
+            float want[512], got[512];
+            CHECK((size_t)l.panels * l.panel_bytes <
+                  row_bytes * (uint64_t)(l.panels * PANEL_ROWS) + 64 * (size_t)l.panels);
             for (int64_t r = 0; r < n; r++) {
                 dtype_to_f32(types[i], (char *)host.data + (uint64_t)r * row_bytes, want, (uint64_t)k);
                 panel_row_floats(&w, r, 0, k, got);
@@ -136,7 +146,7 @@ static void test_matmul_is_exact_but_for_the_rounding_of_x(void)
     int64_t shapes[][3] = {{1, 1, 32}, {1, 16, 64}, {3, 17, 96}, {12, 33, 256}, {13, 48, 32}, {29, 100, 320}};
     for (size_t s = 0; s < ARRAY_LEN(shapes); s++)
         for (size_t i = 0; i < ARRAY_LEN(types); i++) {
-            int64_t t = shapes[s][0], n = shapes[s][1], k = shapes[s][2];
+            int64_t t = shapes[s][0], n = shapes[s][1], k = row_of(types[i], shapes[s][2]);
             struct tensor host = random_rows(types[i], n, k, 7 + s);
             float *x = random_x(t, k, 3), *bias = random_x(1, n, 5), row[512];
             float *out = malloc((size_t)(t * n + 2 * GUARD) * sizeof(float));
@@ -163,11 +173,69 @@ static void test_matmul_is_exact_but_for_the_rounding_of_x(void)
         }
 }
 
+/* The value that the integer kernels put in place of x[0..32): rounded to 8 bits, a scale for each block. */
+static void rounded_block(const float *x, double *out)
+{
+    float most = 0;
+    for (int i = 0; i < PANEL_BLOCK; i++)
+        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    float inverse = most > 0 ? 127.0f / most : 0, scale = most / 127.0f;
+    for (int i = 0; i < PANEL_BLOCK; i++)
+        out[i] = (double)scale * (double)rintf(x[i] * inverse);
+}
+
+/* out against double arithmetic on the same blocks and the same rounded x. What may differ is the rounding of
+ * two additions for each scale; a type with a minimum adds and takes off up to twice the greatest weight. */
+static void check_rounding(const struct tensor *host, const float *x, int64_t t, const float *out)
+{
+    int64_t n = host->dim[0], k = host->dim[1];
+    uint64_t row_bytes = 0;
+    float *row = malloc((size_t)k * sizeof(float));
+    double *rounded = malloc((size_t)(t * k) * sizeof(double));
+    int wrong = 0;
+    dtype_row_bytes(host->dtype, (uint64_t)k, &row_bytes);
+    for (int64_t i = 0; i < t * k; i += PANEL_BLOCK)
+        rounded_block(x + i, rounded + i);
+    for (int64_t r = 0; r < n; r++) {
+        dtype_to_f32(host->dtype, (char *)host->data + (uint64_t)r * row_bytes, row, (uint64_t)k);
+        for (int64_t j = 0; j < t; j++) {
+            double want = 0, size = 0, most = 0;
+            for (int64_t c = 0; c < k; c++) {
+                most = fabs((double)row[c]) > most ? fabs((double)row[c]) : most;
+                want += (double)row[c] * rounded[j * k + c];
+                size += fabs(rounded[j * k + c]);
+            }
+            wrong +=
+                !(fabs((double)out[j * n + r] - want) <= 3 * most * size * ((double)k / 16 + 4) * 0x1p-24);
+        }
+    }
+    CHECK_INT(wrong, 0);
+    free(rounded);
+    free(row);
+}
+
+static void test_only_the_rounding_of_sums_is_left(void)
+{
+    NEED_FAST();
+    int64_t widths[] = {32, 96, 288, 1056};
+    for (size_t i = 0; i < ARRAY_LEN(types); i++)
+        for (int64_t t = 1; t <= 40 && !panel_is_float(types[i]); t++) {
+            int64_t n = 5 + 13 * (t % 5), k = row_of(types[i], widths[t % 4]);
+            struct tensor host = random_rows(types[i], n, k, 31 + (unsigned)t);
+            float *x = random_x(t, k, 37), *out = malloc((size_t)(t * n) * sizeof(float));
+            multiply("avx512vnni", 2, &host, x, t, NULL, out);
+            check_rounding(&host, x, t, out);
+            free(host.data);
+            free(x);
+            free(out);
+        }
+}
+
 static void test_batches_and_threads_do_not_show(void)
 {
     NEED_FAST();
     for (size_t i = 0; i < ARRAY_LEN(types); i++) {
-        int64_t n = 83, k = 288;
+        int64_t n = 83, k = row_of(types[i], 288);
         struct tensor host = random_rows(types[i], n, k, 11);
         float *x = random_x(40, k, 13), alone[83], together[40 * 83];
         for (int threads = 1; threads <= 3; threads++)
@@ -189,9 +257,10 @@ static void test_nan_reaches_its_row_alone(void)
     float bad[] = {NAN, INFINITY, -INFINITY};
     for (size_t i = 0; i < ARRAY_LEN(types); i++)
         for (int which = 0; which < 3; which++) {
-            struct tensor host = random_rows(types[i], 20, 64, 17);
-            float *x = random_x(3, 64, 19), out[60];
-            x[64 + 40] = bad[which];
+            int64_t k = row_of(types[i], 64);
+            struct tensor host = random_rows(types[i], 20, k, 17);
+            float *x = random_x(3, k, 19), out[60];
+            x[k + 40] = bad[which];
             multiply("avx512vnni", 1, &host, x, 3, NULL, out);
             for (int j = 0; j < 20; j++)
                 CHECK(isfinite(out[j]) && !isfinite(out[20 + j]) && isfinite(out[40 + j]));
@@ -275,6 +344,8 @@ int main(void)
     TEST(test_panels_hold_every_value, "panels hold every value of the matrix exactly");
     TEST(test_matmul_is_exact_but_for_the_rounding_of_x,
          "matmul over panels is exact but for the rounding of x to 8 bits");
+    TEST(test_only_the_rounding_of_sums_is_left,
+         "with the same rounded x only the rounding of sums is left, for 1 to 40 rows of odd widths");
     TEST(test_batches_and_threads_do_not_show, "batches and threads do not show in the bits");
     TEST(test_nan_reaches_its_row_alone, "NaN and infinity in x reach the outputs of their row alone");
     TEST(test_tiny_and_zero_rows_are_quiet, "rows of zeros and of denormals give zeros");
