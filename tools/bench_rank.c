@@ -119,6 +119,7 @@ static void submit(struct bench_rank *r, struct bench_stream *q, uint64_t handle
                                     .prompt = make_prompt(r, q),
                                     .prompt_tokens = q->prompt_tokens,
                                     .max_tokens = q->max_tokens,
+                                    .choices = 1,
                                     .sampling = {.top_p = 1, .repetition_penalty = 1, .banned_id = -1}}};
     q->tokens = 0;
     q->sent_us = clock_now_us();
