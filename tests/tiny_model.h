@@ -140,7 +140,8 @@ static inline void tiny_engine_open(struct tiny_engine *e, const char *path, int
                                                       .pages_per_sequence = per_sequence,
                                                       .vocab = (int32_t)p->vocab,
                                                       .page_ops = 8 * per_sequence,
-                                                      .biases = 64}};
+                                                      .biases = 64,
+                                                      .history = context}};
     if (executor_open(&e->executor, e->model, &e->options, &err))
         die("%s", err.message);
     step_init(&e->step, &e->options.limits);

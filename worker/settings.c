@@ -52,7 +52,13 @@ static const struct config_option options[] = {
     {"page_tokens", 0, CONFIG_INT, OPTION(page_tokens), 1, 4096, "16", "N", NULL, "positions in one KV page",
      false},
     {"kv_bytes", 0, CONFIG_INT, OPTION(kv_bytes), 1 << 12, 1e15, "1073741824", "BYTES", NULL,
-     "memory for the KV cache, per rank", false},
+     "memory for the KV cache, per rank: a hard limit; what does not fit waits, or is preempted and "
+     "recomputed",
+     false},
+    {"prefix_cache", 0, CONFIG_BOOL, OPTION(prefix_cache), 0, 0, "true", NULL, NULL,
+     "keep the pages of what was computed while nobody needs them, for prompts that begin alike", false},
+    {"priority_step_ms", 0, CONFIG_INT, OPTION(priority_step_ms), 0, 3600000, "10000", "MS", NULL,
+     "a level of priority is a head start of so long", false},
     {"kv_type", 0, CONFIG_STRING, OPTION(kv_type), 0, 0, "f32", "TYPE", "f32|f16",
      "element type of the KV cache", false},
     {"step_limit_ms", 0, CONFIG_INT, OPTION(step_limit_ms), 100, 86400000, "20000", "MS", NULL,
@@ -107,9 +113,7 @@ int settings_engine(struct executor_options *out, const struct worker_settings *
     ASSERT(known);
     int64_t per_sequence = (context + s->page_tokens - 1) / s->page_tokens;
     uint64_t page_bytes = kv_page_bytes(params, layers, (int32_t)s->page_tokens, kv_type);
-    uint64_t pages = (uint64_t)s->kv_bytes / page_bytes, most = (uint64_t)(per_sequence * s->max_sequences);
-    if (pages > most)
-        pages = most;
+    uint64_t pages = (uint64_t)s->kv_bytes / page_bytes;
     if (pages > INT32_MAX / 2)
         pages = INT32_MAX / 2;
     if (pages < 1)
@@ -124,9 +128,11 @@ int settings_engine(struct executor_options *out, const struct worker_settings *
     l->pages = (int32_t)pages;
     l->pages_per_sequence = (int32_t)per_sequence;
     l->vocab = (int32_t)params->vocab;
-    /* A step assigns pages for its own rows: full pages, and one begun at either end of each sequence's run.
-     */
-    l->page_ops = l->tokens / out->page_tokens + 2 * l->sequences;
     l->biases = l->sequences * SAMPLE_MAX_BIASES;
+    /* A sequence that begins on cached pages brings a whole table and its tokens along, so a step has room
+     * for one of those besides its own rows' pages: full ones, and at either end of each sequence's run one
+     * that is begun (cleared or copied, and assigned). */
+    l->page_ops = 2 * l->pages_per_sequence + 2 * (l->tokens / out->page_tokens) + 4 * l->sequences;
+    l->history = l->context;
     return 0;
 }

@@ -134,12 +134,28 @@ struct tensor executor_rows(struct executor *e, const struct step *step)
     return stage_rows(e->stage, step->token_count);
 }
 
+/* The history of a sequence is what went through the model, which the step's rows bring along, and what lay
+ * in its pages before, which comes as spans. */
+static void upload_history(struct executor *e, const struct step *step)
+{
+    int32_t *history = e->history.data;
+    const int32_t *ids = step->history_ids;
+    for (int32_t i = 0; i < step->history_count; i++) {
+        const struct step_history *h = &step->history[i];
+        stream_upload(e->stream, history + (int64_t)h->slot * e->options.limits.context + h->position, ids,
+                      (size_t)h->tokens * sizeof(int32_t));
+        ids += h->tokens;
+    }
+}
+
 /* Spreads the step over the input block and uploads it. */
 static void upload_inputs(struct executor *e, const struct step *step)
 {
     struct inputs *in = &e->host;
     int32_t row = 0, sample = 0;
     memcpy(in->ids, step->ids, (size_t)step->token_count * sizeof(int32_t));
+    if (e->model->slice.head)
+        upload_history(e, step);
     for (int32_t i = 0; i < step->sequence_count; i++) {
         const struct step_sequence *q = &step->sequences[i];
         in->row_begin[i] = row;
@@ -147,7 +163,6 @@ static void upload_inputs(struct executor *e, const struct step *step)
         for (int32_t t = 0; t < q->tokens; t++)
             in->positions[row + t] = q->position + t;
         if (e->model->slice.head) {
-            /* The history of a sequence is what went through the model, so the step brings it along. */
             int32_t *history = e->history.data;
             stream_upload(e->stream, history + (int64_t)q->slot * e->options.limits.context + q->position,
                           step->ids + row, (size_t)q->tokens * sizeof(int32_t));

@@ -6,12 +6,68 @@
 #include "worker/infer/sequences.h"
 #include "worker/infer/transfer.h"
 
-/* Pages for the positions up to `end` that the stages do not know yet. */
-static void assign_pages(struct leader *l, struct step *step, struct sequence *q, int32_t slot, int32_t end)
+/* ---- planning */
+
+/* What the stages must be told of a sequence's pages before its next rows, at most: room for it must be left
+ * in the step. */
+static bool fits_step(const struct leader *l, const struct step *step, const struct sequence *q, int32_t end)
 {
-    for (; q->assigned < leader_pages_needed(l, end); q->assigned++)
-        step->ops[step->op_count++] =
-            (struct page_op){.kind = PAGE_ASSIGN, .a = slot, .b = q->assigned, .c = q->pages[q->assigned]};
+    const struct step_limits *limits = &l->o->engine.limits;
+    int32_t needed = leader_pages_needed(l, end);
+    int32_t taken = needed > q->page_count ? needed - q->page_count : 0;
+    int32_t fresh = needed > q->assigned ? needed - q->assigned : 0;
+    int32_t ops = taken + fresh + 2 * sequences_must_copy(l, q);
+    int32_t history = q->fed > q->history ? q->fed - q->history : 0;
+    return step->op_count + ops <= limits->page_ops &&
+           step->bias_count + q->request.sampling.bias_count <= limits->biases &&
+           step->history_tokens + history <= limits->history;
+}
+
+static void add_op(struct step *step, enum page_op_kind kind, int32_t a, int32_t b, int32_t c)
+{
+    step->ops[step->op_count++] = (struct page_op){.kind = (int32_t)kind, .a = a, .b = b, .c = c};
+}
+
+/* The planner has made sure that there is one. */
+static int32_t take_page(struct leader *l, struct step *step, const struct sequence *q, bool zero)
+{
+    bool foreign = false;
+    int32_t page = pages_take(l->pages, q->request.salt, &foreign);
+    ASSERT(page >= 0);
+    if (zero && foreign)
+        add_op(step, PAGE_MOVE, -1, page, 0);
+    return page;
+}
+
+/* Pages for the positions up to `end`: a copy of the one that others see, new ones, and the table's entries
+ * that the stages do not know yet. */
+static void add_pages(struct leader *l, struct step *step, struct sequence *q, int32_t slot, int32_t end)
+{
+    if (sequences_must_copy(l, q)) {
+        int32_t index = q->fed / l->o->engine.page_tokens, page = take_page(l, step, q, false);
+        add_op(step, PAGE_MOVE, q->pages[index], page, 0);
+        pages_give(l->pages, &q->pages[index], 1);
+        q->pages[index] = page;
+        q->assigned = q->assigned < index ? q->assigned : index;
+        q->published = q->published < index ? q->published : index;
+    }
+    while (q->page_count < leader_pages_needed(l, end))
+        q->pages[q->page_count++] = take_page(l, step, q, true);
+    for (; q->assigned < q->page_count; q->assigned++)
+        add_op(step, PAGE_ASSIGN, slot, q->assigned, q->pages[q->assigned]);
+}
+
+/* The tokens in front of the next rows that went through no stage in this slot. */
+static void add_history(struct step *step, struct sequence *q, int32_t slot)
+{
+    int32_t tokens = q->fed - q->history;
+    if (tokens <= 0)
+        return;
+    step->history[step->history_count++] =
+        (struct step_history){.slot = slot, .position = q->history, .tokens = tokens};
+    memcpy(step->history_ids + step->history_tokens, q->tokens + q->history,
+           (size_t)tokens * sizeof(int32_t));
+    step->history_tokens += tokens;
 }
 
 static void add_to_step(struct leader *l, struct flight *f, const struct batch_item *item)
@@ -20,7 +76,10 @@ static void add_to_step(struct leader *l, struct flight *f, const struct batch_i
     struct sequence *q = &l->slot[slot];
     struct step *step = &f->step;
     struct step_sequence *row = &step->sequences[step->sequence_count];
-    assign_pages(l, step, q, slot, q->fed + item->tokens);
+    if (!fits_step(l, step, q, q->fed + item->tokens))
+        return; /* the first one always fits */
+    add_pages(l, step, q, slot, q->fed + item->tokens);
+    add_history(step, q, slot);
     *row = (struct step_sequence){
         .slot = slot, .position = q->fed, .tokens = item->tokens, .sample = item->sample};
     if (item->sample) {
@@ -34,32 +93,63 @@ static void add_to_step(struct leader *l, struct flight *f, const struct batch_i
     f->slots[step->sequence_count++] = slot;
     step->token_count += item->tokens;
     q->fed += item->tokens;
+    q->history = q->history > q->fed ? q->history : q->fed;
     q->busy = true;
+}
+
+/* The planner's view of what runs. Pages are shared first and counted then: one that is held by a second
+ * sequence is no longer the first one's to write into. */
+static int32_t view_sequences(struct leader *l)
+{
+    int32_t slots = l->o->engine.limits.slots, count = 0;
+    for (int32_t i = 0; i < slots; i++)
+        if (l->slot[i].used && !l->slot[i].busy)
+            l->slot[i].blocked = !sequences_reuse(l, &l->slot[i]);
+    for (int32_t i = 0; i < slots; i++) {
+        struct sequence *q = &l->slot[i];
+        if (!q->used)
+            continue;
+        if (!q->busy && sequences_must_copy(l, q) && pages_available(l->pages) == 0)
+            sequences_give_up_page(l, q); /* computing a page again needs one page, copying it two */
+        l->plan_slot[count] = i;
+        l->plan_in[count++] = (struct batch_sequence){.slot = i,
+                                                      .known = q->known,
+                                                      .fed = q->fed,
+                                                      .busy = q->busy || q->blocked,
+                                                      .copy = sequences_must_copy(l, q),
+                                                      .pages = q->page_count,
+                                                      .sole = pages_sole(l->pages, q->pages, q->page_count),
+                                                      .due_us = q->due_us,
+                                                      .order = q->order};
+    }
+    return count;
 }
 
 /* Plans the next step into the next free flight; false when nothing is ready. */
 static bool plan_step(struct leader *l, struct flight *f)
 {
     const struct step_limits *limits = &l->o->engine.limits;
-    int32_t count = 0;
-    for (int32_t i = 0; i < limits->slots; i++) {
-        const struct sequence *q = &l->slot[i];
-        if (!q->used)
-            continue;
-        l->plan_slot[count] = i;
-        l->plan_in[count++] = (struct batch_sequence){
-            .slot = i, .known = q->known, .fed = q->fed, .busy = q->busy, .order = q->order};
-    }
-    struct batch_limits b = {
-        .tokens = limits->tokens, .sequences = limits->sequences, .micro_batches = l->flights};
-    int32_t items = batch_plan(l->plan_in, count, &b, l->plan_out);
-    if (items == 0)
+    do {
+        int32_t count = view_sequences(l);
+        struct batch_limits b = {.tokens = limits->tokens,
+                                 .sequences = limits->sequences,
+                                 .micro_batches = l->flights,
+                                 .page_tokens = l->o->engine.page_tokens,
+                                 .pages = pages_available(l->pages)};
+        batch_plan_step(l->plan_in, count, &b, &l->plan);
+        for (int32_t i = 0; i < l->plan.victim_count; i++)
+            sequences_preempt(l, &l->slot[l->plan_slot[l->plan.victims[i]]]);
+    } while (l->plan.item_count == 0 && l->plan.victim_count);
+    if (l->plan.item_count == 0)
         return false;
     step_clear(&f->step, l->next_step++, 0);
-    for (int32_t i = 0; i < items; i++)
-        add_to_step(l, f, &l->plan_out[i]);
+    for (int32_t i = 0; i < l->plan.item_count; i++)
+        add_to_step(l, f, &l->plan.items[i]);
+    ASSERT(f->step.sequence_count > 0);
     return true;
 }
+
+/* ---- launching */
 
 static int wake_group(struct leader *l, struct err *err)
 {
@@ -83,8 +173,13 @@ int flight_launch(struct leader *l, struct err *err)
         return -1;
     if (l->o->control && transfer_send_step(l->o, &f->step, &l->encoded, err))
         return -1;
+    /* Steps run in order on every stage: whoever holds these pages in a later step finds them full. */
+    for (int32_t i = 0; i < f->step.sequence_count; i++)
+        sequences_publish_pages(l, &l->slot[f->slots[i]]);
     return 1;
 }
+
+/* ---- landing */
 
 /* What a drawn token means for its sequence. */
 static void take_token(struct leader *l, struct sequence *q, int32_t id,

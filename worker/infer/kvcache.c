@@ -2,38 +2,6 @@
 
 #include <stdlib.h>
 
-void kv_pages_init(struct kv_pages *p, int32_t total)
-{
-    p->total = p->free_count = total;
-    p->free_list = xcalloc((size_t)total, sizeof(int32_t));
-    for (int32_t i = 0; i < total; i++)
-        p->free_list[i] = total - 1 - i; /* page 0 is taken first */
-}
-
-void kv_pages_release(struct kv_pages *p)
-{
-    if (!p)
-        return;
-    free(p->free_list);
-    *p = (struct kv_pages){0};
-}
-
-bool kv_pages_take(struct kv_pages *p, int32_t count, int32_t *out)
-{
-    if (count > p->free_count)
-        return false;
-    for (int32_t i = 0; i < count; i++)
-        out[i] = p->free_list[--p->free_count];
-    return true;
-}
-
-void kv_pages_give(struct kv_pages *p, const int32_t *pages, int32_t count)
-{
-    ASSERT(p->free_count + count <= p->total);
-    for (int32_t i = count - 1; i >= 0; i--)
-        p->free_list[p->free_count++] = pages[i];
-}
-
 /* Bytes of one layer's K (or V) in one page. */
 static uint64_t half_page_bytes(const struct model_params *params, int32_t page_tokens, enum dtype dtype)
 {

@@ -1,27 +1,11 @@
-/* kvcache: keys and values in pages. Two sides that never meet in one struct:
- *   kv_pages  the leader's: which pages are free; names are plain numbers
- *   kv_pool   every stage's: the memory behind the names, and each sequence's table, changed only by page
- * operations that ride in the steps, in order (design, decision 12) */
+/* kvcache: keys and values in pages, as every stage holds them: the memory behind the names, and each
+ * sequence's table, changed only by the page operations that ride in the steps, in order (design, decision
+ * 12). Who holds which page is the leader's book (pages.h). */
 #ifndef LEPTON_WORKER_INFER_KVCACHE_H
 #define LEPTON_WORKER_INFER_KVCACHE_H
 
 #include "worker/infer/step.h"
 #include "worker/model/block.h"
-
-/* ---- the leader's side ---- */
-
-struct kv_pages {
-    int32_t total, free_count;
-    int32_t *free_list; /* a stack */
-};
-
-void kv_pages_init(struct kv_pages *p, int32_t total);
-void kv_pages_release(struct kv_pages *p);
-/* Takes `count` pages into out[count]; false (and nothing taken) when fewer are free. */
-bool kv_pages_take(struct kv_pages *p, int32_t count, int32_t *out);
-void kv_pages_give(struct kv_pages *p, const int32_t *pages, int32_t count);
-
-/* ---- every stage's side ---- */
 
 struct kv_pool_options {
     enum dtype dtype; /* F32 or F16 */

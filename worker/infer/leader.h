@@ -4,18 +4,35 @@
 #ifndef LEPTON_WORKER_INFER_LEADER_H
 #define LEPTON_WORKER_INFER_LEADER_H
 
+#include "worker/infer/pages.h"
 #include "worker/infer/serve.h"
 
+/* One choice of one request. It waits (and holds nothing but its tokens) or has a slot, and may go back and
+ * forth: preempted, it waits again and recomputes what its pages held. Its tokens are all that it is:
+ * sampling is a function of (seed, index), so its stream goes on as if nothing had happened. */
 struct sequence {
     bool used;
-    struct sequence_request request;
-    uint64_t order;
+    struct sequence_request request; /* prompt: moved into `tokens` */
+    int64_t due_us;                  /* arrival, and what its priority adds */
+    uint64_t order;  /* of arrival: (due_us, order) is its place among all, and never changes */
     int32_t *tokens; /* [prompt + max_tokens] prompt, then what was drawn */
     int32_t known, fed;
-    int32_t *pages;
-    int32_t page_count, assigned; /* assigned: entries of the table that the stages know */
+    int32_t *pages; /* [pages_per_sequence] */
+    int32_t page_count;
+    int32_t assigned;             /* entries of the table that the stages know */
+    int32_t published;            /* pages that are known by their tokens */
+    int32_t history;              /* tokens that the last stage's sampling history holds */
+    int32_t cached;               /* prompt tokens found in pages, before the first token */
     bool busy, cancelled, silent; /* silent: its end is reported to nobody */
+    bool blocked;                 /* an earlier choice computes its prompt */
+    bool counted;                 /* its prompt is among the tokens looked up */
     uint64_t first_us;
+};
+
+/* A sequence without a slot. */
+struct waiting {
+    struct sequence q;
+    struct waiting *next, *before;
 };
 
 /* A step under way: which slots it holds and how many tokens of each. */
@@ -27,14 +44,14 @@ struct flight {
 
 struct leader {
     const struct serve_options *o;
-    struct sequence *slot;   /* [limits.slots] */
-    struct command *waiting; /* submitted, not yet admitted: a ring */
-    size_t waiting_first, waiting_count, waiting_capacity;
-    struct kv_pages pages;
+    struct sequence *slot;                  /* [limits.slots] */
+    struct waiting *waiting, *waiting_last; /* in order */
+    size_t waiting_count;
+    struct pages *pages;
     struct flight *flight; /* [stages], a ring */
     int32_t flights, first_flight, flight_count;
     struct batch_sequence *plan_in;
-    struct batch_item *plan_out;
+    struct batch_plan plan;
     int32_t *plan_slot; /* slot of each plan_in */
     struct buffer encoded;
     uint64_t next_step, next_order;

@@ -23,8 +23,10 @@ struct sequence_request {
     bool stop_at_end;             /* an end token finishes the sequence and is not emitted */
     struct sample_row sampling;   /* slot, choice, index, counts and bias_begin are the step thread's */
     struct logit_bias *biases;    /* [sampling.bias_count]; owned as the prompt is */
-    int32_t priority;             /* the lower one goes first */
-    uint64_t salt;                /* prefixes are shared among equal salts alone: one tenant's */
+    int32_t priority;             /* the lower one goes first: each level is a head start
+                                     (serve_options.priority_step_ms) */
+    uint64_t salt;                /* prefixes are shared among equal salts alone: one tenant's. Whatever
+                                     else changes keys and values (an adapter) belongs in here too */
     enum speculation speculation; /* as the request asks; default: as the group is configured */
     int32_t draft_tokens;         /* most tokens of one draft; 0 = as the group is configured */
     uint64_t arrived_us;          /* filled by the step thread */
@@ -47,8 +49,8 @@ struct command {
 
 enum event_kind {
     EVENT_TOKEN = 1,
-    EVENT_DONE,
-    EVENT_FAILED, /* non-finite logits */
+    EVENT_DONE,   /* of one choice; a request ends when each of its choices did */
+    EVENT_FAILED, /* non-finite logits; of one choice */
     EVENT_LEFT,   /* the step thread is done (after a drain) */
 };
 enum finish_reason { FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED };
@@ -68,7 +70,10 @@ struct event {
 
 /* Read by the link for heartbeats; written by the step thread. */
 struct serve_stats {
-    uint64_t steps, running, waiting, pages_used, tokens_generated;
+    uint64_t steps, running, waiting, tokens_generated;
+    uint64_t pages_used, pages_cached, pages_free; /* held by sequences; kept for their tokens; neither */
+    uint64_t prefix_queries, prefix_hits;          /* prompt tokens looked up; found */
+    uint64_t preemptions;                          /* sequences put back to be recomputed */
 };
 
 struct mailbox;

@@ -94,6 +94,9 @@ static int lead(struct leader *l, struct err *err)
                 return -1;
             continue;
         }
+        /* Nothing is under way and nothing could be planned: then nobody is here, or somebody would wait for
+         * ever (batch.h says why this cannot be). */
+        ASSERT(l->stats.running == 0 && l->waiting_count == 0);
         if (l->draining && l->waiting_count == 0 && l->stats.running == 0)
             return flight_send_flag(l, STEP_STOP, err);
         if (l->awake && flight_send_flag(l, STEP_SLEEP, err))
@@ -117,9 +120,11 @@ static void leader_init(struct leader *l, const struct serve_options *o)
         l->flight[i].result = xcalloc(1, transfer_result_max_bytes(limits));
     }
     l->plan_in = xcalloc((size_t)limits->slots, sizeof(*l->plan_in));
-    l->plan_out = xcalloc((size_t)limits->sequences, sizeof(*l->plan_out));
+    batch_plan_init(&l->plan, limits->slots);
     l->plan_slot = xcalloc((size_t)limits->slots, sizeof(*l->plan_slot));
-    kv_pages_init(&l->pages, limits->pages);
+    struct pages_options pages = {
+        .total = limits->pages, .page_tokens = o->engine.page_tokens, .cache = !o->no_prefix_cache};
+    pages_open(&l->pages, &pages);
 }
 
 static void leader_release(struct leader *l)
@@ -137,11 +142,10 @@ static void leader_release(struct leader *l)
     }
     free(l->slot);
     free(l->flight);
-    free(l->waiting);
     free(l->plan_in);
-    free(l->plan_out);
+    batch_plan_release(&l->plan);
     free(l->plan_slot);
-    kv_pages_release(&l->pages);
+    pages_close(&l->pages);
     buffer_release(&l->encoded);
 }
 

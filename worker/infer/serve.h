@@ -29,7 +29,9 @@ struct serve_options {
     uint64_t wait_limit_ms;    /* waiting for another rank */
     /* leader only */
     struct mailbox *mailbox;
-    const bool *is_end; /* [vocab] ids that end a sequence */
+    uint64_t priority_step_ms; /* by so much a level of priority puts a request's arrival off */
+    bool no_prefix_cache;      /* pages are not kept for their tokens */
+    const bool *is_end;        /* [vocab] ids that end a sequence */
 };
 
 /* Runs until a drain is done: returns 0; -1 when the group cannot go on (*err says why). */

@@ -9,6 +9,7 @@ struct step_header {
     uint32_t magic, flags;
     uint64_t id;
     int32_t sequence_count, token_count, sample_count, op_count, bias_count;
+    int32_t history_count, history_tokens;
 };
 
 void step_init(struct step *s, const struct step_limits *limits)
@@ -18,6 +19,8 @@ void step_init(struct step *s, const struct step_limits *limits)
     s->ids = xcalloc((size_t)limits->tokens, sizeof(*s->ids));
     s->ops = xcalloc((size_t)limits->page_ops, sizeof(*s->ops));
     s->biases = xcalloc((size_t)limits->biases, sizeof(*s->biases));
+    s->history = xcalloc((size_t)limits->sequences, sizeof(*s->history));
+    s->history_ids = xcalloc((size_t)limits->history, sizeof(*s->history_ids));
 }
 
 void step_release(struct step *s)
@@ -28,6 +31,8 @@ void step_release(struct step *s)
     free(s->ids);
     free(s->ops);
     free(s->biases);
+    free(s->history);
+    free(s->history_ids);
     *s = (struct step){0};
 }
 
@@ -36,6 +41,7 @@ void step_clear(struct step *s, uint64_t id, uint32_t flags)
     s->id = id;
     s->flags = flags;
     s->sequence_count = s->token_count = s->sample_count = s->op_count = s->bias_count = 0;
+    s->history_count = s->history_tokens = 0;
 }
 
 void step_add_biases(struct step *s, struct sample_row *row, const struct logit_bias *biases, int32_t count)
@@ -59,7 +65,8 @@ size_t step_max_bytes(const struct step_limits *l)
 {
     return sizeof(struct step_header) + (size_t)l->sequences * sizeof(struct step_sequence) +
            (size_t)l->tokens * sizeof(int32_t) + (size_t)l->page_ops * sizeof(struct page_op) +
-           (size_t)l->biases * sizeof(struct logit_bias);
+           (size_t)l->biases * sizeof(struct logit_bias) +
+           (size_t)l->sequences * sizeof(struct step_history) + (size_t)l->history * sizeof(int32_t);
 }
 
 void step_encode(const struct step *s, struct buffer *out)
@@ -71,13 +78,17 @@ void step_encode(const struct step *s, struct buffer *out)
                             .token_count = s->token_count,
                             .sample_count = s->sample_count,
                             .op_count = s->op_count,
-                            .bias_count = s->bias_count};
+                            .bias_count = s->bias_count,
+                            .history_count = s->history_count,
+                            .history_tokens = s->history_tokens};
     out->size = 0;
     buffer_append(out, &h, sizeof(h));
     buffer_append(out, s->sequences, (size_t)s->sequence_count * sizeof(*s->sequences));
     buffer_append(out, s->ids, (size_t)s->token_count * sizeof(*s->ids));
     buffer_append(out, s->ops, (size_t)s->op_count * sizeof(*s->ops));
     buffer_append(out, s->biases, (size_t)s->bias_count * sizeof(*s->biases));
+    buffer_append(out, s->history, (size_t)s->history_count * sizeof(*s->history));
+    buffer_append(out, s->history_ids, (size_t)s->history_tokens * sizeof(*s->history_ids));
 }
 
 static bool within(int32_t value, int32_t low, int32_t high)
@@ -95,6 +106,9 @@ static int check_header(struct reader *r, const struct step_header *h, const str
         return reader_fail(
             r, "%d sequences, %d tokens, %d samples, %d page operations, %d biases: over the limits",
             h->sequence_count, h->token_count, h->sample_count, h->op_count, h->bias_count);
+    if (!within(h->history_count, 0, l->sequences) || !within(h->history_tokens, 0, l->history))
+        return reader_fail(r, "%d spans and %d tokens of history: over the limits", h->history_count,
+                           h->history_tokens);
     if ((h->flags & (STEP_SLEEP | STEP_STOP)) && h->token_count)
         return reader_fail(r, "%d tokens in a step without rows", h->token_count);
     return 0;
@@ -162,6 +176,27 @@ static int check_ops(struct reader *r, const struct step *s, const struct step_l
     return 0;
 }
 
+static int check_history(struct reader *r, const struct step *s, const struct step_limits *l)
+{
+    int64_t tokens = 0;
+    for (int32_t i = 0; i < s->history_count; i++) {
+        const struct step_history *h = &s->history[i];
+        if (!within(h->slot, 0, l->slots - 1) || !within(h->position, 0, l->context - 1) ||
+            !within(h->tokens, 1, l->context - h->position))
+            return reader_fail(r, "history %d: slot %d, position %d, tokens %d: over the limits", i, h->slot,
+                               h->position, h->tokens);
+        tokens += h->tokens;
+    }
+    if (tokens != s->history_tokens)
+        return reader_fail(r, "history spans hold %lld tokens, the header says %d", (long long)tokens,
+                           s->history_tokens);
+    for (int32_t t = 0; t < s->history_tokens; t++)
+        if (!within(s->history_ids[t], 0, l->vocab - 1))
+            return reader_fail(r, "history token %d: id %d is not in the vocabulary of %d", t,
+                               s->history_ids[t], l->vocab);
+    return 0;
+}
+
 static int read_array(struct reader *r, const char *what, void *to, int32_t count, size_t item)
 {
     const uint8_t *from = NULL;
@@ -190,12 +225,17 @@ int step_decode(struct step *s, const void *data, size_t bytes, const struct ste
     s->sample_count = h.sample_count;
     s->op_count = h.op_count;
     s->bias_count = h.bias_count;
+    s->history_count = h.history_count;
+    s->history_tokens = h.history_tokens;
     if (read_array(&r, "sequences", s->sequences, h.sequence_count, sizeof(*s->sequences)) ||
         read_array(&r, "token ids", s->ids, h.token_count, sizeof(*s->ids)) ||
         read_array(&r, "page operations", s->ops, h.op_count, sizeof(*s->ops)) ||
-        read_array(&r, "logit biases", s->biases, h.bias_count, sizeof(*s->biases)))
+        read_array(&r, "logit biases", s->biases, h.bias_count, sizeof(*s->biases)) ||
+        read_array(&r, "history spans", s->history, h.history_count, sizeof(*s->history)) ||
+        read_array(&r, "history ids", s->history_ids, h.history_tokens, sizeof(*s->history_ids)))
         return -1;
     if (reader_left(&r))
         return reader_fail(&r, "%llu bytes too many", (unsigned long long)reader_left(&r));
-    return check_sequences(&r, s, limits) || check_ops(&r, s, limits) ? -1 : 0;
+    return check_sequences(&r, s, limits) || check_ops(&r, s, limits) || check_history(&r, s, limits) ? -1
+                                                                                                      : 0;
 }

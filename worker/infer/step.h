@@ -33,6 +33,12 @@ struct step_sequence {
     struct sample_row row;
 };
 
+/* Tokens [position, position + tokens) of the sequence in `slot` that go through no stage, because their keys
+ * and values are in its pages already: the last stage needs them for its sampling history. */
+struct step_history {
+    int32_t slot, position, tokens;
+};
+
 struct step_limits {
     int32_t tokens;             /* rows of one step */
     int32_t sequences;          /* sequences of one step */
@@ -43,16 +49,20 @@ struct step_limits {
     int32_t vocab;
     int32_t page_ops; /* of one step */
     int32_t biases;   /* logit biases of one step, all sequences together */
+    int32_t history;  /* history tokens of one step */
 };
 
 struct step {
     uint64_t id; /* grows by one */
     uint32_t flags;
     int32_t sequence_count, token_count, sample_count, op_count, bias_count;
+    int32_t history_count, history_tokens;
     struct step_sequence *sequences;
     int32_t *ids; /* [token_count], the rows in order of the sequences */
     struct page_op *ops;
-    struct logit_bias *biases; /* what the sampling rows' bias_begin and bias_count point into */
+    struct logit_bias *biases;    /* what the sampling rows' bias_begin and bias_count point into */
+    struct step_history *history; /* [history_count <= limits.sequences] */
+    int32_t *history_ids;         /* [history_tokens], in order of `history` */
 };
 
 /* Room for a step of these limits. The arrays belong to the step until step_release. */

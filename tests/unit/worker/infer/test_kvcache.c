@@ -1,22 +1,5 @@
 #include "tests/tiny_model.h"
 
-static void test_pages_come_back(void)
-{
-    struct kv_pages p;
-    int32_t a[5], b[3];
-    kv_pages_init(&p, 6);
-    CHECK(kv_pages_take(&p, 5, a));
-    CHECK(!kv_pages_take(&p, 3, b));
-    CHECK_INT(p.free_count, 1);
-    kv_pages_give(&p, a, 5);
-    CHECK_INT(p.free_count, 6);
-    CHECK(kv_pages_take(&p, 3, b));
-    for (int i = 0; i < 3; i++)
-        for (int k = 0; k < i; k++)
-            CHECK(b[i] != b[k]);
-    kv_pages_release(&p);
-}
-
 static void test_operations_are_applied_in_order(void)
 {
     char path[64];
@@ -51,7 +34,6 @@ static void test_operations_are_applied_in_order(void)
 
 int main(void)
 {
-    TEST(test_pages_come_back, "pages are taken once and come back");
     TEST(test_operations_are_applied_in_order, "page operations are applied in order on every layer");
     return test_result();
 }
