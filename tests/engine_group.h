@@ -140,12 +140,19 @@ static inline void engine_group_submit(struct engine_group *g, const struct sequ
     size_t bytes = (size_t)request->prompt_tokens * sizeof(int32_t);
     c.request.prompt = xmalloc(bytes);
     memcpy(c.request.prompt, request->prompt, bytes);
+    size_t bias_bytes = (size_t)request->sampling.bias_count * sizeof(*request->biases);
+    c.request.biases = NULL;
+    if (bias_bytes) {
+        c.request.biases = xmalloc(bias_bytes);
+        memcpy(c.request.biases, request->biases, bias_bytes);
+    }
     mailbox_send(g->mailbox, &c);
 }
 
 static inline void engine_group_cancel(struct engine_group *g, uint64_t handle)
 {
-    mailbox_send(g->mailbox, &(struct command){.kind = COMMAND_CANCEL, .request.handle = handle});
+    mailbox_send(g->mailbox,
+                 &(struct command){.kind = COMMAND_CANCEL, .request = {.handle = handle, .choice = -1}});
 }
 
 /* Waits for the next event; a group that says nothing for two minutes ends the test program. */

@@ -1,7 +1,8 @@
 /* The exactness matrix (design I7): the same 64 requests give the same token ids however the engine is set up
- * and whatever runs beside them. The reference is each request alone in a group of one rank and one thread,
- * its prompt in one piece; a cell of the matrix is another way of running all of them. A failing cell prints
- * the model, the cell, the request, the index, and both ids.
+ * and whatever runs beside them, and the same bits of their log-probabilities, in which one rounding shows
+ * that no draw would. The reference is each request alone in a group of one rank and one thread, its prompt
+ * in one piece; a cell of the matrix is another way of running all of them. A failing cell prints the model,
+ * the cell, the request, the index, and both ids.
  *
  * Cells are made from the table of dimensions: every value alone, then mixtures of all. A new dimension is
  * one line. A numeric class (kernel set, KV type, …) is what may change the numbers: each has its own
@@ -21,20 +22,24 @@
 #define LONGEST    300 /* prompt */
 #define CONTEXT    "384"
 #define DECOYS     24
+#define CHOICES    3 /* most of a request */
+#define ANSWERS    (REQUESTS * CHOICES)
 #define SHOWN      4 /* differences printed per cell */
 #define DIMENSIONS 8
-#define MIXED      8
+#define MIXED      6
 
 /* ---- the requests ------------------------------------------------------------------------------------- */
 
 struct request {
     int32_t prompt[LONGEST];
+    struct logit_bias biases[4];
     struct sequence_request r;
 };
 
-/* What came of one request. */
+/* What came of one choice of a request. */
 struct answer {
     int32_t id[MOST];
+    uint64_t logprobs[MOST]; /* a hash of their bits */
     int32_t count;
     int ended;
     enum event_kind kind;
@@ -84,10 +89,15 @@ static void make_requests(struct request *requests, int32_t vocab)
         struct request *q = &requests[i];
         *q = (struct request){.r = {.handle = (uint64_t)i + 1,
                                     .max_tokens = i % 16 == 9 ? 1 : 8 + (int32_t)(test_random(&random) % 33),
-                                    .choices = 1,
+                                    .choices = i % 16 == 6 ? CHOICES : 1,
+                                    .biases = q->biases,
                                     .stop_at_end = i % 3 != 0,
                                     .sampling = settings[(i + i / 8) % ARRAY_LEN(settings)]}};
         q->r.sampling.seed = test_random(&random);
+        q->r.sampling.logprobs = i % 4 == 2 ? 0 : 1 + i % 5;
+        q->r.sampling.bias_count = i % 7 == 3 ? ARRAY_LEN(q->biases) : 0;
+        for (int b = 0; b < q->r.sampling.bias_count; b++)
+            q->biases[b] = (struct logit_bias){.id = 10 + 5 * b + i, .bias = b % 2 ? 2 : -3};
         make_prompt(q, i, vocab, &random);
     }
 }
@@ -145,16 +155,34 @@ static const char *cell_name(const struct cell *c, int class, char out[256])
     return out;
 }
 
+/* FNV-1a (Fowler, Noll, Vo) over what the request asked for. */
+static uint64_t hash_logprobs(const struct token_logprobs *p)
+{
+    const unsigned char *bytes = (const unsigned char *)p;
+    size_t top = (size_t)p->count * sizeof(float);
+    uint64_t hash = 0xCBF29CE484222325ull;
+    for (size_t i = 0; i < sizeof(*p); i++) {
+        bool counts = i < offsetof(struct token_logprobs, id) + top ||
+                      (i >= offsetof(struct token_logprobs, logprob) &&
+                       i < offsetof(struct token_logprobs, logprob) + top);
+        if (counts)
+            hash = (hash ^ bytes[i]) * 0x100000001B3ull;
+    }
+    return hash;
+}
+
 static void note(struct answer *answers, const struct event *e)
 {
     if (e->handle < 1 || e->handle > REQUESTS)
         return; /* a decoy's */
-    struct answer *a = &answers[e->handle - 1];
+    struct answer *a = &answers[(e->handle - 1) * CHOICES + (uint64_t)e->choice];
     CHECK_INT(a->ended, 0);
     if (e->kind == EVENT_TOKEN) {
         CHECK_INT(e->index, a->count);
-        if (a->count < MOST)
+        if (a->count < MOST) {
             a->id[a->count] = e->id;
+            a->logprobs[a->count] = hash_logprobs(&e->logprobs);
+        }
         a->count++;
         return;
     }
@@ -168,6 +196,7 @@ static void send_decoy(struct engine_group *g, const struct request *requests, i
 {
     struct sequence_request r = requests[(n * 7 + 3) % REQUESTS].r;
     r.handle = 1000 + (uint64_t)n;
+    r.sampling.logprobs = 0;
     r.max_tokens = 10 + n;
     r.sampling.seed += 1;
     engine_group_submit(g, &r);
@@ -175,14 +204,25 @@ static void send_decoy(struct engine_group *g, const struct request *requests, i
         engine_group_cancel(g, 1000 + (uint64_t)(n - n % 3));
 }
 
+static int all_choices(const struct request *requests)
+{
+    int sum = 0;
+    for (int i = 0; i < REQUESTS; i++)
+        sum += requests[i].r.choices;
+    return sum;
+}
+
 static void run_requests(struct engine_group *g, const struct cell *c, const struct request *requests,
                          struct answer *answers)
 {
     bool late = cell_is(c, "arrival", "late"), decoys = cell_is(c, "company", "decoys");
-    int sent = 0, ended = 0, most = late ? 5 : REQUESTS, decoy = 0;
-    while (ended < REQUESTS) {
-        for (; sent < REQUESTS && sent - ended < most; sent++) {
-            engine_group_submit(g, &requests[late ? REQUESTS - 1 - sent : sent].r);
+    int all = all_choices(requests), most = late ? 5 : all;
+    int sent = 0, begun = 0, ended = 0, decoy = 0;
+    while (ended < all) {
+        for (; sent < REQUESTS && begun - ended < most; sent++) {
+            const struct sequence_request *r = &requests[late ? REQUESTS - 1 - sent : sent].r;
+            engine_group_submit(g, r);
+            begun += r->choices;
             if (decoys && sent % 2 && decoy < DECOYS)
                 send_decoy(g, requests, decoy++);
         }
@@ -217,7 +257,7 @@ static void run_cell(const char *path, const struct cell *c, int class, const st
                      struct answer *answers)
 {
     struct engine_group g;
-    memset(answers, 0, REQUESTS * sizeof(*answers));
+    memset(answers, 0, ANSWERS * sizeof(*answers));
     open_cell(&g, path, c, class);
     engine_group_start(&g);
     run_requests(&g, c, requests, answers);
@@ -228,39 +268,49 @@ static void run_cell(const char *path, const struct cell *c, int class, const st
 
 /* ---- the comparison ----------------------------------------------------------------------------------- */
 
+/* The first token in which they differ, or the length of the shorter. */
+static int32_t same_tokens(const struct answer *a, const struct answer *b)
+{
+    int32_t t = 0;
+    while (t < a->count && t < b->count && t < MOST && a->id[t] == b->id[t] &&
+           a->logprobs[t] == b->logprobs[t])
+        t++;
+    return t;
+}
+
 static bool same(const struct answer *a, const struct answer *b)
 {
-    return a->count == b->count && a->kind == b->kind && a->reason == b->reason &&
-           memcmp(a->id, b->id, (size_t)(a->count < MOST ? a->count : MOST) * sizeof(int32_t)) == 0;
+    return a->count == b->count && a->kind == b->kind && a->reason == b->reason && a->ended == b->ended &&
+           same_tokens(a, b) == a->count;
 }
 
 static void compare(const char *model, const char *cell, const struct answer *want, const struct answer *got)
 {
     int shown = 0;
-    for (int i = 0; i < REQUESTS; i++) {
+    for (int i = 0; i < ANSWERS; i++) {
         const struct answer *w = &want[i], *a = &got[i];
         if (same(w, a))
             continue;
         test_failures++;
-        int32_t t = 0;
-        while (t < w->count && t < a->count && w->id[t] == a->id[t])
-            t++;
-        if (shown++ < SHOWN)
-            printf(
-                "# %s [%s]: request %d, index %d: id %d (end %d/%d after %d), alone id %d (end %d/%d after "
-                "%d)\n",
-                model, cell, i, t, t < a->count ? a->id[t] : -1, a->kind, a->reason, a->count,
-                t < w->count ? w->id[t] : -1, w->kind, w->reason, w->count);
+        if (shown++ >= SHOWN)
+            continue;
+        int32_t t = same_tokens(w, a);
+        int32_t ours = t < a->count ? a->id[t] : -1, alone = t < w->count ? w->id[t] : -1;
+        printf("# %s [%s]: request %d, choice %d, index %d: id %d of %d, alone id %d of %d%s\n", model, cell,
+               i / CHOICES, i % CHOICES, t, ours, a->count, alone, w->count,
+               ours == alone ? ", with other log-probabilities or another end" : "");
     }
     if (shown > SHOWN)
-        printf("# %s [%s]: %d requests differ\n", model, cell, shown);
+        printf("# %s [%s]: %d answers differ\n", model, cell, shown);
 }
 
 /* The reference must be worth comparing with: many different tokens, every kind of end. */
 static void check_reference(const struct answer *want)
 {
     int stops = 0, lengths = 0, tokens = 0, same_as_first = 0;
-    for (int i = 0; i < REQUESTS; i++) {
+    for (int i = 0; i < ANSWERS; i++) {
+        if (!want[i].ended)
+            continue; /* fewer choices were asked for */
         CHECK_INT(want[i].kind, EVENT_DONE);
         stops += want[i].reason == FINISH_STOP;
         lengths += want[i].reason == FINISH_LENGTH;
@@ -310,7 +360,7 @@ static bool nth_cell(int n, struct cell *c)
 static void run_matrix(const char *path, const char *model)
 {
     static struct request requests[REQUESTS];
-    static struct answer want[REQUESTS], got[REQUESTS];
+    static struct answer want[ANSWERS], got[ANSWERS];
     struct cell c = {0};
     struct engine_group g;
     open_cell(&g, path, &c, 0);
