@@ -25,7 +25,8 @@ struct device_ops {
     int (*idle)(struct stream *stream, struct err *err);
     void *(*native)(struct stream *stream);
 
-    int (*pack)(struct weight *out, struct device *device, const struct tensor *host, struct err *err);
+    int (*pack)(struct weight *out, struct device *device, const struct tensor *host,
+                const struct weight_watch *watch, struct err *err);
     void (*matmul)(struct stream *, struct tensor *out, const struct tensor *x, const struct weight *w,
                    const struct tensor *bias);
     void (*matmul_transposed)(struct stream *, struct tensor *dx, const struct tensor *dy,
@@ -79,7 +80,7 @@ int device_cpu_open(struct device **out, const struct device_options *options, s
 
 /* The plug-in's one exported symbol is LEPTON_PLUGIN_SYMBOL, a struct lepton_plugin. */
 #define LEPTON_PLUGIN_SYMBOL  "lepton_plugin"
-#define LEPTON_PLUGIN_VERSION 2
+#define LEPTON_PLUGIN_VERSION 3
 struct lepton_plugin {
     uint32_t version;
     /* Number of usable devices; -1 and *err with the runtime's own message when the probe fails. */

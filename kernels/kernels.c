@@ -52,11 +52,17 @@ static bool is_empty(const struct tensor *t)
 
 int weight_pack(struct weight *out, struct device *device, const struct tensor *host, struct err *err)
 {
+    return weight_pack_watched(out, device, host, NULL, err);
+}
+
+int weight_pack_watched(struct weight *out, struct device *device, const struct tensor *host,
+                        const struct weight_watch *watch, struct err *err)
+{
     ASSERT(host->data && host->ndim == 2 && host->dim[0] > 0 && host->dim[1] > 0);
     ASSERT(host->dtype != DTYPE_I32);
     ASSERT(device->ops->pack);
     memset(out, 0, sizeof(*out));
-    return device->ops->pack(out, device, host, err);
+    return device->ops->pack(out, device, host, watch, err);
 }
 
 void weight_release(struct weight *w)

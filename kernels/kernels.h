@@ -33,8 +33,18 @@ struct weight {
 };
 
 /* Makes `host` (rows of a mapped file, [N, K]) usable by the device. The CPU reference keeps the mapped
- * bytes. */
+ * bytes; they are all in memory then. */
 int weight_pack(struct weight *out, struct device *device, const struct tensor *host, struct err *err);
+/* Who looks at a matrix in the pass that packs it (design decision 15). rows() is told of every row once, in
+ * runs of about a megabyte, each by the thread that has just packed it: it still lies in that thread's cache.
+ * Several threads call at once. */
+struct weight_watch {
+    void (*rows)(void *context, int64_t begin, int64_t end);
+    void *context;
+};
+/* The same, watched; `watch` NULL = nobody looks. */
+int weight_pack_watched(struct weight *out, struct device *device, const struct tensor *host,
+                        const struct weight_watch *watch, struct err *err);
 void weight_release(struct weight *w);
 
 /* out[T,N] = x[T,K] . w[N,K]^T (+ bias[N], F32, optional: data NULL). */

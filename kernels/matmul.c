@@ -23,24 +23,6 @@
 #define BLOCK_DX    64  /* rows of dx of such a piece */
 #define TRANSPOSE_N 16  /* weight rows made floats at a time there */
 
-int cpu_pack(struct weight *out, struct device *device, const struct tensor *host, struct err *err)
-{
-    out->stored = *host;
-    out->stored.device = device;
-    out->packed = host->data;
-    size_t alignment = host->dtype == DTYPE_F32 ? sizeof(float) : sizeof(uint16_t);
-    if ((uintptr_t)host->data % alignment == 0)
-        return 0;
-    /* A file may place its tensors anywhere; reading misaligned floats is undefined. */
-    out->packed = device_alloc(device, tensor_bytes(host), err);
-    if (!out->packed)
-        return -1;
-    out->owned = true;
-    memcpy(out->packed, host->data, tensor_bytes(host));
-    out->stored.data = out->packed;
-    return 0;
-}
-
 /* Row n of a weight from column k on; k is a multiple of the type's block. */
 static const char *weight_at(const struct weight *w, int64_t n, int64_t k)
 {

@@ -380,7 +380,8 @@ out:
     return rc;
 }
 
-int cuda_pack(struct weight *out, struct device *device, const struct tensor *host, struct err *err)
+int cuda_pack(struct weight *out, struct device *device, const struct tensor *host,
+              const struct weight_watch *watch, struct err *err)
 {
     static_assert(sizeof(struct block_q8_0) == 34 && alignof(struct block_q8_0) == 2, "as in the file");
     size_t rows = (size_t)host->dim[0], columns = (size_t)host->dim[1], bytes;
@@ -394,6 +395,8 @@ int cuda_pack(struct weight *out, struct device *device, const struct tensor *ho
     uint8_t *packed = (uint8_t *)device->ops->alloc(device, bytes, err);
     if (!packed)
         return -1;
+    if (watch)
+        watch->rows(watch->context, 0, host->dim[0]);
     if (host->dtype == DTYPE_Q8_0) {
         if (pack_q8_0(packed, device, host, err) < 0)
             goto fail;

@@ -355,9 +355,8 @@ int main(int argc, char **argv)
              w.first_layer[w.rank], w.first_layer[w.rank + 1] - 1, w.settings.model,
              (unsigned long long)(clock_now_ms() - begun_ms));
     if (w.source.checked_bytes)
-        log_info("worker", "rank %d: %llu MB of weights match their hashes, checked in %llu ms", w.rank,
-                 (unsigned long long)(w.source.checked_bytes / 1000000),
-                 (unsigned long long)(w.source.checked_ns / 1000000));
+        log_info("worker", "rank %d: %llu MB of weights match their hashes", w.rank,
+                 (unsigned long long)(w.source.checked_bytes / 1000000));
     struct serve_options options = serve_options(&w);
     if (w.rank == 0 ? lead(&w, &err) : serve_follower(&options, &err))
         leave(&w, err.code == EXIT_CONFIG ? EXIT_CONFIG : EXIT_GROUP, &err);

@@ -5,17 +5,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "kernels/cpu/fast.h"
-
-/* From this size on memory is asked for in 2 MiB pages: weights and KV pages are read in long runs. */
-#define HUGE_PAGE_BYTES (2u << 20)
-#define ALIGNMENT_BYTES 64
+#include "kernels/cpu/memory.h"
 
 struct device_cpu {
     struct device base;
     struct team *team;
+    struct cpu_memory *memory;
     struct device_ops ops; /* the reference's, with the entries of the kernel set over it */
 };
 
@@ -51,32 +48,21 @@ static void cpu_close(struct device *device)
 {
     struct device_cpu *cpu = (struct device_cpu *)device;
     team_free(&cpu->team);
+    cpu_memory_free(&cpu->memory);
     free(cpu);
 }
 
-/* calloc gives large memory as fresh pages of the system, zero until they are written: a KV cache costs only
- * what it holds. What it returned stands in front of the aligned block, for cpu_free. */
 static void *cpu_alloc(struct device *device, size_t bytes, struct err *err)
 {
-    size_t alignment = bytes >= HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : ALIGNMENT_BYTES;
-    size_t extra = alignment + sizeof(void *);
-    char *start = bytes > SIZE_MAX - extra ? NULL : calloc(1, bytes + extra);
-    if (!start) {
+    void *memory = cpu_memory_take(((struct device_cpu *)device)->memory, bytes);
+    if (!memory)
         err_set(err, "%s: no memory for %zu bytes", device->name, bytes);
-        return NULL;
-    }
-    char *memory = (char *)round_up_u64((uintptr_t)start + sizeof(void *), alignment);
-    ((void **)(void *)memory)[-1] = start;
-    if (alignment == HUGE_PAGE_BYTES)
-        (void)madvise(memory, bytes, MADV_HUGEPAGE); /* a wish: where it is not granted, only speed is lost */
     return memory;
 }
 
 static void cpu_free(struct device *device, void *memory)
 {
-    (void)device;
-    if (memory)
-        free(((void **)memory)[-1]);
+    cpu_memory_give(((struct device_cpu *)device)->memory, memory);
 }
 
 static int cpu_stream_open(struct stream **out, struct device *device, struct err *err)
@@ -167,6 +153,7 @@ int device_cpu_open(struct device **out, const struct device_options *options, s
     cpu->base.ops = &cpu->ops;
     cpu->base.threads = team_threads(team);
     cpu->team = team;
+    cpu->memory = cpu_memory_new();
     snprintf(cpu->base.name, sizeof(cpu->base.name), "cpu");
     snprintf(cpu->base.kernel_set, sizeof(cpu->base.kernel_set), "%s", set);
     *out = &cpu->base;

@@ -16,7 +16,13 @@ struct team *cpu_device_team(const struct device *device);
 /* Elements [k, k + count) of row n of a packed weight as floats, exactly; k and count in whole blocks. */
 void cpu_weight_floats(const struct weight *w, int64_t n, int64_t k, int64_t count, float *out);
 
-int cpu_pack(struct weight *out, struct device *device, const struct tensor *host, struct err *err);
+/* Every row of `host` once, on the device's team: body(), then watch->rows() (NULL: none), for runs of rows
+ * of about a megabyte that begin at multiples of `unit` rows. */
+void cpu_pack_pass(struct device *device, const struct tensor *host, int64_t unit,
+                   const struct weight_watch *watch, void (*body)(void *context, int64_t begin, int64_t end),
+                   void *context);
+int cpu_pack(struct weight *out, struct device *device, const struct tensor *host,
+             const struct weight_watch *watch, struct err *err);
 void cpu_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                 const struct tensor *bias);
 void cpu_matmul_transposed(struct stream *s, struct tensor *dx, const struct tensor *dy,

@@ -13,23 +13,23 @@ struct pack_job {
     void *packed;
 };
 
-static void pack_body(void *context, int64_t begin, int64_t end, int member)
+static void pack_body(void *context, int64_t begin, int64_t end)
 {
     const struct pack_job *p = context;
-    (void)member;
-    panel_pack(p->host, p->packed, begin, end);
+    panel_pack(p->host, p->packed, begin / PANEL_ROWS, (end + PANEL_ROWS - 1) / PANEL_ROWS);
 }
 
-static int fast_pack(struct weight *out, struct device *device, const struct tensor *host, struct err *err)
+static int fast_pack(struct weight *out, struct device *device, const struct tensor *host,
+                     const struct weight_watch *watch, struct err *err)
 {
     if (!panel_supported(host->dtype))
-        return cpu_pack(out, device, host, err);
+        return cpu_pack(out, device, host, watch, err);
     struct panel_layout l = panel_layout(host->dtype, host->dim[0], host->dim[1]);
     void *packed = device_alloc(device, (size_t)l.panels * l.panel_bytes, err);
     if (!packed)
         return -1;
     struct pack_job job = {.host = host, .packed = packed};
-    team_for(cpu_device_team(device), l.panels, 16, pack_body, &job);
+    cpu_pack_pass(device, host, PANEL_ROWS, watch, pack_body, &job);
     *out = (struct weight){.stored = *host, .packed = packed, .owned = true, .layout = LAYOUT_PANELS};
     out->stored.device = device;
     out->stored.data = packed;

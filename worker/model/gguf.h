@@ -108,7 +108,11 @@ const struct gguf_tensor *gguf_tensor_at(const struct gguf *g, uint64_t index);
 const struct gguf_tensor *gguf_tensor_find(const struct gguf *g, const char *name); /* NULL when absent */
 /* The tensor's bytes, made at the first call where the model was assembled and they do not lie ready. */
 const void *gguf_tensor_data(const struct gguf *g, const struct gguf_tensor *t);
-/* Gives up bytes that were made; the next gguf_tensor_data makes them again. */
+/* From disk, the whole tensor is asked for at once: a reader that faults page after page would wait for each
+ * read-ahead. Nothing waits here. */
+void gguf_tensor_ask(const struct gguf *g, const struct gguf_tensor *t);
+/* Gives up the memory that its bytes take here: those that were made are made again by the next
+ * gguf_tensor_data, those of a mapping come back by themselves when they are touched. */
 void gguf_tensor_drop(const struct gguf *g, const struct gguf_tensor *t);
 /* 32 hexadecimal digits over header, metadata, tensor table and a sample of every tensor's bytes: tells
  * models apart in the numeric class without reading the weights. Not a proof against tampering: that is the

@@ -4,6 +4,7 @@
 
 #include <sodium.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "worker/model/gguf_impl.h"
 
@@ -25,10 +26,28 @@ const void *gguf_tensor_data(const struct gguf *g, const struct gguf_tensor *t)
     return t->mapped ? t->mapped : g->source.data(g->source.context, (uint64_t)(t - g->tensor));
 }
 
+/* A refusal costs only time. */
+void gguf_tensor_ask(const struct gguf *g, const struct gguf_tensor *t)
+{
+    (void)g;
+    if (!t->mapped)
+        return;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)t->mapped & ~(page - 1);
+    madvise((void *)from, (uintptr_t)t->mapped + t->bytes - from, MADV_WILLNEED);
+}
+
+/* Pages at the ends are shared with the neighbours, which may be in use. */
 void gguf_tensor_drop(const struct gguf *g, const struct gguf_tensor *t)
 {
     if (g->source.drop)
         g->source.drop(g->source.context, (uint64_t)(t - g->tensor));
+    if (!t->mapped)
+        return;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from = round_up_u64((uintptr_t)t->mapped, page);
+    uintptr_t to = ((uintptr_t)t->mapped + t->bytes) & ~(page - 1);
+    if (from < to)
+        madvise((void *)from, to - from, MADV_DONTNEED);
 }
 
 /* Both ends of a run of bytes. */

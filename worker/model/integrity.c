@@ -4,8 +4,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include "kernels/cpu/team.h"
@@ -23,8 +21,28 @@ static XXH128_hash_t xxh3(const void *data, size_t bytes)
     return XXH3_128bits_dispatch ? XXH3_128bits_dispatch(data, bytes) : XXH3_128bits(data, bytes);
 }
 
+/* The hashes of one tensor's chunks, being made or compared. */
+struct job {
+    const uint8_t *data;   /* of the tensor */
+    uint64_t bytes, first; /* the range begins at this chunk */
+    uint8_t *made;         /* xxh3 of every chunk goes here; NULL = compare with `wanted` */
+    const uint8_t *wanted; /* [chunks] */
+    uint8_t *blake;        /* [chunks] BLAKE2b of every chunk goes here; NULL = not wanted */
+    _Atomic uint64_t bad;  /* the first chunk that differs; UINT64_MAX = none */
+};
+
+/* A tensor that somebody else reads. */
+struct reading {
+    const struct manifest *m;
+    const struct gguf_tensor *t;
+    const struct manifest_tensor *want;
+    uint64_t begin;
+    struct job job;
+};
+
 struct integrity {
     struct team *team;
+    struct reading reading;
 };
 
 int integrity_open(struct integrity **out, int threads, struct err *err)
@@ -53,15 +71,6 @@ void integrity_close(struct integrity **i)
 
 /* ---- chunks, by several threads ----------------------------------------------------------------------- */
 
-struct job {
-    const uint8_t *data;   /* of the tensor */
-    uint64_t bytes, first; /* the range begins at this chunk */
-    uint8_t *made;         /* xxh3 of every chunk goes here; NULL = compare with `wanted` */
-    const uint8_t *wanted; /* [chunks] */
-    uint8_t *blake;        /* [chunks] BLAKE2b of every chunk goes here; NULL = not wanted */
-    _Atomic uint64_t bad;  /* the first chunk that differs; UINT64_MAX = none */
-};
-
 static uint64_t chunk_bytes(uint64_t bytes, uint64_t chunk)
 {
     uint64_t left = bytes - chunk * MANIFEST_CHUNK;
@@ -75,32 +84,26 @@ static void note_bad(struct job *job, uint64_t chunk)
         ;
 }
 
+static void hash_chunk(struct job *job, uint64_t chunk)
+{
+    uint64_t bytes = chunk_bytes(job->bytes, chunk);
+    const uint8_t *data = job->data + chunk * MANIFEST_CHUNK;
+    XXH128_canonical_t hash;
+    XXH128_canonicalFromHash(&hash, xxh3(data, bytes));
+    if (job->blake)
+        crypto_generichash(job->blake + chunk * MANIFEST_HASH, MANIFEST_HASH, data, bytes, NULL, 0);
+    if (job->made)
+        memcpy(job->made + chunk * MANIFEST_CHUNK_HASH, &hash, sizeof(hash));
+    else if (memcmp(job->wanted + chunk * MANIFEST_CHUNK_HASH, &hash, sizeof(hash)) != 0)
+        note_bad(job, chunk);
+}
+
 static void hash_chunks(void *context, int64_t begin, int64_t end, int member)
 {
     struct job *job = context;
     (void)member;
-    for (int64_t k = begin; k < end; k++) {
-        uint64_t chunk = job->first + (uint64_t)k, bytes = chunk_bytes(job->bytes, chunk);
-        const uint8_t *data = job->data + chunk * MANIFEST_CHUNK;
-        XXH128_canonical_t hash;
-        XXH128_canonicalFromHash(&hash, xxh3(data, bytes));
-        if (job->blake)
-            crypto_generichash(job->blake + chunk * MANIFEST_HASH, MANIFEST_HASH, data, bytes, NULL, 0);
-        if (job->made)
-            memcpy(job->made + chunk * MANIFEST_CHUNK_HASH, &hash, sizeof(hash));
-        else if (memcmp(job->wanted + chunk * MANIFEST_CHUNK_HASH, &hash, sizeof(hash)) != 0)
-            note_bad(job, chunk);
-    }
-}
-
-/* From disk, the whole tensor is asked for at once: a reader that faults page after page would wait for each
- * read-ahead. A refusal costs only time. */
-static void ask_ahead(const struct gguf_tensor *t)
-{
-    if (!t->mapped)
-        return;
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)t->mapped & ~(page - 1);
-    madvise((void *)from, (uintptr_t)t->mapped + t->bytes - from, MADV_WILLNEED);
+    for (int64_t k = begin; k < end; k++)
+        hash_chunk(job, job->first + (uint64_t)k);
 }
 
 /* -1 when `watch` stopped it. */
@@ -157,7 +160,7 @@ int integrity_make(struct integrity *i, struct manifest *m, const struct gguf *g
         *out = (struct manifest_tensor){.name = xasprintf("%.*s", (int)t->name.size, t->name.data),
                                         .bytes = t->bytes,
                                         .chunk = xmalloc(chunks * MANIFEST_CHUNK_HASH)};
-        ask_ahead(t);
+        gguf_tensor_ask(g, t);
         struct job job = {.data = gguf_tensor_data(g, t),
                           .bytes = t->bytes,
                           .made = out->chunk,
@@ -220,13 +223,44 @@ int integrity_check_tensor(struct integrity *i, const struct manifest *m, const 
 {
     uint64_t index = (uint64_t)(t - gguf_tensor_at(g, 0));
     ASSERT(index < m->tensor_count && m->tensor[index].bytes == t->bytes);
-    ask_ahead(t);
+    gguf_tensor_ask(g, t);
     struct job job = {.data = gguf_tensor_data(g, t),
                       .bytes = t->bytes,
                       .wanted = m->tensor[index].chunk,
                       .bad = UINT64_MAX};
     run(i, &job, m->tensor[index].name, NULL);
     return job.bad == UINT64_MAX ? 0 : mismatch(m, t, &m->tensor[index], job.bad, err);
+}
+
+void integrity_read_begin(struct integrity *i, const struct manifest *m, const struct gguf *g,
+                          const struct gguf_tensor *t, uint64_t begin)
+{
+    uint64_t index = (uint64_t)(t - gguf_tensor_at(g, 0));
+    ASSERT(index < m->tensor_count && m->tensor[index].bytes == t->bytes);
+    i->reading = (struct reading){.m = m,
+                                  .t = t,
+                                  .want = &m->tensor[index],
+                                  .begin = begin,
+                                  .job = {.data = gguf_tensor_data(g, t),
+                                          .bytes = t->bytes,
+                                          .wanted = m->tensor[index].chunk,
+                                          .bad = UINT64_MAX}};
+}
+
+/* A chunk belongs to the run that it begins in; the one that began before the first run, to that. */
+void integrity_read(struct integrity *i, uint64_t begin, uint64_t end)
+{
+    struct reading *r = &i->reading;
+    ASSERT(begin >= r->begin && begin <= end && end <= r->job.bytes);
+    uint64_t chunk = (begin + (begin == r->begin ? 0 : MANIFEST_CHUNK - 1)) / MANIFEST_CHUNK;
+    for (; chunk * MANIFEST_CHUNK < end; chunk++)
+        hash_chunk(&r->job, chunk);
+}
+
+int integrity_read_end(struct integrity *i, struct err *err)
+{
+    const struct reading *r = &i->reading;
+    return r->job.bad == UINT64_MAX ? 0 : mismatch(r->m, r->t, r->want, r->job.bad, err);
 }
 
 /* Both kinds of hashes of one tensor; every bad chunk is reported. */
@@ -239,7 +273,7 @@ static int check_whole(struct integrity *i, const struct manifest *m, const stru
     uint64_t chunks = manifest_chunks(t->bytes), bad = 0;
     uint8_t hash[MANIFEST_HASH];
     struct err err;
-    ask_ahead(t);
+    gguf_tensor_ask(g, t);
     struct job job = {.data = gguf_tensor_data(g, t),
                       .bytes = t->bytes,
                       .made = xmalloc(chunks * MANIFEST_CHUNK_HASH),

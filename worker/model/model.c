@@ -170,7 +170,8 @@ static void *gather_experts(const struct model *m, const struct place *at, const
     return all;
 }
 
-/* Rows that share a tensor have it checked with the first of them. */
+/* The check of what is not read in one pass: vectors, experts that are gathered. Rows that share a tensor
+ * have it checked with the first of them. */
 static int check_place(const struct model *m, const struct place *at, const struct arch_tensor_row *row,
                        int64_t layer, struct err *err)
 {
@@ -185,6 +186,63 @@ static int check_place(const struct model *m, const struct place *at, const stru
     return at->each ? 0 : c->tensor(c->context, m->gguf, at->tensor, err);
 }
 
+/* A matrix on its way from the file to the device. */
+struct reading {
+    const struct model_check *check;
+    uint64_t begin, row_bytes; /* of its first row in the tensor; of each row */
+};
+
+static void see_rows(void *context, int64_t begin, int64_t end)
+{
+    const struct reading *r = context;
+    r->check->read(r->check->context, r->begin + (uint64_t)begin * r->row_bytes,
+                   r->begin + (uint64_t)end * r->row_bytes);
+}
+
+static int pack_failed(const struct model *m, const struct gguf_tensor *t, struct err *err)
+{
+    return err_prefix(err, "%s: tensor %.*s", gguf_name(m->gguf), (int)t->name.size, t->name.data);
+}
+
+/* Packs `host`, rows of the file's tensor `t` from byte `begin` on, and checks them in the same pass. */
+static int pack_checked(struct model *m, struct weight *out, const struct tensor *host,
+                        const struct gguf_tensor *t, uint64_t begin, struct err *err)
+{
+    const struct model_check *c = &m->check;
+    struct reading r = {.check = c, .begin = begin, .row_bytes = tensor_bytes(host) / (uint64_t)host->dim[0]};
+    struct weight_watch watch = {.rows = see_rows, .context = &r};
+    if (c->tensor)
+        c->begin(c->context, m->gguf, t, begin);
+    if (weight_pack_watched(out, m->device, host, c->tensor ? &watch : NULL, err))
+        return pack_failed(m, t, err);
+    return c->tensor ? c->end(c->context, err) : 0;
+}
+
+static int load_matrix(struct model *m, struct model_tensor *out, const struct place *at,
+                       const struct arch_tensor_row *row, int64_t layer, struct err *err)
+{
+    const struct gguf_tensor *t = at->tensor;
+    uint64_t begin = (uint64_t)at->first * row_bytes(at);
+    if (at->each)
+        out->gathered = gather_experts(m, at, row, layer);
+    else
+        gguf_tensor_ask(m->gguf, t);
+    /* The mapping is read-only; weight_pack reads it or keeps it, and never writes. */
+    const char *data = at->each ? out->gathered : (const char *)gguf_tensor_data(m->gguf, t) + begin;
+    struct tensor host = tensor_2d(NULL, t->dtype, (void *)(uintptr_t)data, at->rows, at->columns);
+    if (!at->each && pack_checked(m, &out->weight, &host, t, begin, err))
+        return -1;
+    if (at->each && weight_pack(&out->weight, m->device, &host, err))
+        return pack_failed(m, t, err);
+    if (out->weight.packed != data) { /* the device has a copy of its own */
+        free(out->gathered);
+        out->gathered = NULL;
+        if (!at->each && begin + tensor_bytes(&host) == t->bytes) /* the last that share it */
+            gguf_tensor_drop(m->gguf, t);
+    }
+    return 0;
+}
+
 static int load_tensor(struct model *m, struct model_tensor *tensors, const struct arch_tensor_row *table,
                        int count, int row, int64_t layer, struct err *err)
 {
@@ -193,24 +251,10 @@ static int load_tensor(struct model *m, struct model_tensor *tensors, const stru
     int found = find_tensor(m->gguf, &m->params, table, count, row, layer, &at, err);
     if (found <= 0)
         return found;
-    if (check_place(m, &at, &table[row], layer, err))
+    bool vector = table[row].columns == DIM_NONE;
+    if ((vector || at.each) && check_place(m, &at, &table[row], layer, err))
         return -1;
-    if (table[row].columns == DIM_NONE)
-        return load_vector(m, out, &at, err);
-    /* The mapping is read-only; weight_pack reads it or keeps it, and never writes. */
-    const char *data =
-        (const char *)gguf_tensor_data(m->gguf, at.tensor) + (uint64_t)at.first * row_bytes(&at);
-    if (at.each)
-        data = out->gathered = gather_experts(m, &at, &table[row], layer);
-    struct tensor host = tensor_2d(NULL, at.tensor->dtype, (void *)(uintptr_t)data, at.rows, at.columns);
-    if (weight_pack(&out->weight, m->device, &host, err))
-        return err_prefix(err, "%s: tensor %.*s", gguf_name(m->gguf), (int)at.tensor->name.size,
-                          at.tensor->name.data);
-    if (out->weight.packed != out->gathered) { /* the device has a copy of its own */
-        free(out->gathered);
-        out->gathered = NULL;
-    }
-    return 0;
+    return vector ? load_vector(m, out, &at, err) : load_matrix(m, out, &at, &table[row], layer, err);
 }
 
 static bool row_wanted(const struct model_slice *s, int tensor, bool tied)

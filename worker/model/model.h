@@ -16,9 +16,14 @@ struct model_slice {
     int64_t context;                 /* most positions of a sequence that will be served; 0 = the model's */
 };
 
-/* Asked for every tensor of the file before it is used; -1 refuses the model. */
+/* Asked for every tensor of the file before it is used; -1 refuses the model. A matrix whose rows are packed
+ * as they lie in the file is checked in that pass: begin(), then read() for runs of bytes that cover what is
+ * read from `begin` on, by several threads, then end(); all other tensors as a whole before. */
 struct model_check {
     int (*tensor)(void *context, const struct gguf *g, const struct gguf_tensor *t, struct err *err);
+    void (*begin)(void *context, const struct gguf *g, const struct gguf_tensor *t, uint64_t begin);
+    void (*read)(void *context, uint64_t begin, uint64_t end);
+    int (*end)(void *context, struct err *err);
     void *context;
 };
 

@@ -3,10 +3,10 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "worker/model/map_file.h"
@@ -202,26 +202,38 @@ int registry_open_vocabulary(struct gguf **out, struct registry_model *m, struct
     return m->manifest ? registry_open(out, m, 1, err) : model_file_open_vocabulary(out, m->path, err);
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static int check_tensor(void *context, const struct gguf *g, const struct gguf_tensor *t, struct err *err)
 {
     struct registry_model *m = context;
-    uint64_t begun_ns = now_ns();
-    int code = integrity_check_tensor(m->integrity, m->manifest, g, t, err);
-    m->checked_ns += now_ns() - begun_ns;
-    m->checked_bytes += t->bytes;
-    return code;
+    atomic_fetch_add(&m->checked_bytes, t->bytes);
+    return integrity_check_tensor(m->integrity, m->manifest, g, t, err);
+}
+
+static void begin_tensor(void *context, const struct gguf *g, const struct gguf_tensor *t, uint64_t begin)
+{
+    struct registry_model *m = context;
+    integrity_read_begin(m->integrity, m->manifest, g, t, begin);
+}
+
+static void read_tensor(void *context, uint64_t begin, uint64_t end)
+{
+    struct registry_model *m = context;
+    atomic_fetch_add(&m->checked_bytes, end - begin);
+    integrity_read(m->integrity, begin, end);
+}
+
+static int end_tensor(void *context, struct err *err)
+{
+    struct registry_model *m = context;
+    return integrity_read_end(m->integrity, err);
 }
 
 struct model_check registry_check(struct registry_model *m)
 {
-    return (struct model_check){.tensor = m->integrity ? check_tensor : NULL, .context = m};
+    if (!m->integrity)
+        return (struct model_check){.tensor = NULL};
+    return (struct model_check){
+        .tensor = check_tensor, .begin = begin_tensor, .read = read_tensor, .end = end_tensor, .context = m};
 }
 
 /* ---- the list ----------------------------------------------------------------------------------------- */

@@ -27,7 +27,7 @@ struct registry_model {
     char *name;                /* NULL: a plain path, not registered */
     struct manifest *manifest; /* NULL: not registered, or not looked at */
     struct integrity *integrity;
-    uint64_t checked_bytes, checked_ns; /* of tensors, at load */
+    _Atomic uint64_t checked_bytes; /* of tensors, at load */
 };
 
 /* The directory: `given`, else $LEPTON_HOME/models, else $XDG_DATA_HOME/lepton/models, else
