@@ -46,9 +46,9 @@ KERNELS_C := $(wildcard kernels/*.c kernels/cpu/*.c)
 # comm_mpi.c and main.c alone know MPI; the command line links the rest of worker/ without it.
 MPI_C := $(wildcard worker/comm_mpi.c)
 WORKER_C := $(filter-out worker/main.c $(MPI_C),$(wildcard worker/*.c worker/model/*.c worker/model/*/*.c \
-    worker/infer/*.c))
+    worker/infer/*.c worker/mock/*.c))
 COORDINATOR_C := $(filter-out coordinator/main.c,$(wildcard coordinator/*.c))
-TOOLS_C := $(wildcard tools/*.c)
+TOOLS_C := $(wildcard tools/*.c tools/*/*.c)
 UNIT_C := $(sort $(shell find tests/unit -name 'test_*.c' 2>/dev/null))
 FUZZ_C := $(wildcard tests/fuzz/fuzz_*.c)
 

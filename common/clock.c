@@ -4,11 +4,16 @@
 #include <sys/random.h>
 #include <time.h>
 
-uint64_t clock_now_us(void)
+uint64_t clock_now_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+uint64_t clock_now_us(void)
+{
+    return clock_now_ns() / 1000u;
 }
 
 uint64_t clock_now_ms(void)

@@ -5,6 +5,7 @@
 
 #include "common/base.h"
 
+uint64_t clock_now_ns(void); /* monotonic, nanoseconds */
 uint64_t clock_now_us(void); /* monotonic, microseconds */
 uint64_t clock_now_ms(void); /* monotonic, milliseconds */
 /* "2026-01-31T12:34:56.789Z" into out. */

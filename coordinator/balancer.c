@@ -1,57 +1,79 @@
 #include "coordinator/balancer.h"
 
-#include <stdio.h>
 #include <string.h>
 
-/* a/b against c/d without rounding; the operands stay far below 2^64 (128-bit products). */
-static int compare_ratios(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
+static uint64_t us_of(uint64_t tokens, uint64_t rate)
 {
-    unsigned __int128 left = (unsigned __int128)a * d, right = (unsigned __int128)c * b;
-    return left < right ? -1 : left > right;
+    return tokens * 1000000 / rate;
 }
 
-static bool least_loaded_eligible(const struct balancer_group *g)
+uint64_t balancer_load_us(const struct balancer_group *g)
 {
-    return g->assigned < g->max_sequences;
+    return us_of(g->prefill_tokens, g->prefill_rate) + us_of(g->decode_tokens, g->decode_rate);
 }
 
-static int least_loaded_compare(const struct balancer_group *a, const struct balancer_group *b)
+bool balancer_fits(const struct balancer_group *g, const struct balancer_request *r)
 {
-    int by_sequences = compare_ratios(a->assigned, a->max_sequences, b->assigned, b->max_sequences);
-    if (by_sequences != 0 || a->pages == 0 || b->pages == 0)
-        return by_sequences;
-    return compare_ratios(a->pages_used, a->pages, b->pages_used, b->pages);
+    if (g->assigned >= g->max_sequences)
+        return false;
+    return g->assigned == 0 || g->kv_tokens == 0 || g->kv_reserved + r->kv_tokens <= g->kv_tokens;
 }
 
+/* What the new request waits for: the prefill before it, its own, and the decoding that goes on beside. */
+static uint64_t prefix_cost(const struct balancer_group *g, const struct balancer_request *r,
+                            uint32_t prefix_weight)
+{
+    uint64_t cached = g->cached_tokens < r->prompt_tokens ? g->cached_tokens : r->prompt_tokens;
+    return us_of(g->prefill_tokens, g->prefill_rate) +
+           us_of(r->prompt_tokens - cached, g->prefill_rate) * prefix_weight / 100 +
+           us_of(g->decode_tokens + r->output_tokens, g->decode_rate);
+}
+
+static uint64_t load_cost(const struct balancer_group *g, const struct balancer_request *r,
+                          uint32_t prefix_weight)
+{
+    (void)prefix_weight;
+    return balancer_load_us(g) + us_of(r->prompt_tokens, g->prefill_rate) +
+           us_of(r->output_tokens, g->decode_rate);
+}
+
+static uint64_t no_cost(const struct balancer_group *g, const struct balancer_request *r,
+                        uint32_t prefix_weight)
+{
+    (void)g, (void)r, (void)prefix_weight;
+    return 0;
+}
+
+const struct balancer_policy balancer_prefix = {
+    .name = "prefix", .sample = BALANCER_LEAST, .samples = 4, .prefix = true, .cost = prefix_cost};
 const struct balancer_policy balancer_least_loaded = {
-    .name = "least-loaded",
-    .eligible = least_loaded_eligible,
-    .compare = least_loaded_compare,
-};
+    .name = "least-load", .sample = BALANCER_LEAST, .samples = 4, .cost = load_cost};
+const struct balancer_policy balancer_two_choices = {
+    .name = "two-choices", .sample = BALANCER_RANDOM, .samples = 2, .cost = load_cost};
+const struct balancer_policy balancer_round_robin = {
+    .name = "round-robin", .sample = BALANCER_NEXT, .samples = 1, .cost = no_cost};
 
-void balancer_init(struct balancer *b, const struct balancer_policy *policy)
+const struct balancer_policy *balancer_policy_find(const char *name)
 {
-    *b = (struct balancer){.policy = policy};
+    static const struct balancer_policy *const all[] = {&balancer_prefix, &balancer_least_loaded,
+                                                        &balancer_two_choices, &balancer_round_robin};
+    for (size_t i = 0; i < ARRAY_LEN(all); i++)
+        if (strcmp(all[i]->name, name) == 0)
+            return all[i];
+    return NULL;
 }
 
-/* Going round from the name after `last`: is `a` reached before `b`? */
-static bool comes_first(const char *last, const char *a, const char *b)
-{
-    bool a_after = strcmp(a, last) > 0, b_after = strcmp(b, last) > 0;
-    return a_after != b_after ? a_after : strcmp(a, b) < 0;
-}
-
-int balancer_choose(struct balancer *b, const struct balancer_group *groups, size_t count)
+int balancer_choose(const struct balancer_policy *policy, const struct balancer_group *groups, size_t count,
+                    const struct balancer_request *r, uint32_t prefix_weight)
 {
     int best = -1;
+    uint64_t least = 0;
     for (size_t i = 0; i < count; i++) {
-        if (!b->policy->eligible(&groups[i]))
-            continue;
-        int order = best < 0 ? -1 : b->policy->compare(&groups[i], &groups[best]);
-        if (order < 0 || (order == 0 && comes_first(b->last, groups[i].name, groups[best].name)))
+        uint64_t cost = policy->cost(&groups[i], r, prefix_weight);
+        if (best < 0 || cost < least || (cost == least && groups[i].last < groups[best].last)) {
             best = (int)i;
+            least = cost;
+        }
     }
-    if (best >= 0)
-        snprintf(b->last, sizeof(b->last), "%s", groups[best].name);
     return best;
 }

@@ -1,25 +1,49 @@
-/* scheduler: which request runs where and when, and which one has waited too long. PURE: (state, event, now)
- * -> actions. No socket, no clock, no message: time is an argument, requests and groups are numbers below
- * limits that the caller hands out. So one seed replays a whole cluster, and a simulation runs the real
- * thing.
+/* scheduler: which request runs where and when, which one makes room, and which one has waited too long.
+ * PURE: (state, event, now) -> actions. No socket, no clock, no message: time is an argument, requests and
+ * groups are numbers below limits that the caller hands out. So one seed replays a whole cluster, and a
+ * simulation runs the real thing.
  *
- *      submit ──> QUEUED ──assign──> RUNNING ──finished──> gone
- *                    │                  │ deadline, drain
- *                    │ deadline,        v
- *                    │ drain         ENDING (its client has its error; the group still holds the sequence
- *                    v                  │    until it confirms, so that no group is given too much)
- *                   gone <──────────────┘ finished, or the group is gone
+ *                       ┌──────────── yielded ───────────── PREEMPTED
+ *                       v                                      ^ preempt
+ *      submit ──> QUEUED ──assign──> RUNNING ──────────────────┘
+ *                    │                  │ └──finished──> gone
+ *                    │ deadline,        │ deadline, drain
+ *                    │ drain, shed      v
+ *                    v               ENDING (its client has its error; the group still holds the sequence
+ *                   gone <──────────────┘    until it confirms, so that no group is given too much)
+ *
+ * Who goes first. Requests of one model form a pool. In a pool every class (realtime, interactive, batch) is
+ * sure of its share of the tokens: weight / sum of weights; the class that got least of its share goes first,
+ * so a class below its share never waits for one above it, and none starves. Within a class the tenant that
+ * was served least goes first (virtual token counters: Sheng et al. 2024, "Fairness in Serving Large Language
+ * Models"); an idle tenant earns nothing. Tenants that are about equal, and the requests of one tenant, go by
+ * deadline, earliest first. A request that is passed over for want of room too often gets the next room.
+ *
+ * What it costs is estimated from bytes and max_tokens, corrected by what the groups report.
  *
  * Events change the state at once; what must be done about it comes out of scheduler_step, in a bounded
  * array. Every request that was submitted leaves by exactly one of: scheduler_finished by the caller, or one
- * END action without a group (I1). Memory is taken once, in scheduler_new. */
+ * END action without a group (I1). Memory is taken once, in scheduler_new, but for tables of tenants. */
 #ifndef LEPTON_COORDINATOR_SCHEDULER_H
 #define LEPTON_COORDINATOR_SCHEDULER_H
 
 #include "coordinator/balancer.h"
+#include "coordinator/prefix.h"
 
-#define SCHEDULER_NONE  UINT32_MAX
-#define SCHEDULER_NEVER UINT64_MAX
+#define SCHEDULER_NONE            UINT32_MAX
+#define SCHEDULER_NEVER           UINT64_MAX
+#define SCHEDULER_MAX_CLASSES     8
+#define SCHEDULER_MAX_PREEMPTIONS 3 /* of one request */
+
+struct scheduler_class {
+    const char *name; /* borrowed */
+    uint32_t weight;  /* its share of the tokens when all classes have work */
+    bool preempts;    /* takes the place of preemptible work when no room comes free in patience_ms */
+    bool preemptible;
+    uint32_t
+        patience_ms;   /* places come free all the time in a large cluster, and what gives way begins anew */
+    uint32_t queue_ms; /* a longer expected wait is refused with 429; 0: half of what the deadline leaves */
+};
 
 struct scheduler_limits {
     uint32_t live_requests;  /* request numbers are below this */
@@ -27,11 +51,22 @@ struct scheduler_limits {
     uint32_t queue_requests; /* most that wait */
     uint64_t prompt_bytes;   /* most bytes of prompts held, waiting and running */
     uint64_t group_wait_ms;  /* how long a request waits while no group serves its model */
+    uint64_t queue_ms;       /* the same for all classes that name none; 0: none */
+    uint32_t tenants;        /* most (model, class, tenant) that are remembered; 0: 1024 */
+    uint32_t prefix_places;  /* of the prefix index; 0: none */
+    uint32_t class_count;    /* 0: scheduler_standard_classes */
+    struct scheduler_class classes[SCHEDULER_MAX_CLASSES];
+    uint64_t seed; /* of the random choices */
 };
 
+/* realtime (preempts after 50 ms), interactive, batch (preemptible): 70, 25 and 5 percent. */
+extern const struct scheduler_class scheduler_standard_classes[3];
+#define SCHEDULER_INTERACTIVE 1 /* the class of who names none, of the standard ones */
+
 enum scheduler_action_kind {
-    SCHEDULER_ASSIGN, /* give `request` to `group` */
-    SCHEDULER_END,    /* tell the client `code`; a group other than NONE must be told to cancel and confirm */
+    SCHEDULER_ASSIGN,  /* give `request` to `group` */
+    SCHEDULER_PREEMPT, /* tell `group` to give `request` back; when it did: scheduler_yielded */
+    SCHEDULER_END, /* tell the client `code`; a group other than NONE must be told to cancel and confirm */
 };
 
 struct scheduler_action {
@@ -45,35 +80,57 @@ struct scheduler_action {
 struct scheduler;
 struct scheduler *scheduler_new(const struct scheduler_limits *limits, const struct balancer_policy *policy);
 void scheduler_free(struct scheduler **s);
+/* What may be changed while it runs. prefix_weight in percent (balancer_prefix). */
+void scheduler_set_policy(struct scheduler *s, const struct balancer_policy *policy);
+void scheduler_set_prefix_weight(struct scheduler *s, uint32_t percent);
 
 /* ---- events of requests ---- */
-/* Admits a request. `model` may be empty: the only model served. *queued: how many wait before it. Refusals
- * (-1, err->code): 400 the model must be named, 404 no such model, 413, 429 full, 503 draining. */
 struct scheduler_submission {
-    uint32_t request; /* a number that is not in use */
-    const char *model;
-    uint64_t bytes; /* of the prompt */
+    uint32_t request;    /* a number that is not in use */
+    const char *model;   /* may be empty: the only model served */
+    const char *tenant;  /* NULL: "" */
+    uint32_t class;      /* below the number of classes */
+    uint64_t bytes;      /* of the prompt */
+    uint64_t max_tokens; /* 0: unknown */
     uint64_t deadline_ms;
+    const struct prefix_key *prefix; /* NULL: nothing is known of the prompt */
 };
+struct scheduler_admission {
+    uint64_t queued;         /* how many wait before it, about */
+    uint64_t wait_ms;        /* expected */
+    uint64_t retry_after_ms; /* after a 429: when to try again */
+};
+/* Admits a request. Refusals (-1, err->code): 400 the model must be named, 404 no such model, 408 it cannot
+ * meet its deadline, 413, 429 full or too long a wait, 503 draining. *out is filled in either case. When the
+ * queue is full, the newest request of a tenant that holds more of it than the new one's may be shed. */
 int scheduler_submit(struct scheduler *s, const struct scheduler_submission *in, uint64_t now_ms,
-                     uint64_t *queued, struct err *err);
+                     struct scheduler_admission *out, struct err *err);
+/* It has so many tokens now (>= 1: its prefill is over). Need not be said for every token. */
+void scheduler_progress(struct scheduler *s, uint32_t request, uint64_t tokens);
+/* What it really was, before scheduler_finished: estimates and accounts are corrected. */
+struct scheduler_usage {
+    uint64_t prompt_tokens, cached_tokens, output_tokens;
+    uint64_t prefill_us, decode_us; /* 0: unknown */
+};
+void scheduler_used(struct scheduler *s, uint32_t request, const struct scheduler_usage *usage);
 /* The request is over: its group said so, or it still waited and its client cancelled it. */
 void scheduler_finished(struct scheduler *s, uint32_t request);
 /* The client no longer waits for a running request, its group was told to cancel: RUNNING -> ENDING. */
 void scheduler_ending(struct scheduler *s, uint32_t request);
-
-/* The assignment could not be delivered: back to the head of the queue. */
+/* The group gave a preempted request back: it waits again, at its old place. */
+void scheduler_yielded(struct scheduler *s, uint32_t request);
+/* The assignment could not be delivered: back to its place in the queue. */
 void scheduler_unassign(struct scheduler *s, uint32_t request);
 
 /* ---- events of groups ---- */
 struct scheduler_group_info {
-    const char *name; /* copied, as is the model */
-    const char *model;
+    const char *model; /* copied */
     uint32_t max_sequences;
-    uint64_t pages;
+    uint64_t kv_tokens;                 /* 0: unknown */
+    uint64_t context;                   /* most tokens of a sequence; 0: unknown */
+    uint64_t prefill_rate, decode_rate; /* tokens/s; 0: learned from what it reports */
 };
 void scheduler_group_ready(struct scheduler *s, uint32_t group, const struct scheduler_group_info *info);
-void scheduler_group_load(struct scheduler *s, uint32_t group, uint64_t pages_used);
 /* The group takes no more work. */
 void scheduler_group_draining(struct scheduler *s, uint32_t group);
 /* The group, or the epoch that its requests ran in, is gone: they END with 502. */
@@ -90,10 +147,26 @@ size_t scheduler_step(struct scheduler *s, uint64_t now_ms, struct scheduler_act
 /* When scheduler_step must be called at the latest though nothing happened. */
 uint64_t scheduler_due_ms(const struct scheduler *s);
 
+/* ---- a look inside ---- */
 uint32_t scheduler_queued(const struct scheduler *s);
 uint32_t scheduler_live(const struct scheduler *s); /* all that were submitted and have not left */
 uint64_t scheduler_bytes(const struct scheduler *s);
 uint32_t scheduler_assigned(const struct scheduler *s, uint32_t group);
 bool scheduler_draining(const struct scheduler *s);
+struct scheduler_counts {
+    uint64_t decisions;             /* assignments */
+    uint64_t preempted, shed, late; /* late: refused because the deadline could not be met */
+    uint64_t prefix_tokens;         /* of prompts, expected to be cached where they went */
+};
+struct scheduler_counts scheduler_counts(const struct scheduler *s);
+/* What the scheduler thinks of a group; false when it is not live. */
+bool scheduler_group_view(const struct scheduler *s, uint32_t group, struct balancer_group *out);
+uint32_t scheduler_class_queued(const struct scheduler *s, uint32_t class);
+uint32_t scheduler_class_find(const struct scheduler *s,
+                              const char *name); /* SCHEDULER_NONE: no such class */
+/* Bytes of memory that it holds: limits decide it. */
+uint64_t scheduler_memory(const struct scheduler *s);
+/* Checks every invariant; ASSERTs. For tests and simulations: O(everything). */
+void scheduler_check(const struct scheduler *s);
 
 #endif

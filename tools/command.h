@@ -31,6 +31,7 @@
     X(quantize, "write a model again with other element types")                          \
     X(synth, "write a model of random weights, for benchmarks")                          \
     X(bench, "measure the kernels beside the limits of this machine")                    \
+    X(sim, "simulate a cluster of any size with the real scheduler")                     \
     X(devices, "list the devices that kernels can run on")                               \
     X(keygen, "make the CURVE key pair of a coordinator, worker or client")              \
     X(version, "show the versions of Lepton, its protocol and its libraries")

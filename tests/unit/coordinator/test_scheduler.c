@@ -11,10 +11,7 @@ static struct scheduler *fresh(void)
 
 static void ready(struct scheduler *s, uint32_t group, const char *model, uint32_t sequences)
 {
-    char name[16];
-    snprintf(name, sizeof(name), "g%u", group);
-    struct scheduler_group_info info = {
-        .name = name, .model = model, .max_sequences = sequences, .pages = 100};
+    struct scheduler_group_info info = {.model = model, .max_sequences = sequences};
     scheduler_group_ready(s, group, &info);
 }
 
@@ -23,10 +20,10 @@ static int submit_for(struct scheduler *s, uint32_t request, const char *model, 
                       uint64_t now_ms)
 {
     struct err err = {0};
-    uint64_t queued;
+    struct scheduler_admission out;
     struct scheduler_submission in = {
         .request = request, .model = model, .bytes = bytes, .deadline_ms = now_ms + 10000};
-    return scheduler_submit(s, &in, now_ms, &queued, &err) == 0 ? 0 : err.code;
+    return scheduler_submit(s, &in, now_ms, &out, &err) == 0 ? 0 : err.code;
 }
 
 static int submit(struct scheduler *s, uint32_t request)
@@ -281,7 +278,7 @@ static void test_actions_are_bounded(void)
 }
 
 /* ---- random events against a model that knows only the rules ---- */
-enum seen { IDLE, WAITS, RUNS, ENDS }; /* of a request, as its owner sees it */
+enum seen { IDLE, WAITS, RUNS, YIELDS, ENDS }; /* of a request, as its owner sees it */
 
 struct world {
     struct scheduler *s;
@@ -320,6 +317,11 @@ static void take_actions(struct world *w)
                 w->group[q] = a[i].group;
                 continue;
             }
+            if (a[i].kind == SCHEDULER_PREEMPT) {
+                CHECK(w->seen[q] == RUNS && w->group[q] == a[i].group);
+                w->seen[q] = YIELDS;
+                continue;
+            }
             if (w->seen[q] != ENDS)
                 w->outcomes[q]++; /* the client is told */
             if (a[i].group == SCHEDULER_NONE)
@@ -333,15 +335,18 @@ static void random_request_event(struct world *w)
 {
     uint32_t q = pick(w, 8);
     struct err err;
-    uint64_t queued;
+    struct scheduler_admission out;
     switch (w->seen[q]) {
     case IDLE: {
         const char *models[] = {"", "m", "n"};
         struct scheduler_submission in = {.request = q,
                                           .model = models[pick(w, 3)],
+                                          .tenant = pick(w, 2) ? "a" : "b",
+                                          .class = pick(w, 3),
                                           .bytes = pick(w, 400),
+                                          .max_tokens = pick(w, 300),
                                           .deadline_ms = w->now_ms + 1 + pick(w, 2000)};
-        if (scheduler_submit(w->s, &in, w->now_ms, &queued, &err) == 0) {
+        if (scheduler_submit(w->s, &in, w->now_ms, &out, &err) == 0) {
             w->seen[q] = WAITS;
             w->outcomes[q] = 0;
             w->accepted++;
@@ -353,6 +358,13 @@ static void random_request_event(struct world *w)
         w->outcomes[q]++;
         leave(w, q);
         break;
+    case YIELDS:
+        if (pick(w, 2)) {
+            scheduler_yielded(w->s, q);
+            w->seen[q] = WAITS;
+            break;
+        }
+        __attribute__((fallthrough)); /* it ended before the group heard of it */
     case RUNS:
         w->outcomes[q]++;
         if (pick(w, 3)) {
@@ -381,9 +393,23 @@ static void random_group_event(struct world *w)
         w->sequences[g] = 1 + pick(w, 3);
         ready(w->s, g, g < 3 ? "m" : "n", w->sequences[g]);
         w->live[g] = true;
-    } else {
-        scheduler_group_load(w->s, g, pick(w, 100));
     }
+}
+
+/* What groups report of what they run. */
+static void random_report(struct world *w)
+{
+    uint32_t q = pick(w, 8);
+    if (w->seen[q] != RUNS && w->seen[q] != YIELDS)
+        return;
+    scheduler_progress(w->s, q, 1 + pick(w, 400));
+    if (pick(w, 4) == 0)
+        scheduler_used(w->s, q,
+                       &(struct scheduler_usage){.prompt_tokens = pick(w, 200),
+                                                 .cached_tokens = pick(w, 300),
+                                                 .output_tokens = pick(w, 100),
+                                                 .prefill_us = pick(w, 3) * 50000,
+                                                 .decode_us = pick(w, 3) * 50000});
 }
 
 static void check_bounds(struct world *w)
@@ -392,7 +418,7 @@ static void check_bounds(struct world *w)
     for (uint32_t q = 0; q < 8; q++) {
         live += w->seen[q] != IDLE;
         waiting += w->seen[q] == WAITS;
-        if (w->seen[q] == RUNS || w->seen[q] == ENDS)
+        if (w->seen[q] == RUNS || w->seen[q] == YIELDS || w->seen[q] == ENDS)
             on[w->group[q]]++;
     }
     CHECK_INT(scheduler_live(w->s), live);
@@ -409,12 +435,16 @@ static void test_random_events(void)
     struct world w = {.s = fresh(), .random = 20261121};
     for (int step = 0; step < 10000 && test_failures == 0; step++) {
         w.now_ms += pick(&w, 40);
-        if (pick(&w, 4))
+        unsigned kind = pick(&w, 8);
+        if (kind < 5)
             random_request_event(&w);
+        else if (kind < 6)
+            random_report(&w);
         else
             random_group_event(&w);
         take_actions(&w);
         check_bounds(&w);
+        scheduler_check(w.s);
         CHECK(scheduler_due_ms(w.s) > w.now_ms); /* nothing that is due was left: the loop would spin */
     }
     scheduler_drain(w.s, w.now_ms);
@@ -426,6 +456,7 @@ static void test_random_events(void)
     CHECK_INT(scheduler_bytes(w.s), 0);
     CHECK_INT(w.ended, w.accepted);
     CHECK(w.accepted > 500);
+    CHECK(scheduler_counts(w.s).preempted > 10);
     scheduler_free(&w.s);
 }
 

@@ -1,0 +1,100 @@
+/* Every invariant of the scheduler, counted anew from the entries: for tests and simulations. */
+#include "coordinator/scheduler_internal.h"
+
+#include <stdlib.h>
+
+struct sums {
+    uint64_t assigned, prefill, decode, kv;
+};
+
+static void check_group(const struct scheduler *s, uint32_t group, const struct sums *sum)
+{
+    const struct group *g = &s->groups[group];
+    ASSERT(g->view.assigned == sum->assigned && g->view.prefill_tokens == sum->prefill);
+    ASSERT(g->view.decode_tokens == sum->decode && g->view.kv_reserved == sum->kv);
+    ASSERT(g->live || sum->assigned == 0);
+    if (!g->known)
+        return;
+    ASSERT(g->view.assigned <= g->view.max_sequences);
+    /* No over-commitment: only a request that has a group for itself may be larger than the group. */
+    ASSERT(g->view.kv_tokens == 0 || g->view.kv_reserved <= g->view.kv_tokens || g->view.assigned == 1);
+    ASSERT(g->open == (g->live && g->accepting && g->view.assigned < g->view.max_sequences));
+    ASSERT(!g->open || s->open_nodes[group].key == balancer_load_us(&g->view));
+    ASSERT(g->view.prefill_rate > 0 && g->view.decode_rate > 0);
+}
+
+static void check_groups(const struct scheduler *s)
+{
+    struct sums *sums = xcalloc(s->limits.groups, sizeof(*sums));
+    for (uint32_t i = 0; i < s->limits.live_requests; i++) {
+        const struct entry *e = &s->entries[i];
+        if (e->state != RUNNING && e->state != PREEMPTED && e->state != ENDING)
+            continue;
+        ASSERT(e->group < s->limits.groups && s->groups[e->group].live);
+        sums[e->group].assigned++;
+        sums[e->group].prefill += e->prefill_left;
+        sums[e->group].decode += e->decode_left;
+        sums[e->group].kv += e->kv_tokens;
+    }
+    for (uint32_t g = 0; g < s->limits.groups; g++)
+        check_group(s, g, &sums[g]);
+    free(sums);
+}
+
+static void check_entry(const struct scheduler *s, uint32_t request)
+{
+    const struct entry *e = &s->entries[request];
+    ASSERT(e->due == (e->state == QUEUED || e->state == RUNNING || e->state == PREEMPTED));
+    ASSERT(!e->victim || e->state == RUNNING);
+    ASSERT(e->preemptions <= SCHEDULER_MAX_PREEMPTIONS);
+    ASSERT(e->state == FREE || (s->flows[e->flow].used && s->flows[e->flow].class == e->class));
+}
+
+static void check_flows(const struct scheduler *s)
+{
+    uint32_t queued = 0, live = 0;
+    for (uint32_t i = 0; i < s->flow_limit; i++) {
+        const struct flow *f = &s->flows[i];
+        ASSERT(f->order.count == f->arrived.count && f->active == (f->order.count > 0));
+        ASSERT(f->used || f->live == 0);
+        queued += f->order.count;
+        live += f->live;
+    }
+    ASSERT(queued == s->queued && live == s->live);
+}
+
+static void check_pools(const struct scheduler *s)
+{
+    uint32_t queued = 0, entries = 0;
+    for (uint32_t i = 0; i < s->pool_limit; i++) {
+        const struct pool *p = &s->pools[i];
+        uint32_t in_classes = 0;
+        for (uint32_t c = 0; c < s->limits.class_count; c++) {
+            in_classes += p->class[c].queued;
+            ASSERT(p->class[c].queued > 0 || p->class[c].work_us == 0);
+        }
+        ASSERT(in_classes == p->queued);
+        queued += p->queued;
+        entries += p->entries;
+    }
+    ASSERT(queued == s->queued && entries == s->live);
+}
+
+void scheduler_check(const struct scheduler *s)
+{
+    uint64_t bytes = 0;
+    uint32_t live = 0, queued = 0, lost = 0;
+    for (uint32_t i = 0; i < s->limits.live_requests; i++) {
+        const struct entry *e = &s->entries[i];
+        check_entry(s, i);
+        live += e->state != FREE;
+        queued += e->state == QUEUED;
+        lost += e->state == LOST;
+        bytes += e->state != FREE ? e->bytes : 0;
+    }
+    ASSERT(live == s->live && queued == s->queued && lost == s->lost.count && bytes == s->bytes);
+    ASSERT(s->queued <= s->limits.live_requests && bytes <= s->limits.prompt_bytes);
+    check_flows(s);
+    check_pools(s);
+    check_groups(s);
+}
