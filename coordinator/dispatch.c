@@ -18,7 +18,7 @@ struct dispatch *dispatch_new(struct router *router, const struct dispatch_optio
     d->options = *options;
     d->router = router;
     d->cluster = cluster_new(options->limits.groups, options->lease_ms);
-    d->scheduler = scheduler_new(&options->limits, &balancer_least_loaded);
+    d->scheduler = scheduler_new(&options->limits, options->policy);
     d->requests = requests_new(options->limits.live_requests);
     d->started_ms = clock_now_ms();
     return d;

@@ -19,6 +19,7 @@ struct dispatch_options {
     uint64_t request_timeout_ms; /* of requests that name none */
     uint64_t stall_timeout_ms;
     struct scheduler_limits limits;
+    const struct balancer_policy *policy;
 };
 
 struct dispatch;

@@ -30,18 +30,25 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
         asked.sampling.has_seed = true;
         asked.sampling.seed = clock_entropy() >> 11; /* 53 bits: every JSON reader keeps them */
     }
-    uint64_t now_us = clock_now_us(), queued;
+    uint64_t now_us = clock_now_us();
     struct request *q = requests_add(d->requests, from, &asked, now_us, &err);
     if (!q) {
         reject(d, from, in->request, &err);
         return;
     }
     uint64_t timeout_ms = in->timeout_ms ? in->timeout_ms : d->options.request_timeout_ms;
+    struct prefix_key prefix;
+    struct scheduler_admission admission;
     struct scheduler_submission submission = {.request = q->slot,
                                               .model = q->model,
+                                              .tenant = q->client.name,
+                                              .class = SCHEDULER_INTERACTIVE,
                                               .bytes = q->prompt_bytes,
-                                              .deadline_ms = now_us / 1000 + timeout_ms};
-    if (scheduler_submit(d->scheduler, &submission, now_us / 1000, &queued, &err) != 0) {
+                                              .max_tokens = q->max_tokens,
+                                              .deadline_ms = now_us / 1000 + timeout_ms,
+                                              .prefix = &prefix};
+    prefix_key_make(&prefix, prefix_salt(q->client.name), q->prompt, q->prompt_bytes);
+    if (scheduler_submit(d->scheduler, &submission, now_us / 1000, &admission, &err) != 0) {
         requests_remove(d->requests, q);
         reject(d, from, in->request, &err);
         return;
@@ -50,7 +57,7 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
     wire_init(&m, WIRE_ACCEPTED);
     m.accepted.request = in->request;
     m.accepted.seed = asked.sampling.seed;
-    m.accepted.queued = queued;
+    m.accepted.queued = admission.queued;
     if (router_send(d->router, from, &m) != ROUTER_SENT) { /* who does not read this reads no stream either */
         scheduler_finished(d->scheduler, q->slot);
         requests_remove(d->requests, q);

@@ -7,6 +7,9 @@
 #include "common/clock.h"
 #include "common/log.h"
 
+/* The scheduler hears of the first token and then of every so many. */
+#define PROGRESS_TOKENS 16
+
 void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wire_hello *in)
 {
     struct err err = {0};
@@ -30,8 +33,10 @@ void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wi
         scheduler_group_gone(d->scheduler, g->slot, now_ms);
     if (forgotten)
         scheduler_group_forget(d->scheduler, g->slot);
-    struct scheduler_group_info info = {
-        .name = g->name, .model = g->model, .max_sequences = (uint32_t)g->max_sequences, .pages = g->pages};
+    struct scheduler_group_info info = {.model = g->model,
+                                        .max_sequences = (uint32_t)g->max_sequences,
+                                        .kv_tokens = g->pages * g->page_tokens,
+                                        .context = g->context};
     scheduler_group_ready(d->scheduler, g->slot, &info);
     log_info("cluster", "group %s of worker %s is ready: epoch %llu, model %s, %u stages, %llu sequences",
              g->name, from->name, (unsigned long long)g->epoch, g->model, g->stage_count,
@@ -78,7 +83,6 @@ void dispatch_heartbeat(struct dispatch *d, const struct peer *from, const struc
                      (unsigned long long)in->sequence, (unsigned long long)g->sequence);
         return;
     }
-    scheduler_group_load(d->scheduler, g->slot, g->pages_used);
     struct wire_message m;
     wire_init(&m, WIRE_LEASE);
     m.lease.group = wire_string(g->name);
@@ -123,6 +127,8 @@ void dispatch_token(struct dispatch *d, const struct peer *from, const struct wi
     uint32_t suppressed;
     switch (request_token(q, in, &err)) {
     case REQUEST_TOKEN_LOGGED:
+        if (in->index % PROGRESS_TOKENS == 0)
+            scheduler_progress(d->scheduler, q->slot, in->index + 1);
         dispatch_flush(d, q);
         break;
     case REQUEST_TOKEN_DUPLICATE:
@@ -151,6 +157,11 @@ void dispatch_done(struct dispatch *d, const struct peer *from, const struct wir
     struct request *q = g ? held(d, g, "done", in->request) : NULL;
     if (!q)
         return;
+    scheduler_used(d->scheduler, q->slot,
+                   &(struct scheduler_usage){.prompt_tokens = in->prompt_tokens,
+                                             .output_tokens = in->completion_tokens,
+                                             .prefill_us = in->prefill_us,
+                                             .decode_us = in->decode_us});
     if (request_done(q, in)) {
         if (q->outcome == OUTCOME_ERROR) {
             log_warn("dispatch", "group %s, request %s: %s", g->name, q->id, q->error_message);

@@ -22,9 +22,11 @@
 
 struct settings {
     char *config, *endpoint, *endpoint_file, *key, *authorized, *log_level, *log_format;
+    char *policy;
     bool public;
     int64_t lease_ms, heartbeat_ms, request_timeout_ms, group_wait_ms, stall_timeout_ms, drain_timeout_ms;
-    int64_t queue_requests, queue_bytes, live_requests, max_groups;
+    int64_t queue_requests, queue_bytes, queue_wait_ms, live_requests, max_groups, prefix_places,
+        prefix_weight;
 };
 
 #define TEXT(member, preset, example, sentence)                                              \
@@ -71,6 +73,8 @@ static const struct config_option options[] = {
     NUMBER(queue_requests, 1, 1000000, "1024", "Most requests that wait for a group."),
     NUMBER(queue_bytes, 1, 1e12, "268435456",
            "Most bytes of prompts that are held, of waiting and running requests together."),
+    NUMBER(queue_wait_ms, 0, 86400000, "0",
+           "Refuse with 429 what is expected to wait longer; 0: what would wait half of its deadline."),
     NUMBER(live_requests, 1, 1000000, "4096", "Most requests that wait and run."),
     NUMBER(request_timeout_ms, 1, 86400000, "300000",
            "Deadline of a request that names none, in milliseconds after it was accepted."),
@@ -81,6 +85,12 @@ static const struct config_option options[] = {
     NUMBER(drain_timeout_ms, 0, 86400000, "30000",
            "Milliseconds that running requests get to finish after SIGTERM."),
     NUMBER(max_groups, 1, WIRE_MAX_GROUPS, "256", "Most worker groups that are remembered."),
+    CHOICE(policy, "prefix", "prefix|least-load|two-choices|round-robin",
+           "How a group is chosen: by queue, uncached prefill and decoding; by load; of two at random; in "
+           "turn."),
+    NUMBER(prefix_weight, 0, 10000, "100", "Percent that a cached prefix counts with policy prefix."),
+    NUMBER(prefix_places, 0, 268435456, "65536",
+           "Places of prompts, 32 bytes each, in the index of which group has which prefix cached; 0: none."),
     CHOICE(log_level, "info", "debug|info|warn|error", "The least level that is logged."),
     CHOICE(log_format, "text", "text|json", "Log lines for people or for machines."),
 };
@@ -211,7 +221,12 @@ static struct dispatch *make_dispatch(struct router *router, const struct settin
                    .groups = (uint32_t)s->max_groups,
                    .queue_requests = (uint32_t)s->queue_requests,
                    .prompt_bytes = (uint64_t)s->queue_bytes,
-                   .group_wait_ms = (uint64_t)s->group_wait_ms},
+                   .group_wait_ms = (uint64_t)s->group_wait_ms,
+                   .queue_ms = (uint64_t)s->queue_wait_ms,
+                   .prefix_places = (uint32_t)s->prefix_places,
+                   .prefix_weight = (uint32_t)s->prefix_weight,
+                   .seed = clock_entropy()},
+        .policy = balancer_policy_find(s->policy),
     };
     return dispatch_new(router, &o);
 }

@@ -40,6 +40,11 @@ uint64_t prefix_place_after(uint64_t place, uint64_t content)
     return hash ? hash : 1;
 }
 
+uint64_t prefix_salt(const char *tenant)
+{
+    return XXH3_64bits(tenant, strlen(tenant));
+}
+
 void prefix_key_make(struct prefix_key *out, uint64_t salt, const void *prompt, uint64_t bytes)
 {
     uint64_t from = 0, to = prefix_cut(0), place = salt;

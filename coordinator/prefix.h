@@ -21,6 +21,8 @@ struct prefix_key {
 
 /* The length in bytes before cut i (0-based). */
 uint64_t prefix_cut(uint32_t i);
+/* A salt from a tenant's name. */
+uint64_t prefix_salt(const char *tenant);
 /* Hashes a prompt. `salt` keeps tenants apart. */
 void prefix_key_make(struct prefix_key *out, uint64_t salt, const void *prompt, uint64_t bytes);
 /* The next place from the place before it and a name for the content between: for prompts that exist only as

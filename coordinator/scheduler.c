@@ -38,7 +38,7 @@ struct scheduler *scheduler_new(const struct scheduler_limits *limits, const str
     s->limits = *limits;
     settle_limits(&s->limits);
     s->policy = policy;
-    s->prefix_weight = 100;
+    s->prefix_weight = limits->prefix_weight;
     s->entries = xcalloc(limits->live_requests, sizeof(*s->entries));
     s->order = xcalloc(limits->live_requests, sizeof(*s->order));
     s->due_nodes = xcalloc(limits->live_requests, sizeof(*s->due_nodes));
@@ -220,7 +220,7 @@ static struct pool *admit_model(struct scheduler *s, const char *model, struct e
     return p;
 }
 
-/* The tenant that holds most of the queue in this class or a lesser one; its newest request makes room when
+/* The tenant that holds most of the queue in this class; its newest request makes room when
  * it holds more than twice what the newcomer's tenant holds: to be equal is not to be greedy. */
 static uint32_t find_shed(const struct scheduler *s, uint32_t class, uint32_t flow)
 {
@@ -228,7 +228,7 @@ static uint32_t find_shed(const struct scheduler *s, uint32_t class, uint32_t fl
     count = 2 * count + SHED_MARGIN;
     for (uint32_t i = 0; i < s->flow_limit; i++) {
         const struct flow *f = &s->flows[i];
-        if (f->used && f->class >= class && f->arrived.count > count) {
+        if (f->used && f->class == class && f->arrived.count > count) {
             most = i;
             count = f->arrived.count;
         }
@@ -236,15 +236,20 @@ static uint32_t find_shed(const struct scheduler *s, uint32_t class, uint32_t fl
     return most == SCHEDULER_NONE ? SCHEDULER_NONE : s->flows[most].arrived.last;
 }
 
-/* A lesser class leaves room for those before it: of three classes the last may fill a third of the queue,
- * the last two together two thirds. So nobody who was let in must go for somebody more important. */
+/* Preemptible work may fill half of the queue, and an eighth more than all of it is kept for those who
+ * preempt: nobody who was let in must go for somebody more important. */
 static bool queue_room(const struct scheduler *s, uint32_t class)
 {
-    uint64_t held = s->lost.count, classes = s->limits.class_count;
-    uint64_t most = ((uint64_t)s->limits.queue_requests * (classes - class) + classes - 1) / classes;
-    for (uint32_t c = class; c < classes; c++)
-        held += s->class_queued[c];
-    return held < most && s->queued + s->lost.count < s->limits.queue_requests;
+    const struct scheduler_class *c = &s->limits.classes[class];
+    uint64_t most = s->limits.queue_requests, held = s->queued + s->lost.count;
+    if (c->preempts)
+        return held < most + most / 8;
+    if (!c->preemptible || held >= most)
+        return held < most;
+    held = 0;
+    for (uint32_t i = 0; i < s->limits.class_count; i++)
+        held += s->limits.classes[i].preemptible ? s->class_queued[i] : 0;
+    return held < (most + 1) / 2;
 }
 
 /* Room in the queue: 0, or a refusal. */

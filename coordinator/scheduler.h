@@ -46,15 +46,17 @@ struct scheduler_class {
 };
 
 struct scheduler_limits {
-    uint32_t live_requests;  /* request numbers are below this */
-    uint32_t groups;         /* group numbers are below this */
-    uint32_t queue_requests; /* most that wait */
-    uint64_t prompt_bytes;   /* most bytes of prompts held, waiting and running */
-    uint64_t group_wait_ms;  /* how long a request waits while no group serves its model */
-    uint64_t queue_ms;       /* the same for all classes that name none; 0: none */
-    uint32_t tenants;        /* most (model, class, tenant) that are remembered; 0: 1024 */
-    uint32_t prefix_places;  /* of the prefix index; 0: none */
-    uint32_t class_count;    /* 0: scheduler_standard_classes */
+    uint32_t live_requests; /* request numbers are below this */
+    uint32_t groups;        /* group numbers are below this */
+    uint32_t
+        queue_requests; /* most that wait; preemptible ones half of it, those that preempt an eighth more */
+    uint64_t prompt_bytes;  /* most bytes of prompts held, waiting and running */
+    uint64_t group_wait_ms; /* how long a request waits while no group serves its model */
+    uint64_t queue_ms;      /* the same for all classes that name none; 0: none */
+    uint32_t tenants;       /* most (model, class, tenant) that are remembered; 0: 1024 */
+    uint32_t prefix_places; /* of the prefix index; 0: none */
+    uint32_t prefix_weight; /* percent that it counts in balancer_prefix */
+    uint32_t class_count;   /* 0: scheduler_standard_classes */
     struct scheduler_class classes[SCHEDULER_MAX_CLASSES];
     uint64_t seed; /* of the random choices */
 };
@@ -80,7 +82,7 @@ struct scheduler_action {
 struct scheduler;
 struct scheduler *scheduler_new(const struct scheduler_limits *limits, const struct balancer_policy *policy);
 void scheduler_free(struct scheduler **s);
-/* What may be changed while it runs. prefix_weight in percent (balancer_prefix). */
+/* What may be changed while it runs. */
 void scheduler_set_policy(struct scheduler *s, const struct balancer_policy *policy);
 void scheduler_set_prefix_weight(struct scheduler *s, uint32_t percent);
 

@@ -386,9 +386,9 @@ static void open_simulation(struct simulation *m)
                                       .queue_ms = o->queue_ms,
                                       .tenants = o->tenants_remembered,
                                       .prefix_places = o->prefix_places,
+                                      .prefix_weight = o->prefix_weight,
                                       .seed = o->seed};
     m->s = scheduler_new(&limits, o->policy);
-    scheduler_set_prefix_weight(m->s, o->prefix_weight);
     m->live = xcalloc(m->limit, sizeof(*m->live));
     m->unused = xcalloc(m->limit, sizeof(*m->unused));
     for (uint32_t i = m->limit; i-- > 0;)

@@ -1,0 +1,156 @@
+#!/usr/bin/python3
+"""lepton sim, the real program: what it prints, that it repeats itself, and what the scheduler is for."""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import xml.dom.minidom
+
+LEPTON = os.environ.get("LEPTON_BUILD", "build/release") + "/lepton"
+failures = 0
+
+
+def sim(*args, code=0):
+    p = subprocess.run([LEPTON, "sim", *map(str, args)], capture_output=True, text=True, timeout=250)
+    assert p.returncode == code, f"exit {p.returncode}: {p.stderr}"
+    return p.stdout if code == 0 else p.stderr
+
+
+def report(*args):
+    return json.loads(sim("--json", *args))
+
+
+def test(what):
+    def run(body):
+        global failures
+        try:
+            body()
+            print(f"ok - {what}")
+        except Exception as e:  # noqa: BLE001
+            failures += 1
+            print(f"not ok - {what}: {type(e).__name__}: {e}")
+    return run
+
+
+MEASURED = ("wall_s", "decisions_per_second")
+
+
+def repeatable(r):
+    return {k: v for k, v in r.items() if k not in MEASURED}
+
+
+@test("the same seed gives the same result, another gives another")
+def _():
+    a, b, c = (report("--requests", 3000, "--turns", 3, "--seed", s) for s in (5, 5, 6))
+    assert repeatable(a) == repeatable(b)
+    assert repeatable(a) != repeatable(c)
+    assert a["all"]["requests"] == 3000
+
+
+@test("every request has one outcome, under failures, bursts and a short queue")
+def _():
+    r = report("--requests", 5000, "--groups", 4, "--mtbf-s", 20, "--repair-s", 3, "--arrivals", "bursty", "--load", 1.5,
+               "--queue", 50, "--realtime", 0.2, "--interactive", 0.5, "--batch", 0.3)
+    a = r["all"]
+    assert a["complete"] + a["refused"] + a["missed"] + a["lost"] == a["requests"] == 5000, a
+    assert a["refused"] > 0 and a["lost"] > 0 and r["failures"] > 0
+    assert sum(c["requests"] for c in r["classes"]) == 5000
+
+
+@test("a conversation's prefix: half the mean TTFT of round-robin, or less")
+def _():
+    args = ("--requests", 20000, "--turns", 6, "--prompt-tokens", 1000, "--kv-tokens", 600000, "--load", 0.3)
+    prefix, round_robin = report(*args), report(*args, "--policy", "round-robin")
+    assert prefix["cache_hit"] > 1.5 * round_robin["cache_hit"]
+    assert 2 * prefix["all"]["ttft_ms"]["mean"] <= round_robin["all"]["ttft_ms"]["mean"]
+
+
+OVERLOAD = ("--groups", 8, "--realtime", 0.1, "--interactive", 0.5, "--batch", 0.4, "--requests", 10000000)
+
+
+@test("three times too much for 30 minutes: goodput, realtime, quick refusals, fairness, no starvation")
+def _():
+    peak = max(report(*OVERLOAD, "--duration-s", 1800, "--load", load)["goodput_tokens_per_second"] for load in (0.9, 1.2))
+    r = report(*OVERLOAD, "--duration-s", 1800, "--load", 3)
+    realtime, interactive, batch = r["classes"]
+    assert r["goodput_tokens_per_second"] >= 0.9 * peak, (r["goodput_tokens_per_second"], peak)
+    assert realtime["ttft_ms"]["p99"] < 10000 and realtime["refused"] == 0
+    assert r["all"]["refusal_ms"]["p99"] <= 50
+    assert r["jain"] >= 0.95
+    assert batch["output_tokens"] >= 0.05 * r["all"]["output_tokens"], (batch["output_tokens"], r["all"]["output_tokens"])
+
+
+@test("a greedy tenant harms nobody's p99 by more than a tenth")
+def _():
+    others = []
+    for load, greedy in ((1.05, 4), (3.45, 20)):  # the others ask the same in both
+        ttft = [[] for _ in range(3)]
+        for seed in range(1, 4):
+            r = report("--groups", 8, "--duration-s", 900, "--requests", 10000000, "--load", load, "--greedy", greedy, "--seed", seed)
+            for t in range(3):
+                assert r["by_tenant"][t + 1]["refused"] == 0
+                ttft[t].append(r["by_tenant"][t + 1]["ttft_ms"]["p99"])
+        others.append(sum(sum(t) for t in ttft))
+    assert others[1] <= 1.1 * others[0], others
+
+
+@test("groups of different speed: the slow ones get less")
+def _():
+    args = ("--requests", 20000, "--groups", 8, "--slow", 0.5, "--slow-factor", 3, "--load", 0.7)
+    prefix, turns = report(*args), report(*args, "--policy", "round-robin")
+    assert prefix["all"]["ttft_ms"]["p99"] < turns["all"]["ttft_ms"]["p99"]
+
+
+@test("2000 random small clusters keep every invariant")
+def _():
+    assert "2000 clusters" in sim("--check", 2000, "--seed", 1000)
+
+
+@test("traces of both forms, a speed from a benchmark's figures, a picture")
+def _():
+    with tempfile.TemporaryDirectory() as d:
+        with open(d + "/mooncake", "w") as f:
+            for i in range(300):
+                f.write(json.dumps({"timestamp": 100 * i, "input_length": 2048, "output_length": 20,
+                                    "hash_ids": [1, 2, 3, 1000 + i]}) + "\n")
+        r = report("--trace", d + "/mooncake", "--groups", 2)
+        assert r["all"]["complete"] == 300 and r["cache_hit"] > 0.5
+        with open(d + "/own", "w") as f:
+            for i in range(100):
+                f.write(json.dumps({"arrival_ms": 50 * i, "prompt_tokens": 100, "output_tokens": 5, "tenant": i % 3,
+                                    "class": "batch"}) + "\n\n")
+        with open(d + "/bench", "w") as f:
+            json.dump({"results": [{"test": "pp512", "batch": 1, "tokens_per_second": 400},
+                                   {"test": "tg128", "batch": 1, "tokens_per_second": 20},
+                                   {"test": "tg128", "batch": 8, "tokens_per_second": 100}]}, f)
+        r = report("--trace", d + "/own", "--speed", d + "/bench", "--groups", 2, "--svg", d + "/svg")
+        assert r["tenants"] == 3 and r["classes"][0]["name"] == "batch" and r["all"]["complete"] == 100
+        assert r["all"]["ttft_ms"]["p50"] >= 250  # 100 tokens at 400 tokens/s
+        assert len(xml.dom.minidom.parse(d + "/svg").getElementsByTagName("polyline")) == 4
+
+
+@test("bad traces, speeds and options are named")
+def _():
+    with tempfile.TemporaryDirectory() as d:
+        def bad(text, expected, option="--trace"):
+            with open(d + "/f", "w") as f:
+                f.write(text)
+            message = sim(option, d + "/f", code=1)
+            assert expected in message, message
+        bad('{"timestamp": 1, "input_length": 5, "output_length": 2}\n{"timestamp": 2}\n', ':2: "prompt_tokens" or "input_length"')
+        bad("[]\n", ":1: expected a JSON object")
+        bad("{\n", ":1: ")
+        bad("", "no request in it")
+        bad('{"timestamp": -1, "input_length": 5, "output_length": 2}', "expected a number from 0")
+        bad('{"timestamp": 1, "input_length": 5, "output_length": 2, "class": "vip"}', "expected realtime, interactive or batch")
+        bad('{"timestamp": 1, "input_length": 5, "output_length": 2, "hash_ids": ["x"]}', "entry 0 is not an integer")
+        bad("{", ":1: ", "--speed")
+        bad('{"results": []}', 'expected at least one "pp', "--speed")
+        bad('{"prefill_us": 0}', '"prefill_us": expected a number', "--speed")
+        assert "No such file" in sim("--trace", d + "/none", code=1)
+        assert "at least one share" in sim("--interactive", 0, code=1)
+        assert "cannot be written" in sim("--requests", 10, "--svg", d + "/no/where", code=1)
+
+
+sys.exit(1 if failures else 0)
