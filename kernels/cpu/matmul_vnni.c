@@ -33,16 +33,17 @@
         __attribute__((always_inline, target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")))
 
 /* For kernels/cpu/spread.h. */
-INLINE void widen16(const void *bits, void *out)
+INLINE void widen(const void *halves, void *out)
 {
-    _mm512_storeu_ps(out, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_loadu_si512(bits))));
+    _mm512_storeu_ps(out, _mm512_cvtph_ps(_mm256_loadu_si256(halves)));
 }
-#define SPREAD_TARGET           TARGET
-#define SPREAD_WIDEN(bits, out) widen16(bits, out)
+#define SPREAD_TARGET             TARGET
+#define SPREAD_WIDEN(halves, out) widen(halves, out)
 #include "kernels/cpu/spread.h"
 
 #define TILE  6 /* rows of x whose sums fit the registers, twice for two panels: integers and floats */
 #define PAIR  2 /* panels side by side */
+#define FEW   4 /* rows of x up to which the codes need not be stored */
 #define PARTS 2 /* at most, of 32 elements */
 /* Blocks of 32 in a run: one tile of x passes over a short one while it comes from memory; for many, two
  * panels' codes fill most of the first-level cache. Multiples of the longest block of a type. */
@@ -57,15 +58,11 @@ INLINE void widen16(const void *bits, void *out)
 
 typedef void tile_function(const struct spread *w, const char *x, int64_t blocks, float *sums);
 
-struct kind { /* of types: what their tiles have in common */
-    tile_function *const *one, *const *pair;
-};
-
+struct type;
 struct job {
     struct team *team;
     const struct panel_type *type;
-    const struct kind *kind;
-    spread_function *spread;
+    const struct type *functions;
     struct panel_layout layout;
     const char *packed;
     const float *x, *bias;
@@ -280,32 +277,139 @@ TILE_KIND(whole_addends, 1, true)
 TILE_KIND(halves, 2, false)
 TILE_KIND(halves_addends, 2, true)
 
-/* [parts - 1][has_addends] */
-static const struct kind KINDS[2][2] = {{{whole_1, whole_2}, {whole_addends_1, whole_addends_2}},
-                                        {{halves_1, halves_2}, {halves_addends_1, halves_addends_2}}};
+/* ---- a few rows of x: the codes are multiplied as they are spread */
 
-#define SPREAD(NAME)                                                                                     \
-    TARGET static void NAME##_avx512(const struct panel_layout *l, const char *panel, int64_t block,     \
-                                     int64_t blocks, const struct spread_room *room, struct spread *out) \
-    {                                                                                                    \
-        NAME(l, panel, block, blocks, room, out);                                                        \
+/* Integer sums of a step: four blocks of two parts at most. */
+struct few {
+    __m512i isum[4][2][FEW]; /* [block][half]: two chains of four, also where a block is one part */
+    const int32_t *numbers;  /* of the step's first block */
+    int64_t next_block;      /* numbers from there to the next block's */
+    int rows, parts;
+};
+
+INLINE void emit_dot(void *to, int block, int j, const lanes_u32 *codes)
+{
+    struct few *f = to;
+    __m512i four = _mm512_loadu_si512(codes);
+#pragma GCC unroll 4
+    for (int t = 0; t < f->rows; t++)
+        f->isum[block][j / 4][t] = _mm512_dpbusd_epi32(
+            f->isum[block][j / 4][t], four, _mm512_set1_epi32(f->numbers[block * f->next_block + t * 8 + j]));
+}
+
+/* How far ahead of its use a panel is asked for, in bytes: the hardware looks no further than a page. */
+#define AHEAD 4096
+
+/* One panel by `rows` rows, all of K; all but the numbers of blocks are constants where this is inlined. */
+INLINE void panel_few(const struct panel_layout *l, const char *panel, const char *x, float *sums,
+                      const enum dtype type, const int rows, const int parts, const bool has_addends)
+{
+    const int each = spread_blocks(type), step = spread_step(type);
+    const size_t x_bytes = TILE_BLOCK_BYTES(rows, parts);
+    const uint16_t *apart = (const uint16_t *)(const void *)(panel + (size_t)l->blocks * l->quant_bytes);
+    __m512 sum[FEW];
+    for (int t = 0; t < rows; t++)
+        sum[t] = _mm512_setzero_ps();
+    for (int64_t b = 0; b < l->blocks; b++, apart += PANEL_ROWS) {
+        const lanes_u32 *piece = (const lanes_u32 *)(const void *)(panel + (size_t)b * l->quant_bytes);
+        lanes_f32 scales[SUPER_BLOCKS * PARTS], addends[SUPER_BLOCKS * PARTS];
+#pragma GCC unroll 64
+        for (int i = 0; i < spread_pieces(type); i++)
+            _mm_prefetch((const char *)(piece + i) + AHEAD, _MM_HINT_T0);
+        spread_scales(type, piece, apart, scales, addends);
+        for (int s = 0; s < each; s += step) {
+            struct few f = {.numbers = (const int32_t *)(const void *)x,
+                            .next_block = (int64_t)(x_bytes / 4),
+                            .rows = rows,
+                            .parts = parts};
+#pragma GCC unroll 4
+            for (int i = 0; i < step; i++)
+#pragma GCC unroll 2
+                for (int half = 0; half < 2; half++)
+#pragma GCC unroll 4
+                    for (int t = 0; t < rows; t++)
+                        f.isum[i][half][t] =
+                            has_addends || half >= parts
+                                ? _mm512_setzero_si512()
+                                : _mm512_set1_epi32(f.numbers[i * f.next_block + rows * 8 + half * rows + t]);
+            spread_codes(type, piece, s / step, emit_dot, &f);
+#pragma GCC unroll 4
+            for (int i = 0; i < step; i++, x += x_bytes) {
+                const float *x_sums = (const float *)(const void *)(x + rows * PANEL_BLOCK),
+                            *x_scales = x_sums + parts * rows;
+#pragma GCC unroll 2
+                for (int part = 0; part < parts; part++) {
+                    __m512 scale = _mm512_loadu_ps((const float *)&scales[(s + i) * parts + part]);
+#pragma GCC unroll 4
+                    for (int t = 0; t < rows; t++)
+                        sum[t] = _mm512_fmadd_ps(
+                            _mm512_cvtepi32_ps(parts == 2
+                                                   ? f.isum[i][part][t]
+                                                   : _mm512_add_epi32(f.isum[i][0][t], f.isum[i][1][t])),
+                            _mm512_mul_ps(scale, _mm512_set1_ps(x_scales[t])), sum[t]);
+                    if (!has_addends)
+                        continue;
+                    __m512 addend = _mm512_loadu_ps((const float *)&addends[(s + i) * parts + part]);
+#pragma GCC unroll 4
+                    for (int t = 0; t < rows; t++)
+                        sum[t] = _mm512_fmadd_ps(addend, _mm512_set1_ps(x_sums[part * rows + t]), sum[t]);
+                }
+            }
+        }
     }
-SPREAD(spread_q8_0)
-SPREAD(spread_q4_0)
-SPREAD(spread_q4_1)
-SPREAD(spread_q5_0)
-SPREAD(spread_q5_1)
-SPREAD(spread_q2_k)
-SPREAD(spread_q3_k)
-SPREAD(spread_q4_k)
-SPREAD(spread_q5_k)
-SPREAD(spread_q6_k)
+    for (int t = 0; t < rows; t++)
+        _mm512_storeu_ps(sums + t * PANEL_ROWS, sum[t]);
+}
 
-static spread_function *const SPREADS[DTYPE_COUNT] = {
-    [DTYPE_Q8_0] = spread_q8_0_avx512, [DTYPE_Q4_0] = spread_q4_0_avx512, [DTYPE_Q4_1] = spread_q4_1_avx512,
-    [DTYPE_Q5_0] = spread_q5_0_avx512, [DTYPE_Q5_1] = spread_q5_1_avx512, [DTYPE_Q2_K] = spread_q2_k_avx512,
-    [DTYPE_Q3_K] = spread_q3_k_avx512, [DTYPE_Q4_K] = spread_q4_k_avx512, [DTYPE_Q5_K] = spread_q5_k_avx512,
-    [DTYPE_Q6_K] = spread_q6_k_avx512,
+/* ---- the types */
+
+#define FEW_FUNCTION(NAME, TYPE, ROWS, PARTS_, ADDENDS)                                                  \
+    TARGET static void NAME##_few_##ROWS(const struct panel_layout *l, const char *panel, const char *x, \
+                                         float *sums)                                                    \
+    {                                                                                                    \
+        panel_few(l, panel, x, sums, TYPE, ROWS, PARTS_, ADDENDS);                                       \
+    }
+#define TYPE_FUNCTIONS(NAME, TYPE, PARTS_, ADDENDS)                                                          \
+    TARGET static struct spread NAME##_spread(const struct panel_layout *l, const char *panel,               \
+                                              int64_t block, int64_t blocks, const struct spread_room *room) \
+    {                                                                                                        \
+        return spread_run(TYPE, PARTS_, l, panel, block, blocks, room);                                      \
+    }                                                                                                        \
+    FEW_FUNCTION(NAME, TYPE, 1, PARTS_, ADDENDS)                                                             \
+    FEW_FUNCTION(NAME, TYPE, 2, PARTS_, ADDENDS)                                                             \
+    FEW_FUNCTION(NAME, TYPE, 3, PARTS_, ADDENDS)                                                             \
+    FEW_FUNCTION(NAME, TYPE, 4, PARTS_, ADDENDS)
+TYPE_FUNCTIONS(q8_0, DTYPE_Q8_0, 1, false)
+TYPE_FUNCTIONS(q4_0, DTYPE_Q4_0, 1, false)
+TYPE_FUNCTIONS(q4_1, DTYPE_Q4_1, 1, true)
+TYPE_FUNCTIONS(q5_0, DTYPE_Q5_0, 1, false)
+TYPE_FUNCTIONS(q5_1, DTYPE_Q5_1, 1, true)
+TYPE_FUNCTIONS(q2_k, DTYPE_Q2_K, 2, true)
+TYPE_FUNCTIONS(q3_k, DTYPE_Q3_K, 2, false)
+TYPE_FUNCTIONS(q4_k, DTYPE_Q4_K, 1, true)
+TYPE_FUNCTIONS(q5_k, DTYPE_Q5_K, 1, true)
+TYPE_FUNCTIONS(q6_k, DTYPE_Q6_K, 2, false)
+
+typedef struct spread spread_function(const struct panel_layout *l, const char *panel, int64_t block,
+                                      int64_t blocks, const struct spread_room *room);
+typedef void few_function(const struct panel_layout *l, const char *panel, const char *x, float *sums);
+
+struct type {
+    spread_function *spread;
+    few_function *few[FEW + 1];
+    tile_function *const *one, *const *pair; /* panels */
+};
+
+#define TYPE_ENTRY(NAME, KIND)                                                                            \
+    {                                                                                                     \
+        NAME##_spread, {NULL, NAME##_few_1, NAME##_few_2, NAME##_few_3, NAME##_few_4}, KIND##_1, KIND##_2 \
+    }
+static const struct type TYPES[DTYPE_COUNT] = {
+    [DTYPE_Q8_0] = TYPE_ENTRY(q8_0, whole),         [DTYPE_Q4_0] = TYPE_ENTRY(q4_0, whole),
+    [DTYPE_Q4_1] = TYPE_ENTRY(q4_1, whole_addends), [DTYPE_Q5_0] = TYPE_ENTRY(q5_0, whole),
+    [DTYPE_Q5_1] = TYPE_ENTRY(q5_1, whole_addends), [DTYPE_Q2_K] = TYPE_ENTRY(q2_k, halves_addends),
+    [DTYPE_Q3_K] = TYPE_ENTRY(q3_k, halves),        [DTYPE_Q4_K] = TYPE_ENTRY(q4_k, whole_addends),
+    [DTYPE_Q5_K] = TYPE_ENTRY(q5_k, whole_addends), [DTYPE_Q6_K] = TYPE_ENTRY(q6_k, halves),
 };
 
 /* ---- panels, runs and groups of rows */
@@ -358,15 +462,13 @@ static void panels_by_group(const struct job *m, const struct room *room, int64_
                             int64_t rows, int64_t run)
 {
     struct spread w[PAIR];
-    tile_function *const *tiles = panels == PAIR ? m->kind->pair : m->kind->one;
+    tile_function *const *tiles = panels == PAIR ? m->functions->pair : m->functions->one;
     memset(room->sums, 0, (size_t)(rows * panels * PANEL_ROWS) * sizeof(float));
     for (int64_t b = 0; b < m->blocks; b += run) {
         int64_t blocks = m->blocks - b < run ? m->blocks - b : run;
-        for (int i = 0; i < panels; i++) {
-            w[i] = (struct spread){room->spread[i].codes, room->spread[i].scales, room->spread[i].addends};
-            m->spread(&m->layout, m->packed + (size_t)(p + i) * m->layout.panel_bytes, b, blocks,
-                      &room->spread[i], &w[i]);
-        }
+        for (int i = 0; i < panels; i++)
+            w[i] = m->functions->spread(&m->layout, m->packed + (size_t)(p + i) * m->layout.panel_bytes, b,
+                                        blocks, &room->spread[i]);
         for (int64_t r = 0; r < rows; r += TILE) {
             int here = at_most(rows - r, TILE);
             tiles[here](w, tile_at(m, t + r) + (size_t)b * TILE_BLOCK_BYTES(here, m->type->parts), blocks,
@@ -376,9 +478,23 @@ static void panels_by_group(const struct job *m, const struct room *room, int64_
     store_sums(m, room->sums, t, rows, p, panels);
 }
 
+/* Panels [begin, end) by the rows of x, which are few. */
+static void few_body(const struct job *m, int64_t begin, int64_t end)
+{
+    float sums[FEW * PANEL_ROWS];
+    for (int64_t p = begin; p < end; p++) {
+        m->functions->few[m->T](&m->layout, m->packed + (size_t)p * m->layout.panel_bytes, m->tiles, sums);
+        store_sums(m, sums, 0, m->T, p, 1);
+    }
+}
+
 static void panels_body(void *context, int64_t begin, int64_t end, int member)
 {
     const struct job *m = context;
+    if (m->T <= FEW) {
+        few_body(m, begin * PAIR, end * PAIR < m->layout.panels ? end * PAIR : m->layout.panels);
+        return;
+    }
     int64_t run = m->T <= TILE ? RUN_FEW : RUN_MANY;
     struct room room = room_cut(team_scratch(m->team, member, room_bytes(run, m->group)), run);
     for (int64_t t = 0; t < m->T; t += m->group)
@@ -393,8 +509,7 @@ void fast_matmul_panels(struct stream *s, struct tensor *out, const struct tenso
     const struct panel_type *type = panel_type(w->stored.dtype);
     struct job m = {.team = cpu_team(s),
                     .type = type,
-                    .kind = &KINDS[type->parts - 1][type->has_addends],
-                    .spread = SPREADS[w->stored.dtype],
+                    .functions = &TYPES[w->stored.dtype],
                     .layout = panel_layout(w->stored.dtype, w->stored.dim[0], w->stored.dim[1]),
                     .packed = w->packed,
                     .x = x->data,

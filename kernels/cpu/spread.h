@@ -1,14 +1,15 @@
-/* spread: the blocks of a panel (kernels/cpu/panel.h) as unsigned bytes with float scales, the one form that
- * the integer kernels compute with. One function per type; a kernel set includes this file, so that its
- * vectors become the set's registers.
+/* spread: the blocks of a panel (kernels/cpu/panel.h) as unsigned bytes and float scales, the one form that
+ * the integer kernels compute with. A kernel set includes this file, so that its vectors become the set's
+ * registers.
  *
- *   codes    [block of 32 elements][8][16 rows][4]: register j, byte 4r + i = element 4j + i of row r
- *   scales   [block][parts][16 rows], addends the same:  value = scale * (code - offset) + addend
+ *   codes     of 32 elements: registers 0 to 7; register j, byte 4r + i = element 4j + i of row r
+ *   scales, addends    [block of 32][parts][16 rows]:  value = scale * (code - offset) + addend
  *
- * Where the bits of a type stand is told in quant.c. Scales are exact; addends are rounded once, as
- * everywhere. A set may define, before it includes this, SPREAD_TARGET, the attribute of its instructions,
- * and SPREAD_WIDEN(bits, out): sixteen F16, each in the low half of a 32-bit lane whose upper half is zero,
- * as floats. */
+ * Where the bits of a type stand is told in quant.c. Codes are not returned but handed to an `emit` function,
+ * which stores them or multiplies them at once, in steps: as many blocks of 32 as share bytes. Scales are
+ * exact; addends are rounded once, as everywhere. A set may define, before it includes this, SPREAD_TARGET,
+ * the attribute of its instructions, and SPREAD_WIDEN(bits, out): sixteen F16, each in the low half of a
+ * 32-bit lane whose upper half is zero, as floats. */
 #ifndef LEPTON_KERNELS_CPU_SPREAD_H
 #define LEPTON_KERNELS_CPU_SPREAD_H
 
@@ -25,51 +26,36 @@ typedef uint16_t lanes_u16 __attribute__((vector_size(32), aligned(2), may_alias
 #define SPREAD_TARGET
 #endif
 #ifndef SPREAD_WIDEN
-static inline void spread_widen(const lanes_u32 *bits, lanes_f32 *out)
+static inline void spread_widen(const lanes_u16 *halves, lanes_f32 *out)
 {
     for (int r = 0; r < PANEL_ROWS; r++)
-        (*out)[r] = widen_f16((uint16_t)(*bits)[r]);
+        (*out)[r] = widen_f16((*halves)[r]);
 }
-#define SPREAD_WIDEN(bits, out) spread_widen(bits, out)
+#define SPREAD_WIDEN(halves, out) spread_widen(halves, out)
 #endif
 
-#define SPREAD_CODES 8 /* registers of codes of a block */
-
-/* A run of blocks of one panel, spread. `codes` may point into the panel where they are bytes already. */
-struct spread {
-    const lanes_u32 *codes;
-    const lanes_f32 *scales, *addends;
-};
-/* Where to spread to. */
-struct spread_room {
-    lanes_u32 *codes;
-    lanes_f32 *scales, *addends;
-};
-/* Blocks [block, block + blocks) of 32 elements, whole blocks of the type. */
-typedef void spread_function(const struct panel_layout *l, const char *panel, int64_t block, int64_t blocks,
-                             const struct spread_room *room, struct spread *out);
-
 #define SPREAD_INLINE static inline __attribute__((always_inline)) SPREAD_TARGET
+#define SPREAD_CODES  8 /* registers of codes of a block of 32 elements */
 
-SPREAD_INLINE const lanes_u32 *spread_pieces(const struct panel_layout *l, const char *panel, int64_t block)
-{
-    return (const lanes_u32 *)(const void *)(panel + (size_t)block * l->quant_bytes);
-}
+/* Register j of block `block` of the step. */
+typedef void spread_emit(void *to, int block, int j, const lanes_u32 *codes);
+#define EMIT(block, j, value)         \
+    do {                              \
+        lanes_u32 emitted = (value);  \
+        emit(to, block, j, &emitted); \
+    } while (0)
 
-/* The scales of a block that stand apart. */
-SPREAD_INLINE void spread_scale(const struct panel_layout *l, const char *panel, int64_t block,
-                                lanes_f32 *out)
+/* The scales that stand apart from the pieces of a block. */
+SPREAD_INLINE void spread_apart(const uint16_t *scales, lanes_f32 *out)
 {
-    const char *scales = panel + (size_t)l->blocks * l->quant_bytes;
-    const lanes_u16 *at = (const lanes_u16 *)(const void *)(scales + (size_t)block * l->scale_bytes);
-    lanes_u32 bits = __builtin_convertvector(*at, lanes_u32);
-    SPREAD_WIDEN(&bits, out);
+    SPREAD_WIDEN((const lanes_u16 *)(const void *)scales, out);
 }
 
 /* A piece that holds two F16 of each row. */
 SPREAD_INLINE void spread_pair(const lanes_u32 *piece, lanes_f32 *first, lanes_f32 *second)
 {
-    lanes_u32 low = *piece & 0xFFFF, high = *piece >> 16;
+    lanes_u16 low = __builtin_convertvector(*piece, lanes_u16),
+              high = __builtin_convertvector(*piece >> 16, lanes_u16);
     SPREAD_WIDEN(&low, first);
     SPREAD_WIDEN(&high, second);
 }
@@ -77,69 +63,33 @@ SPREAD_INLINE void spread_pair(const lanes_u32 *piece, lanes_f32 *first, lanes_f
 /* Byte i of each row's piece as a float. */
 #define SPREAD_BYTE(piece, i) __builtin_convertvector((lanes_i32)((piece) >> (8 * (i)) & 255), lanes_f32)
 
-/* ---- types of 32 elements */
+/* ---- types of 32 elements: one step */
 
-SPREAD_INLINE void spread_q8_0(const struct panel_layout *l, const char *panel, int64_t block, int64_t blocks,
-                               const struct spread_room *room, struct spread *out)
+SPREAD_INLINE void spread_codes_bytes(const lanes_u32 *q, spread_emit *emit, void *to)
 {
-    for (int64_t b = 0; b < blocks; b++)
-        spread_scale(l, panel, block + b, &room->scales[b]);
-    out->codes = spread_pieces(l, panel, block);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++)
+        EMIT(0, j, q[j]);
 }
 
-/* Elements 0 to 15 in the low halves, 16 to 31 in the high ones; their fifth bits in `fifth`, where there are
- * any. */
-SPREAD_INLINE void spread_halves(const lanes_u32 *q, const lanes_u32 *fifth, lanes_u32 *codes)
+/* Elements 0 to 15 in the low halves, 16 to 31 in the high ones. */
+SPREAD_INLINE void spread_codes_halves(const lanes_u32 *q, spread_emit *emit, void *to)
 {
+#pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
-        codes[j] = q[j] & 0x0F0F0F0F;
-        codes[j + 4] = q[j] >> 4 & 0x0F0F0F0F;
-    }
-    if (fifth)
-        for (int j = 0; j < 8; j++)
-            codes[j] |= (*fifth >> j & 0x01010101) << 4;
-}
-
-SPREAD_INLINE void spread_q4_0(const struct panel_layout *l, const char *panel, int64_t block, int64_t blocks,
-                               const struct spread_room *room, struct spread *out)
-{
-    (void)out;
-    for (int64_t b = 0; b < blocks; b++) {
-        spread_scale(l, panel, block + b, &room->scales[b]);
-        spread_halves(spread_pieces(l, panel, block + b), NULL, room->codes + b * SPREAD_CODES);
+        EMIT(0, j, q[j] & 0x0F0F0F0F);
+        EMIT(0, j + 4, q[j] >> 4 & 0x0F0F0F0F);
     }
 }
 
-SPREAD_INLINE void spread_q4_1(const struct panel_layout *l, const char *panel, int64_t block, int64_t blocks,
-                               const struct spread_room *room, struct spread *out)
+/* The same with fifth bits. */
+SPREAD_INLINE void spread_codes_fifths(const lanes_u32 *fifth, spread_emit *emit, void *to)
 {
-    (void)out;
-    for (int64_t b = 0; b < blocks; b++) {
-        const lanes_u32 *piece = spread_pieces(l, panel, block + b);
-        spread_pair(piece, &room->scales[b], &room->addends[b]);
-        spread_halves(piece + 1, NULL, room->codes + b * SPREAD_CODES);
-    }
-}
-
-SPREAD_INLINE void spread_q5_0(const struct panel_layout *l, const char *panel, int64_t block, int64_t blocks,
-                               const struct spread_room *room, struct spread *out)
-{
-    (void)out;
-    for (int64_t b = 0; b < blocks; b++) {
-        const lanes_u32 *piece = spread_pieces(l, panel, block + b);
-        spread_scale(l, panel, block + b, &room->scales[b]);
-        spread_halves(piece + 1, piece, room->codes + b * SPREAD_CODES);
-    }
-}
-
-SPREAD_INLINE void spread_q5_1(const struct panel_layout *l, const char *panel, int64_t block, int64_t blocks,
-                               const struct spread_room *room, struct spread *out)
-{
-    (void)out;
-    for (int64_t b = 0; b < blocks; b++) {
-        const lanes_u32 *piece = spread_pieces(l, panel, block + b);
-        spread_pair(piece, &room->scales[b], &room->addends[b]);
-        spread_halves(piece + 2, piece + 1, room->codes + b * SPREAD_CODES);
+    const lanes_u32 *q = fifth + 1;
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        EMIT(0, j, (q[j] & 0x0F0F0F0F) | (*fifth >> j & 0x01010101) << 4);
+        EMIT(0, j + 4, (q[j] >> 4 & 0x0F0F0F0F) | (*fifth >> (j + 4) & 0x01010101) << 4);
     }
 }
 
@@ -155,114 +105,215 @@ SPREAD_INLINE void spread_scales_k(const lanes_u32 *piece, lanes_f32 *scales, la
     minimum = -minimum;
     lanes_u32 s[2] = {piece[1] & 0x3F3F3F3F, (piece[3] & 0x0F0F0F0F) | (piece[1] >> 2 & 0x30303030)};
     lanes_u32 m[2] = {piece[2] & 0x3F3F3F3F, (piece[3] >> 4 & 0x0F0F0F0F) | (piece[2] >> 2 & 0x30303030)};
+#pragma GCC unroll 8
     for (int b = 0; b < SUPER_BLOCKS; b++) {
         scales[b] = scale * SPREAD_BYTE(s[b / 4], b % 4);
         addends[b] = minimum * SPREAD_BYTE(m[b / 4], b % 4);
     }
 }
 
-SPREAD_INLINE void spread_q4_k(const struct panel_layout *l, const char *panel, int64_t block, int64_t blocks,
-                               const struct spread_room *room, struct spread *out)
+/* Step p of four: a pair of blocks in the halves of eight pieces. */
+SPREAD_INLINE void spread_codes_q4_k(const lanes_u32 *piece, int64_t p, spread_emit *emit, void *to)
 {
-    (void)out;
-    for (int64_t b = 0; b < blocks; b += SUPER_BLOCKS) {
-        const lanes_u32 *piece = spread_pieces(l, panel, (block + b) / SUPER_BLOCKS);
-        lanes_u32 *codes = room->codes + b * SPREAD_CODES;
-        spread_scales_k(piece, room->scales + b, room->addends + b);
-        for (int i = 0; i < 32; i++) {
-            lanes_u32 q = piece[4 + i];
-            codes[i / 8 * 16 + i % 8] = q & 0x0F0F0F0F;
-            codes[i / 8 * 16 + 8 + i % 8] = q >> 4 & 0x0F0F0F0F;
-        }
+    const lanes_u32 *q = piece + 4 + p * 8;
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) {
+        EMIT(0, j, q[j] & 0x0F0F0F0F);
+        EMIT(1, j, q[j] >> 4 & 0x0F0F0F0F);
     }
 }
 
-SPREAD_INLINE void spread_q5_k(const struct panel_layout *l, const char *panel, int64_t block, int64_t blocks,
-                               const struct spread_room *room, struct spread *out)
+SPREAD_INLINE void spread_codes_q5_k(const lanes_u32 *piece, int64_t p, spread_emit *emit, void *to)
 {
-    (void)out;
-    for (int64_t b = 0; b < blocks; b += SUPER_BLOCKS) {
-        const lanes_u32 *piece = spread_pieces(l, panel, (block + b) / SUPER_BLOCKS);
-        lanes_u32 *codes = room->codes + b * SPREAD_CODES;
-        spread_scales_k(piece, room->scales + b, room->addends + b);
-        for (int j = 0; j < SPREAD_CODES; j++) {
-            lanes_u32 high = piece[4 + j];
-            for (int pair = 0; pair < 4; pair++) {
-                lanes_u32 q = piece[12 + pair * 8 + j];
-                codes[pair * 16 + j] = (q & 0x0F0F0F0F) | (high >> (2 * pair) & 0x01010101) << 4;
-                codes[pair * 16 + 8 + j] = (q >> 4 & 0x0F0F0F0F) | (high >> (2 * pair + 1) & 0x01010101) << 4;
-            }
-        }
+    const lanes_u32 *high = piece + 4, *q = piece + 12 + p * 8;
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) {
+        lanes_u32 fifth = high[j] >> (uint32_t)(2 * p);
+        EMIT(0, j, (q[j] & 0x0F0F0F0F) | (fifth & 0x01010101) << 4);
+        EMIT(1, j, (q[j] >> 4 & 0x0F0F0F0F) | (fifth & 0x02020202) << 3);
     }
 }
 
-SPREAD_INLINE void spread_q6_k(const struct panel_layout *l, const char *panel, int64_t block, int64_t blocks,
-                               const struct spread_room *room, struct spread *out)
+SPREAD_INLINE void spread_scales_q6_k(const lanes_u32 *piece, const uint16_t *apart, lanes_f32 *scales)
 {
-    (void)out;
-    for (int64_t b = 0; b < blocks; b += SUPER_BLOCKS) {
-        const lanes_u32 *piece = spread_pieces(l, panel, (block + b) / SUPER_BLOCKS);
-        lanes_u32 *codes = room->codes + b * SPREAD_CODES;
-        lanes_f32 scale;
-        spread_scale(l, panel, (block + b) / SUPER_BLOCKS, &scale);
-        for (int i = 0; i < 16; i++) {
-            lanes_i32 s = (lanes_i32)(piece[48 + i / 4] << (24 - i % 4 * 8)) >> 24;
-            room->scales[2 * b + i] = scale * __builtin_convertvector(s, lanes_f32);
-        }
-        for (int half = 0; half < 2; half++)
-            for (int j = 0; j < SPREAD_CODES; j++) {
-                lanes_u32 high = piece[32 + half * 8 + j];
-                for (int side = 0; side < 2; side++) {
-                    lanes_u32 q = piece[half * 16 + side * 8 + j];
-                    codes[(half * 4 + side) * 8 + j] = (q & 0x0F0F0F0F) | (high >> (2 * side) & 0x03030303)
-                                                                              << 4;
-                    codes[(half * 4 + side + 2) * 8 + j] =
-                        (q >> 4 & 0x0F0F0F0F) | (high >> (2 * side + 4) & 0x03030303) << 4;
-                }
-            }
+    lanes_f32 scale;
+    spread_apart(apart, &scale);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+        lanes_i32 s = (lanes_i32)(piece[48 + i / 4] << (24 - i % 4 * 8)) >> 24;
+        scales[i] = scale * __builtin_convertvector(s, lanes_f32);
     }
 }
 
-SPREAD_INLINE void spread_q2_k(const struct panel_layout *l, const char *panel, int64_t block, int64_t blocks,
-                               const struct spread_room *room, struct spread *out)
+/* Step h of two: four blocks. */
+SPREAD_INLINE void spread_codes_q6_k(const lanes_u32 *piece, int64_t h, spread_emit *emit, void *to)
 {
-    (void)out;
-    for (int64_t b = 0; b < blocks; b += SUPER_BLOCKS) {
-        const lanes_u32 *piece = spread_pieces(l, panel, (block + b) / SUPER_BLOCKS);
-        lanes_u32 *codes = room->codes + b * SPREAD_CODES;
-        lanes_f32 scale, minimum;
-        spread_pair(piece + 20, &scale, &minimum);
-        minimum = -minimum;
-        for (int i = 0; i < 16; i++) {
-            room->scales[2 * b + i] = scale * SPREAD_BYTE(piece[i / 4] & 0x0F0F0F0F, i % 4);
-            room->addends[2 * b + i] = minimum * SPREAD_BYTE(piece[i / 4] >> 4 & 0x0F0F0F0F, i % 4);
-        }
-        for (int i = 0; i < 16; i++)
-            for (int plane = 0; plane < 4; plane++)
-                codes[(i / 8 * 4 + plane) * 8 + i % 8] = piece[4 + i] >> (2 * plane) & 0x03030303;
+    const lanes_u32 *q = piece + h * 16, *high = piece + 32 + h * 8;
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) {
+        EMIT(0, j, (q[j] & 0x0F0F0F0F) | (high[j] & 0x03030303) << 4);
+        EMIT(1, j, (q[8 + j] & 0x0F0F0F0F) | (high[j] & 0x0C0C0C0C) << 2);
+        EMIT(2, j, (q[j] >> 4 & 0x0F0F0F0F) | (high[j] & 0x30303030));
+        EMIT(3, j, (q[8 + j] >> 4 & 0x0F0F0F0F) | (high[j] >> 2 & 0x30303030));
     }
 }
 
-SPREAD_INLINE void spread_q3_k(const struct panel_layout *l, const char *panel, int64_t block, int64_t blocks,
-                               const struct spread_room *room, struct spread *out)
+SPREAD_INLINE void spread_scales_q2_k(const lanes_u32 *piece, lanes_f32 *scales, lanes_f32 *addends)
 {
-    (void)out;
-    for (int64_t b = 0; b < blocks; b += SUPER_BLOCKS) {
-        const lanes_u32 *piece = spread_pieces(l, panel, (block + b) / SUPER_BLOCKS);
-        lanes_u32 *codes = room->codes + b * SPREAD_CODES;
-        lanes_f32 scale;
-        spread_scale(l, panel, (block + b) / SUPER_BLOCKS, &scale);
-        for (int i = 0; i < 16; i++) {
-            lanes_u32 low = piece[24 + i / 4 % 2] >> (i / 8 * 4) & 0x0F0F0F0F;
-            lanes_u32 both = low | (piece[26] >> (i / 4 * 2) & 0x03030303) << 4;
-            room->scales[2 * b + i] = scale * (SPREAD_BYTE(both, i % 4) - 32.0f);
-        }
-        for (int i = 0; i < 16; i++)
-            for (int plane = 0; plane < 4; plane++)
-                codes[(i / 8 * 4 + plane) * 8 + i % 8] = (piece[8 + i] >> (2 * plane) & 0x03030303) |
-                                                         (piece[i % 8] >> (i / 8 * 4 + plane) & 0x01010101)
-                                                             << 2;
+    lanes_f32 scale, minimum;
+    spread_pair(piece + 20, &scale, &minimum);
+    minimum = -minimum;
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+        scales[i] = scale * SPREAD_BYTE(piece[i / 4] & 0x0F0F0F0F, i % 4);
+        addends[i] = minimum * SPREAD_BYTE(piece[i / 4] >> 4 & 0x0F0F0F0F, i % 4);
     }
 }
 
+SPREAD_INLINE void spread_codes_q2_k(const lanes_u32 *piece, int64_t h, spread_emit *emit, void *to)
+{
+    const lanes_u32 *q = piece + 4 + h * 8;
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++)
+#pragma GCC unroll 4
+        for (int plane = 0; plane < 4; plane++)
+            EMIT(plane, j, q[j] >> (2 * plane) & 0x03030303);
+}
+
+SPREAD_INLINE void spread_scales_q3_k(const lanes_u32 *piece, const uint16_t *apart, lanes_f32 *scales)
+{
+    lanes_f32 scale;
+    spread_apart(apart, &scale);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+        lanes_u32 low = piece[24 + i / 4 % 2] >> (i / 8 * 4) & 0x0F0F0F0F;
+        lanes_u32 both = low | (piece[26] >> (i / 4 * 2) & 0x03030303) << 4;
+        scales[i] = scale * (SPREAD_BYTE(both, i % 4) - 32.0f);
+    }
+}
+
+SPREAD_INLINE void spread_codes_q3_k(const lanes_u32 *piece, int64_t h, spread_emit *emit, void *to)
+{
+    const lanes_u32 *q = piece + 8 + h * 8;
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) {
+        lanes_u32 third = piece[j] >> (uint32_t)(4 * h);
+#pragma GCC unroll 4
+        for (int plane = 0; plane < 4; plane++)
+            EMIT(plane, j, (q[j] >> (2 * plane) & 0x03030303) | (third >> plane & 0x01010101) << 2);
+    }
+}
+
+/* ---- any type; `type` is a constant where this is inlined */
+
+/* Blocks of 32 elements of a step. */
+SPREAD_INLINE int spread_step(const enum dtype type)
+{
+    return type == DTYPE_Q4_K || type == DTYPE_Q5_K                         ? 2
+           : type == DTYPE_Q6_K || type == DTYPE_Q2_K || type == DTYPE_Q3_K ? 4
+                                                                            : 1;
+}
+
+/* Blocks of 32 elements of a block of the file. */
+SPREAD_INLINE int spread_blocks(const enum dtype type)
+{
+    return spread_step(type) == 1 ? 1 : SUPER_BLOCKS;
+}
+
+/* Pieces of a block of the file; the table of panel.c as constants. */
+SPREAD_INLINE int spread_pieces(const enum dtype type)
+{
+    static const uint8_t pieces[DTYPE_COUNT] = {
+        [DTYPE_Q8_0] = 8,  [DTYPE_Q4_0] = 4,  [DTYPE_Q4_1] = 5,  [DTYPE_Q5_0] = 5,  [DTYPE_Q5_1] = 6,
+        [DTYPE_Q2_K] = 21, [DTYPE_Q3_K] = 27, [DTYPE_Q4_K] = 36, [DTYPE_Q5_K] = 44, [DTYPE_Q6_K] = 52,
+    };
+    return pieces[type];
+}
+
+/* The scales of a block of the file; `apart`: its scales behind the pieces. */
+SPREAD_INLINE void spread_scales(const enum dtype type, const lanes_u32 *piece, const uint16_t *apart,
+                                 lanes_f32 *scales, lanes_f32 *addends)
+{
+    if (type == DTYPE_Q8_0 || type == DTYPE_Q4_0 || type == DTYPE_Q5_0)
+        spread_apart(apart, scales);
+    else if (type == DTYPE_Q4_1 || type == DTYPE_Q5_1)
+        spread_pair(piece, scales, addends);
+    else if (type == DTYPE_Q4_K || type == DTYPE_Q5_K)
+        spread_scales_k(piece, scales, addends);
+    else if (type == DTYPE_Q6_K)
+        spread_scales_q6_k(piece, apart, scales);
+    else if (type == DTYPE_Q3_K)
+        spread_scales_q3_k(piece, apart, scales);
+    else
+        spread_scales_q2_k(piece, scales, addends);
+}
+
+/* The codes of step `step` of a block of the file. */
+SPREAD_INLINE void spread_codes(const enum dtype type, const lanes_u32 *piece, int64_t step,
+                                spread_emit *emit, void *to)
+{
+    if (type == DTYPE_Q8_0)
+        spread_codes_bytes(piece, emit, to);
+    else if (type == DTYPE_Q4_0)
+        spread_codes_halves(piece, emit, to);
+    else if (type == DTYPE_Q4_1)
+        spread_codes_halves(piece + 1, emit, to);
+    else if (type == DTYPE_Q5_0)
+        spread_codes_fifths(piece, emit, to);
+    else if (type == DTYPE_Q5_1)
+        spread_codes_fifths(piece + 1, emit, to);
+    else if (type == DTYPE_Q4_K)
+        spread_codes_q4_k(piece, step, emit, to);
+    else if (type == DTYPE_Q5_K)
+        spread_codes_q5_k(piece, step, emit, to);
+    else if (type == DTYPE_Q6_K)
+        spread_codes_q6_k(piece, step, emit, to);
+    else if (type == DTYPE_Q3_K)
+        spread_codes_q3_k(piece, step, emit, to);
+    else
+        spread_codes_q2_k(piece, step, emit, to);
+}
+
+/* ---- a run of blocks, stored */
+
+/* A run of blocks of one panel, spread: [block of 32][8] codes, [block][parts] scales and addends. The codes
+ * of Q8_0 are where they were. */
+struct spread {
+    const lanes_u32 *codes;
+    const lanes_f32 *scales, *addends;
+};
+/* Where to spread to. */
+struct spread_room {
+    lanes_u32 *codes;
+    lanes_f32 *scales, *addends;
+};
+
+SPREAD_INLINE void spread_store(void *to, int block, int j, const lanes_u32 *codes)
+{
+    ((lanes_u32 *)to)[block * SPREAD_CODES + j] = *codes;
+}
+
+/* Blocks [block, block + blocks) of 32 elements, whole blocks of the type. */
+SPREAD_INLINE struct spread spread_run(const enum dtype type, const int parts, const struct panel_layout *l,
+                                       const char *panel, int64_t block, int64_t blocks,
+                                       const struct spread_room *room)
+{
+    int64_t each = spread_blocks(type), first = block / each;
+    const char *pieces = panel + (size_t)first * l->quant_bytes;
+    const uint16_t *apart =
+        (const uint16_t *)(const void *)(panel + (size_t)l->blocks * l->quant_bytes) + first * PANEL_ROWS;
+    struct spread out = {room->codes, room->scales, room->addends};
+    for (int64_t b = 0; b < blocks; b += each, pieces += l->quant_bytes, apart += PANEL_ROWS) {
+        const lanes_u32 *piece = (const lanes_u32 *)(const void *)pieces;
+        spread_scales(type, piece, apart, room->scales + b * parts, room->addends + b * parts);
+        for (int64_t step = 0; step < each / spread_step(type) && type != DTYPE_Q8_0; step++)
+            spread_codes(type, piece, step, spread_store,
+                         room->codes + (b + step * spread_step(type)) * SPREAD_CODES);
+    }
+    if (type == DTYPE_Q8_0)
+        out.codes = (const lanes_u32 *)(const void *)(panel + (size_t)first * l->quant_bytes);
+    return out;
+}
+
+#undef EMIT
 #endif
