@@ -9,7 +9,6 @@
  *
  * An output of matmul depends on its row and its weights alone, so who else chose an expert does not show. */
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/cpu/device_cpu.h"
@@ -82,35 +81,32 @@ void cpu_route(struct stream *s, struct tensor *ids, struct tensor *weights, con
 
 /* ---- matmul of the chosen experts */
 
-/* Rows [first, first + count) of a weight: the same memory where its layout allows the cut, else a copy as
- * floats that *copy owns. */
-static struct weight weight_rows(const struct weight *w, int64_t first, int64_t count, float **copy)
+/* An expert's rows of a weight, in place. Panels hold sixteen rows: `skip` of the part's rows are the
+ * expert's before, and the last may be the next one's. */
+static struct weight expert_rows(const struct weight *w, int64_t first, int64_t count, int64_t *skip)
 {
     struct weight part = {.stored = w->stored, .layout = w->layout};
-    int64_t K = w->stored.dim[1];
+    int64_t N = w->stored.dim[0], K = w->stored.dim[1], end = first + count;
     uint64_t row_bytes = 0;
     int rc = dtype_row_bytes(w->stored.dtype, (uint64_t)K, &row_bytes);
-    ASSERT(rc == 0 && first >= 0 && first + count <= w->stored.dim[0]);
-    part.stored.dim[0] = count;
-    *copy = NULL;
-    if (w->layout == 0) {
-        part.packed = (char *)w->packed + (uint64_t)first * row_bytes;
-    } else if (first % PANEL_ROWS == 0 && count % PANEL_ROWS == 0) {
-        size_t panel_bytes = panel_layout(w->stored.dtype, w->stored.dim[0], K).panel_bytes;
+    ASSERT(rc == 0 && first >= 0 && end <= N);
+    *skip = 0;
+    part.packed = (char *)w->packed + (uint64_t)first * row_bytes;
+    if (w->layout != 0) {
+        size_t panel_bytes = panel_layout(w->stored.dtype, N, K).panel_bytes;
+        *skip = first % PANEL_ROWS;
+        first -= *skip;
+        end = (int64_t)round_up_u64((uint64_t)end, PANEL_ROWS);
+        end = end < N ? end : N;
         part.packed = (char *)w->packed + (size_t)(first / PANEL_ROWS) * panel_bytes;
-    } else {
-        part.packed = *copy = xmalloc((size_t)(count * K) * sizeof(float));
-        part.stored.dtype = DTYPE_F32;
-        part.layout = 0;
-        for (int64_t n = 0; n < count; n++)
-            cpu_weight_floats(w, first + n, 0, K, *copy + n * K);
     }
+    part.stored.dim[0] = end - first;
     part.stored.data = part.packed;
     return part;
 }
 
 struct gathered {
-    float *x, *out; /* [slots, K], [slots, N]: the rows of one expert, packed */
+    float *x, *out; /* [slots, K], [slots, N + 2 PANEL_ROWS]: the rows of one expert, packed */
     int64_t *slot;  /* [slots] sorted by expert; slot t * k + r belongs to row t */
     int64_t *begin; /* [E + 1] slots of expert e: slot[begin[e]] .. */
 };
@@ -138,31 +134,33 @@ static void run_expert(struct stream *s, struct gathered *g, int64_t e, struct t
     for (int64_t i = 0; i < count; i++)
         memcpy(g->x + i * K, (const float *)x->data + g->slot[first + i] / rows_per_x * K,
                sizeof(float) * (size_t)K);
-    float *copy;
-    struct weight part = weight_rows(w, e * N, N, &copy);
+    int64_t skip;
+    struct weight part = expert_rows(w, e * N, N, &skip);
+    int64_t width = part.stored.dim[0];
     struct tensor from = tensor_2d(s->device, DTYPE_F32, g->x, count, K);
-    struct tensor to = tensor_2d(s->device, DTYPE_F32, g->out, count, N);
+    struct tensor to = tensor_2d(s->device, DTYPE_F32, g->out, count, width);
     s->device->ops->matmul(s, &to, &from, &part, NULL);
-    free(copy);
     for (int64_t i = 0; i < count; i++)
-        memcpy((float *)out->data + g->slot[first + i] * N, g->out + i * N, sizeof(float) * (size_t)N);
+        memcpy((float *)out->data + g->slot[first + i] * N, g->out + i * width + skip,
+               sizeof(float) * (size_t)N);
 }
 
 void cpu_expert_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                        const struct tensor *ids)
 {
     int64_t slots = out->dim[0], N = out->dim[1], K = x->dim[1], E = w->stored.dim[0] / N;
-    struct gathered g = {.x = xmalloc(sizeof(float) * (size_t)(slots * K)),
-                         .out = xmalloc(sizeof(float) * (size_t)(slots * N)),
-                         .slot = xmalloc(sizeof(int64_t) * (size_t)slots),
-                         .begin = xmalloc(sizeof(int64_t) * (size_t)(E + 2))};
+    size_t numbers = (size_t)(slots + E + 2) * sizeof(int64_t), in = (size_t)(slots * K) * sizeof(float);
+    numbers = round_up_u64(numbers, 64);
+    in = round_up_u64(in, 64);
+    char *memory =
+        cpu_stream_gathered(s, numbers + in + (size_t)(slots * (N + 2 * PANEL_ROWS)) * sizeof(float));
+    struct gathered g = {.slot = (int64_t *)(void *)memory,
+                         .begin = (int64_t *)(void *)memory + slots,
+                         .x = (float *)(void *)(memory + numbers),
+                         .out = (float *)(void *)(memory + numbers + in)};
     sort_slots(&g, ids->data, slots, E);
     for (int64_t e = 0; e < E; e++)
         run_expert(s, &g, e, out, x, w, slots / x->dim[0]);
-    free(g.x);
-    free(g.out);
-    free(g.slot);
-    free(g.begin);
 }
 
 /* ---- the weighted sum, in the order of the ranks */

@@ -21,7 +21,7 @@
 #define CHUNK_FEW   512 /* elements of K at a time in decode; a multiple of every block size and of LANES */
 #define BLOCK_K     256 /* columns of a piece of the transposed product */
 #define BLOCK_DX    64  /* rows of dx of such a piece */
-#define TRANSPOSE_N 16  /* weight rows made floats at a time there */
+#define TRANSPOSE_N PANEL_ROWS /* weight rows made floats at a time there */
 
 /* Row n of a weight from column k on; k is a multiple of the type's block. */
 static const char *weight_at(const struct weight *w, int64_t n, int64_t k)
@@ -238,6 +238,18 @@ CPU_CLONES static void add_scaled(float *restrict dx, const float *restrict w, f
         dx[k] += dy * w[k];
 }
 
+/* Four weight rows in their order, so that dx is read and written a fourth as often. */
+CPU_CLONES static void add_four(float *restrict dx, const float *restrict w, const float *restrict dy,
+                                int64_t n)
+{
+    for (int64_t k = 0; k < n; k++) {
+        float sum = dx[k] + dy[0] * w[k];
+        sum += dy[1] * w[BLOCK_K + k];
+        sum += dy[2] * w[2 * BLOCK_K + k];
+        dx[k] = sum + dy[3] * w[3 * BLOCK_K + k];
+    }
+}
+
 struct matmul_transposed {
     struct team *team;
     const float *dy;
@@ -245,6 +257,17 @@ struct matmul_transposed {
     const struct weight *w;
     int64_t T, N, K, pieces_k;
 };
+
+/* `count` columns from k on of rows [n, n + rows) as floats, BLOCK_K apart; n is a multiple of TRANSPOSE_N.
+ */
+static void weight_rows(const struct weight *w, int64_t n, int rows, int64_t k, int64_t count, float *floats)
+{
+    if (w->layout != 0 && count == BLOCK_K)
+        panel_floats(w, n / PANEL_ROWS, k, count, floats);
+    else
+        for (int r = 0; r < rows; r++)
+            cpu_weight_floats(w, n + r, k, count, floats + r * BLOCK_K);
+}
 
 /* One piece: BLOCK_DX rows of dx by BLOCK_K columns. */
 static void transposed_body(void *context, int64_t begin, int64_t end, int member)
@@ -258,12 +281,16 @@ static void transposed_body(void *context, int64_t begin, int64_t end, int membe
             memset(m->dx + (t0 + t) * m->K + k, 0, sizeof(float) * (size_t)columns);
         for (int64_t n = 0; n < m->N; n += TRANSPOSE_N) {
             int tile = at_most(m->N - n, TRANSPOSE_N);
-            for (int r = 0; r < tile; r++)
-                cpu_weight_floats(m->w, n + r, k, columns, floats + r * BLOCK_K);
-            for (int t = 0; t < rows; t++)
-                for (int r = 0; r < tile; r++)
-                    add_scaled(m->dx + (t0 + t) * m->K + k, floats + r * BLOCK_K,
-                               m->dy[(t0 + t) * m->N + n + r], columns);
+            weight_rows(m->w, n, tile, k, columns, floats);
+            for (int t = 0; t < rows; t++) {
+                float *dx = m->dx + (t0 + t) * m->K + k;
+                const float *dy = m->dy + (t0 + t) * m->N + n;
+                int r = 0;
+                for (; r + 4 <= tile; r += 4)
+                    add_four(dx, floats + r * BLOCK_K, dy + r, columns);
+                for (; r < tile; r++)
+                    add_scaled(dx, floats + r * BLOCK_K, dy[r], columns);
+            }
         }
     }
 }

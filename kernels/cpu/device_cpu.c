@@ -16,22 +16,35 @@ struct device_cpu {
     struct device_ops ops; /* the reference's, with the entries of the kernel set over it */
 };
 
+struct scratch {
+    void *memory;
+    size_t bytes;
+};
+
 struct stream_cpu {
     struct stream base;
-    void *scratch;
-    size_t scratch_bytes;
+    struct scratch scratch, gathered;
 };
+
+static void *at_least(struct scratch *s, size_t bytes)
+{
+    if (s->bytes < bytes) {
+        free(s->memory);
+        s->bytes = round_up_u64(bytes + bytes / 4, 64);
+        if (posix_memalign(&s->memory, 64, s->bytes) != 0)
+            die("no memory for %zu bytes of scratch", s->bytes);
+    }
+    return s->memory;
+}
 
 void *cpu_stream_scratch(struct stream *s, size_t bytes)
 {
-    struct stream_cpu *stream = (struct stream_cpu *)s;
-    if (stream->scratch_bytes < bytes) {
-        free(stream->scratch);
-        stream->scratch_bytes = round_up_u64(bytes + bytes / 4, 64);
-        if (posix_memalign(&stream->scratch, 64, stream->scratch_bytes) != 0)
-            die("no memory for %zu bytes of scratch", stream->scratch_bytes);
-    }
-    return stream->scratch;
+    return at_least(&((struct stream_cpu *)s)->scratch, bytes);
+}
+
+void *cpu_stream_gathered(struct stream *s, size_t bytes)
+{
+    return at_least(&((struct stream_cpu *)s)->gathered, bytes);
 }
 
 struct team *cpu_device_team(const struct device *device)
@@ -76,7 +89,8 @@ static int cpu_stream_open(struct stream **out, struct device *device, struct er
 
 static void cpu_stream_close(struct stream *stream)
 {
-    free(((struct stream_cpu *)stream)->scratch);
+    free(((struct stream_cpu *)stream)->scratch.memory);
+    free(((struct stream_cpu *)stream)->gathered.memory);
     free(stream);
 }
 

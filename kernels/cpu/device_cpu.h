@@ -13,6 +13,12 @@
 struct team *cpu_team(const struct stream *s);
 struct team *cpu_device_team(const struct device *device);
 
+/* Memory of the stream, at least `bytes`, 64-byte aligned, contents undefined, until the next call of the
+ * same function on the stream: one for an operation's own use, one for operations that call others (which
+ * take the first). */
+void *cpu_stream_scratch(struct stream *s, size_t bytes);
+void *cpu_stream_gathered(struct stream *s, size_t bytes);
+
 /* Elements [k, k + count) of row n of a packed weight as floats, exactly; k and count in whole blocks. */
 void cpu_weight_floats(const struct weight *w, int64_t n, int64_t k, int64_t count, float *out);
 

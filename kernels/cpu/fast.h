@@ -14,10 +14,6 @@
 #define CPU_HAS_FAST 1
 #endif
 
-/* Memory of the stream, at least `bytes`, 64-byte aligned, contents undefined, until the next call on the
- * stream. */
-void *cpu_stream_scratch(struct stream *s, size_t bytes);
-
 /* Puts the entries of a set over the reference's in *ops, by its option: "reference", "avx512vnni", or "auto"
  * = the best one here. -1 when the processor lacks what the set needs, or nothing is called so. *name = its
  * name in the numeric class. */

@@ -121,14 +121,13 @@ static inline uint32_t regroup_back(uint32_t x)
 struct pack {
     const struct panel_type *cut;
     size_t block_bytes, row_bytes;
-    bool avx512;
 };
 
-static void turn(const struct pack *p, const void *from, size_t stride, int rows, int64_t count,
-                 uint32_t *out)
+/* out[d * 16 + r] = row r's number d. */
+static void turn(const void *from, size_t stride, int rows, int64_t count, uint32_t *out)
 {
 #ifdef CPU_HAS_FAST
-    if (p->avx512) {
+    if (__builtin_cpu_supports("avx512f")) {
         panel_turn_avx512(from, stride, rows, count, out);
         return;
     }
@@ -179,9 +178,9 @@ static void pack_run(const struct pack *p, const char *from, int rows, int64_t b
             for (int64_t b = 0; b < blocks; b++)
                 memcpy(&scales[b * PANEL_ROWS + r], row + (size_t)b * p->block_bytes + p->cut->scale_at, 2);
         }
-        turn(p, line, sizeof(line[0]), rows, count, pieces);
+        turn(line, sizeof(line[0]), rows, count, pieces);
     } else {
-        turn(p, from, p->row_bytes, rows, count, pieces);
+        turn(from, p->row_bytes, rows, count, pieces);
     }
     if (p->cut->fifth_bits)
         for (int64_t b = 0; b < blocks; b++) {
@@ -200,9 +199,6 @@ void panel_pack(const struct tensor *rows, void *packed, int64_t begin, int64_t 
     }
     struct pack pack = {.cut = &TYPES[rows->dtype], .block_bytes = dtype_info(rows->dtype)->block_bytes};
     pack.row_bytes = pack.block_bytes * (size_t)l.blocks;
-#ifdef CPU_HAS_FAST
-    pack.avx512 = __builtin_cpu_supports("avx512f") != 0;
-#endif
     ASSERT(pack.cut->pieces > 0);
     int64_t run = RUN_PIECES / pack.cut->pieces;
     for (int64_t p = begin; p < end; p++) {
@@ -252,5 +248,64 @@ void panel_row_floats(const struct weight *w, int64_t n, int64_t k, int64_t coun
                    panel_scales(&l, panel) + b * PANEL_ROWS, row, block);
         dtype_to_f32(type, block, out, info->block_elements);
         out += info->block_elements;
+    }
+}
+
+/* Blocks [block, block + count) of a panel as the file has its sixteen rows, `stride` bytes apart. */
+static void read_rows(enum dtype type, const struct panel_layout *l, const char *panel, int64_t block,
+                      int64_t count, char *rows, size_t stride)
+{
+    const struct panel_type *cut = &TYPES[type];
+    size_t block_bytes = dtype_info(type)->block_bytes;
+    for (int64_t b = 0; b < count; b++) {
+        const char *pieces = panel + (size_t)(block + b) * l->quant_bytes;
+        const uint16_t *scales = panel_scales(l, (char *)panel) + (block + b) * PANEL_ROWS;
+        uint32_t turned[PANEL_ROWS][16];
+        for (int first = 0; first < cut->pieces; first += 16) {
+            int here = cut->pieces - first < 16 ? cut->pieces - first : 16;
+            turn(pieces + first * PANEL_PIECE, PANEL_PIECE, here, 16, &turned[0][0]);
+            for (int r = 0; r < PANEL_ROWS; r++) {
+                char *at = rows + (size_t)r * stride + (size_t)b * block_bytes;
+                for (int d = 0; d < here; d++)
+                    turned[r][d] ^= cut->flip;
+                if (cut->fifth_bits)
+                    turned[r][cut->pieces - 5] = regroup_back(turned[r][cut->pieces - 5]);
+                memcpy(at + cut->pieces_at + 4 * first, turned[r], 4 * (size_t)here);
+                if (cut->scale_apart && first == 0)
+                    memcpy(at + cut->scale_at, &scales[r], 2);
+            }
+        }
+    }
+}
+
+/* Elements that are turned at a time. */
+#define READ_RUN 256
+
+void panel_floats(const struct weight *w, int64_t p, int64_t k, int64_t count, float *out)
+{
+    enum dtype type = w->stored.dtype;
+    const struct dtype_info *info = dtype_info(type);
+    struct panel_layout l = panel_layout(type, w->stored.dim[0], w->stored.dim[1]);
+    const char *panel = (const char *)w->packed + (size_t)p * l.panel_bytes;
+    for (int64_t first = 0; first < count; first += READ_RUN) {
+        int64_t here = count - first < READ_RUN ? count - first : READ_RUN;
+        if (panel_is_float(type)) {
+            float columns[READ_RUN * PANEL_ROWS], rows[PANEL_ROWS][16];
+            dtype_to_f32(type, panel + (size_t)(k + first) * l.quant_bytes, columns,
+                         (uint64_t)here * PANEL_ROWS);
+            for (int64_t c = 0; c < here; c += 16) {
+                int some = here - c < 16 ? (int)(here - c) : 16;
+                turn(columns + c * PANEL_ROWS, PANEL_PIECE, some, 16, (uint32_t *)(void *)rows);
+                for (int r = 0; r < PANEL_ROWS; r++)
+                    memcpy(out + r * count + first + c, rows[r], (size_t)some * sizeof(float));
+            }
+            continue;
+        }
+        char rows[PANEL_ROWS]
+                 [READ_RUN / QUANT_BLOCK * sizeof(struct block_q8_0)]; /* the largest for each element */
+        read_rows(type, &l, panel, (k + first) / info->block_elements, here / info->block_elements,
+                  &rows[0][0], sizeof(rows[0]));
+        for (int r = 0; r < PANEL_ROWS; r++)
+            dtype_to_f32(type, rows[r], out + r * count + first, (uint64_t)here);
     }
 }

@@ -65,6 +65,9 @@ void panel_pack(const struct tensor *rows, void *packed, int64_t begin, int64_t 
 /* Elements [k, k + count) of row n as floats, exactly; k and count in whole blocks. */
 void panel_row_floats(const struct weight *w, int64_t n, int64_t k, int64_t count, float *out);
 
+/* The same of all sixteen rows of panel p: out[row][count]. */
+void panel_floats(const struct weight *w, int64_t p, int64_t k, int64_t count, float *out);
+
 /* out[d * 16 + r] = row r's number d: `count` numbers of each of `rows` rows that lie `stride` bytes apart;
  * rows that are not there are zeros. With AVX-512. */
 void panel_turn_avx512(const void *from, size_t stride, int rows, int64_t count, uint32_t *out);

@@ -325,6 +325,115 @@ static void test_rows_come_back_out_of_panels(void)
     free(host.data);
 }
 
+/* dx = dy . w on a device of this set. */
+static void multiply_transposed(const char *kernels, int threads, const struct tensor *host, float *dy,
+                                int64_t t, float *dx)
+{
+    struct bed b;
+    struct weight w;
+    struct err err;
+    ASSERT(open_bed(&b, kernels, threads));
+    if (weight_pack(&w, b.device, host, &err))
+        die("%s", err.message);
+    struct tensor from = tensor_2d(b.device, DTYPE_F32, dy, t, host->dim[0]),
+                  to = tensor_2d(b.device, DTYPE_F32, dx, t, host->dim[1]);
+    kernel_matmul_transposed(b.stream, &to, &from, &w);
+    weight_release(&w);
+    close_bed(&b);
+}
+
+static void test_the_transposed_product_follows_the_definition(void)
+{
+    NEED_FAST();
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        int64_t t = 7, n = 45, k = row_of(types[i], 288);
+        struct tensor host = random_rows(types[i], n, k, 41);
+        float *dy = random_x(t, n, 43), *row = malloc((size_t)k * sizeof(float));
+        float *dx = malloc((size_t)(t * k) * sizeof(float));
+        double *want = calloc((size_t)(t * k), sizeof(double)),
+               *size = calloc((size_t)(t * k), sizeof(double));
+        uint64_t row_bytes = 0;
+        int wrong = 0;
+        dtype_row_bytes(types[i], (uint64_t)k, &row_bytes);
+        for (int64_t r = 0; r < n; r++) {
+            dtype_to_f32(types[i], (char *)host.data + (uint64_t)r * row_bytes, row, (uint64_t)k);
+            for (int64_t c = 0; c < t * k; c++) {
+                double term = (double)dy[c / k * n + r] * (double)row[c % k];
+                want[c] += term;
+                size[c] += fabs(term);
+            }
+        }
+        multiply_transposed("avx512vnni", 2, &host, dy, t, dx);
+        for (int64_t c = 0; c < t * k; c++)
+            wrong += !(fabs((double)dx[c] - want[c]) <= size[c] * (double)(n + 1) * 0x1p-24);
+        CHECK_INT(wrong, 0);
+        free(host.data);
+        free(dy);
+        free(row);
+        free(dx);
+        free(want);
+        free(size);
+    }
+}
+
+static void test_the_transposed_product_has_the_same_bits_everywhere(void)
+{
+    NEED_FAST();
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        int64_t t = 70, n = 37, k = row_of(types[i], 544);
+        size_t bytes = (size_t)(t * k) * sizeof(float);
+        struct tensor host = random_rows(types[i], n, k, 47);
+        float *dy = random_x(t, n, 53), *dx = malloc(bytes), *other = malloc(bytes);
+        multiply_transposed("reference", 1, &host, dy, t, dx);
+        for (int threads = 1; threads <= 3; threads++) {
+            multiply_transposed("avx512vnni", threads, &host, dy, t, other);
+            CHECK(memcmp(dx, other, bytes) == 0);
+            multiply_transposed("avx512vnni", threads, &host, dy + 3 * n, 2, other);
+            CHECK(memcmp(dx + 3 * k, other, (size_t)(2 * k) * sizeof(float)) == 0);
+        }
+        free(host.data);
+        free(dy);
+        free(dx);
+        free(other);
+    }
+}
+
+/* Experts whose rows begin inside a panel, many rows of x: each output has the bits that its expert's rows
+ * alone give. */
+static void test_experts_have_the_bits_of_their_own_matrix(void)
+{
+    NEED_FAST();
+    enum { E = 3, N = 20, T = 9, EACH = 2 };
+    int32_t chosen[T * EACH];
+    for (int i = 0; i < T * EACH; i++)
+        chosen[i] = (i * 7 / 2 + i % 2) % E;
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        struct bed b;
+        struct weight w;
+        struct err err;
+        int64_t k = row_of(types[i], 64);
+        struct tensor host = random_rows(types[i], E * N, k, 59);
+        float *x = random_x(T, k, 61), out[T * EACH * N], want[N];
+        uint64_t row_bytes = 0;
+        dtype_row_bytes(types[i], (uint64_t)k, &row_bytes);
+        ASSERT(open_bed(&b, "avx512vnni", 2) && weight_pack(&w, b.device, &host, &err) == 0);
+        struct tensor xt = tensor_2d(b.device, DTYPE_F32, x, T, k),
+                      ot = tensor_2d(b.device, DTYPE_F32, out, T * EACH, N);
+        struct tensor ct = tensor_2d(b.device, DTYPE_I32, chosen, T, EACH);
+        kernel_expert_matmul(b.stream, &ot, &xt, &w, &ct);
+        for (int j = 0; j < T * EACH; j++) {
+            struct tensor own =
+                tensor_2d(NULL, types[i], (char *)host.data + (uint64_t)chosen[j] * N * row_bytes, N, k);
+            multiply("avx512vnni", 1, &own, x + j / EACH * k, 1, NULL, want);
+            CHECK(memcmp(want, out + j * N, sizeof(want)) == 0);
+        }
+        weight_release(&w);
+        close_bed(&b);
+        free(host.data);
+        free(x);
+    }
+}
+
 static void test_sets_are_chosen_by_name(void)
 {
     struct bed b;
@@ -350,6 +459,10 @@ int main(void)
     TEST(test_nan_reaches_its_row_alone, "NaN and infinity in x reach the outputs of their row alone");
     TEST(test_tiny_and_zero_rows_are_quiet, "rows of zeros and of denormals give zeros");
     TEST(test_rows_come_back_out_of_panels, "embeddings, the transposed product and experts read panels");
+    TEST(test_the_transposed_product_follows_the_definition, "the transposed product follows the definition");
+    TEST(test_the_transposed_product_has_the_same_bits_everywhere,
+         "the transposed product has the reference's bits for every batch and thread count");
+    TEST(test_experts_have_the_bits_of_their_own_matrix, "experts have the bits of their own matrix");
     TEST(test_sets_are_chosen_by_name, "kernel sets are chosen by name");
     return test_result();
 }
