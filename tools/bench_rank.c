@@ -39,6 +39,8 @@ static void *serve_main(void *context)
                                     .engine = r->engine,
                                     .step_limit_ms = (uint64_t)r->settings.step_limit_ms,
                                     .wait_limit_ms = (uint64_t)r->settings.wait_limit_ms,
+                                    .mixed_tokens = (int32_t)r->settings.mixed_tokens,
+                                    .priority_step_ms = (uint64_t)r->settings.priority_step_ms,
                                     .mailbox = r->mailbox,
                                     .is_end = r->is_end};
     if (serve_leader(&options, &r->served)) /* the caller waits for an event */

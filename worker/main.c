@@ -257,6 +257,7 @@ static struct serve_options serve_options(struct worker *w)
                                   .step_limit_ms = (uint64_t)w->settings.step_limit_ms,
                                   .wait_limit_ms = (uint64_t)w->settings.wait_limit_ms,
                                   .mailbox = w->mailbox,
+                                  .mixed_tokens = (int32_t)w->settings.mixed_tokens,
                                   .priority_step_ms = (uint64_t)w->settings.priority_step_ms,
                                   .no_prefix_cache = !w->settings.prefix_cache,
                                   .is_end = w->is_end};

@@ -47,8 +47,12 @@ static const struct config_option options[] = {
      "most tokens of a sequence, prompt included; 0 = the model's, at most 4096", false},
     {"max_sequences", 0, CONFIG_INT, OPTION(max_sequences), 1, 4096, "16", "N", NULL,
      "sequences that run at once", false},
-    {"step_tokens", 0, CONFIG_INT, OPTION(step_tokens), 1, 65536, "128", "N", NULL,
+    {"step_tokens", 0, CONFIG_INT, OPTION(step_tokens), 1, 65536, "512", "N", NULL,
      "rows of one step: decoding sequences first, prompts in chunks of what is left", false},
+    {"mixed_tokens", 0, CONFIG_INT, OPTION(mixed_tokens), 0, 65536, "128", "N", NULL,
+     "the same while sequences decode, so that their next tokens do not wait long for others' prompts; 0 = "
+     "step_tokens",
+     false},
     {"page_tokens", 0, CONFIG_INT, OPTION(page_tokens), 1, 4096, "16", "N", NULL, "positions in one KV page",
      false},
     {"kv_bytes", 0, CONFIG_INT, OPTION(kv_bytes), 1 << 12, 1e15, "1073741824", "BYTES", NULL,

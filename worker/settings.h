@@ -9,7 +9,8 @@
 struct worker_settings {
     char *config, *model, *models, *verify, *model_name, *group, *endpoint, *server_key, *key, *device,
         *kernels, *kv_type, *comm, *nccl_library, *log_level, *log_format;
-    int64_t threads, context, max_sequences, step_tokens, page_tokens, kv_bytes, priority_step_ms;
+    int64_t threads, context, max_sequences, step_tokens, mixed_tokens, page_tokens, kv_bytes,
+        priority_step_ms;
     bool prefix_cache;
     int64_t step_limit_ms, wait_limit_ms, start_limit_ms;
 };

@@ -108,6 +108,21 @@ static void consider(struct planner *p, struct batch_plan *plan, int32_t r)
     p->sequences--;
 }
 
+/* Prompts leave time to those who generate, whether these are in this step or in one under way. They get a
+ * quarter of the rows in any case, so that many streams do not keep them out. */
+static void limit_prompts(struct planner *p)
+{
+    int32_t mixed = p->limits->mixed_tokens, decoded = p->limits->tokens - p->tokens;
+    bool generating = false;
+    for (int32_t r = 0; r < p->count && !generating; r++)
+        generating = !p->note[r].victim && p->note[r].s->known - p->note[r].s->fed <= 1;
+    if (mixed < 1 || !generating)
+        return;
+    int32_t left = mixed - decoded > (mixed + 3) / 4 ? mixed - decoded : (mixed + 3) / 4;
+    if (left < p->tokens)
+        p->tokens = left;
+}
+
 static bool ready(const struct note *n, bool decode)
 {
     int32_t behind = n->s->known - n->s->fed;
@@ -156,10 +171,13 @@ void batch_plan_step(const struct batch_sequence *sequences, int32_t count, cons
         p.note[i] = (struct note){.s = &sequences[i], .index = i};
     qsort(p.note, (size_t)count, sizeof(*p.note), compare_notes);
     plan->item_count = plan->victim_count = 0;
-    for (int decode = 1; decode >= 0; decode--)
+    for (int decode = 1; decode >= 0; decode--) {
+        if (!decode)
+            limit_prompts(&p);
         for (int32_t r = 0; r < count && p.sequences > 0 && p.tokens > 0; r++)
             if (ready(&p.note[r], decode))
                 consider(&p, plan, r);
+    }
     unstick(&p, plan);
     write_items(&p, plan);
 }

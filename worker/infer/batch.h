@@ -36,6 +36,8 @@ struct batch_item {
 
 struct batch_limits {
     int32_t tokens;        /* rows of one step */
+    int32_t mixed_tokens;  /* the same where sequences decode: their next tokens wait for somebody's prompt no
+                              longer than such a step takes; 0 = tokens */
     int32_t sequences;     /* sequences of one step */
     int32_t micro_batches; /* steps that may be under way at once: a step takes its share of the sequences
                               that run */

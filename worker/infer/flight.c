@@ -132,6 +132,7 @@ static bool plan_step(struct leader *l, struct flight *f)
     do {
         int32_t count = view_sequences(l);
         struct batch_limits b = {.tokens = limits->tokens,
+                                 .mixed_tokens = l->o->mixed_tokens,
                                  .sequences = limits->sequences,
                                  .micro_batches = l->flights,
                                  .page_tokens = l->o->engine.page_tokens,

@@ -29,6 +29,7 @@ struct serve_options {
     uint64_t wait_limit_ms;    /* waiting for another rank */
     /* leader only */
     struct mailbox *mailbox;
+    int32_t mixed_tokens;      /* rows of a step that decodes too; 0 = engine.limits.tokens */
     uint64_t priority_step_ms; /* by so much a level of priority puts a request's arrival off */
     bool no_prefix_cache;      /* pages are not kept for their tokens */
     const bool *is_end;        /* [vocab] ids that end a sequence */

@@ -56,6 +56,27 @@ static void test_prefill_takes_what_decoding_leaves(void)
     CHECK(!plan.items[2].sample);
 }
 
+static void test_prompts_are_shorter_beside_decoding_but_never_kept_out(void)
+{
+    struct batch_limits limits = roomy;
+    struct batch_sequence s[4] = {at(300, 0, 9), at(5, 4, 3), at(5, 4, 4), at(7, 6, 5)};
+    limits.mixed_tokens = 20;
+    batch_plan_step(s, 1, &limits, &plan); /* nobody decodes */
+    CHECK_INT(plan.items[0].tokens, 100);
+    batch_plan_step(s, 4, &limits, &plan);
+    CHECK_INT(plan.item_count, 4);
+    CHECK_INT(plan.items[3].tokens, 17);
+    s[1].busy = true; /* decodes in a step that is under way */
+    s[1].fed = 5;
+    batch_plan_step(s, 2, &limits, &plan);
+    CHECK_INT(plan.items[0].tokens, 20);
+    s[1] = at(5, 4, 3);
+    limits.mixed_tokens = 3; /* all taken by those who decode */
+    batch_plan_step(s, 4, &limits, &plan);
+    CHECK_INT(plan.item_count, 4);
+    CHECK_INT(plan.items[3].tokens, 1);
+}
+
 static void test_busy_sequences_wait(void)
 {
     struct batch_sequence s[2] = {at(5, 4, 1), at(5, 4, 2)};
@@ -171,6 +192,7 @@ static int32_t random_state(struct batch_sequence *s, struct batch_limits *l, un
 {
     int32_t count = random_below(random, MOST + 1);
     *l = (struct batch_limits){.tokens = 1 + random_below(random, 40),
+                               .mixed_tokens = random_below(random, 20),
                                .sequences = 1 + random_below(random, MOST),
                                .micro_batches = 1 + random_below(random, 3),
                                .page_tokens = 1 + random_below(random, 8),
@@ -304,6 +326,7 @@ static void test_everyone_ends(void)
     for (int round = 0; round < 300; round++) {
         struct life life[MOST];
         struct batch_limits l = {.tokens = 1 + random_below(&random, 20),
+                                 .mixed_tokens = random_below(&random, 10),
                                  .sequences = 1 + random_below(&random, MOST),
                                  .micro_batches = 1,
                                  .page_tokens = 1 + random_below(&random, 6)};
@@ -327,6 +350,8 @@ int main(void)
     TEST(test_decoding_goes_before_prefill, "decoding goes before prefill, each in order of arrival");
     TEST(test_a_long_prompt_goes_in_chunks, "a long prompt goes in chunks and is sampled at its end");
     TEST(test_prefill_takes_what_decoding_leaves, "prefill takes what decoding leaves of the budget");
+    TEST(test_prompts_are_shorter_beside_decoding_but_never_kept_out,
+         "prompts take fewer rows beside decoding, and never none");
     TEST(test_busy_sequences_wait, "a sequence in a step under way is not planned again");
     TEST(test_micro_batches_share_the_sequences, "micro-batches share the sequences evenly");
     TEST(test_priority_is_a_head_start, "a priority is a head start, and the one that waited longer wins");
