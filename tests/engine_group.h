@@ -121,6 +121,8 @@ static inline void engine_group_start(struct engine_group *g)
         if (r == 0) {
             k->options.mailbox = g->mailbox;
             k->options.is_end = g->is_end;
+            k->options.priority_step_ms = (uint64_t)g->settings.priority_step_ms;
+            k->options.no_prefix_cache = !g->settings.prefix_cache;
         }
         if (g->stages > 1) {
             k->options.control = thread_comm_open(&g->control, r);

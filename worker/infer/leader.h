@@ -59,6 +59,11 @@ struct leader {
     struct serve_stats stats;
 };
 
+/* The options are borrowed until leader_release. */
+void leader_init(struct leader *l, const struct serve_options *options);
+/* Whatever still runs is dropped without a word. */
+void leader_release(struct leader *l);
+
 static inline int32_t leader_pages_needed(const struct leader *l, int32_t tokens)
 {
     return (tokens + l->o->engine.page_tokens - 1) / l->o->engine.page_tokens;

@@ -107,48 +107,6 @@ static int lead(struct leader *l, struct err *err)
     }
 }
 
-static void leader_init(struct leader *l, const struct serve_options *o)
-{
-    const struct step_limits *limits = &o->engine.limits;
-    *l = (struct leader){
-        .o = o, .flights = o->control ? o->control->size : 1, .next_step = 1, .next_order = 1};
-    l->slot = xcalloc((size_t)limits->slots, sizeof(*l->slot));
-    l->flight = xcalloc((size_t)l->flights, sizeof(*l->flight));
-    for (int32_t i = 0; i < l->flights; i++) {
-        step_init(&l->flight[i].step, limits);
-        l->flight[i].slots = xcalloc((size_t)limits->sequences, sizeof(int32_t));
-        l->flight[i].result = xcalloc(1, transfer_result_max_bytes(limits));
-    }
-    l->plan_in = xcalloc((size_t)limits->slots, sizeof(*l->plan_in));
-    batch_plan_init(&l->plan, limits->slots);
-    l->plan_slot = xcalloc((size_t)limits->slots, sizeof(*l->plan_slot));
-    struct pages_options pages = {
-        .total = limits->pages, .page_tokens = o->engine.page_tokens, .cache = !o->no_prefix_cache};
-    pages_open(&l->pages, &pages);
-}
-
-static void leader_release(struct leader *l)
-{
-    sequences_drop_waiting(l);
-    for (int32_t i = 0; i < l->o->engine.limits.slots; i++)
-        if (l->slot[i].used) {
-            l->slot[i].busy = false;
-            sequences_release(l, &l->slot[i]);
-        }
-    for (int32_t i = 0; i < l->flights; i++) {
-        step_release(&l->flight[i].step);
-        free(l->flight[i].slots);
-        free(l->flight[i].result);
-    }
-    free(l->slot);
-    free(l->flight);
-    free(l->plan_in);
-    batch_plan_release(&l->plan);
-    free(l->plan_slot);
-    pages_close(&l->pages);
-    buffer_release(&l->encoded);
-}
-
 int serve_leader(const struct serve_options *o, struct err *err)
 {
     struct leader l;
