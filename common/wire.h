@@ -167,7 +167,8 @@ struct wire_heartbeat {
     uint64_t steps;    /* progress, apart from liveness */
     uint64_t running;
     uint64_t waiting;
-    uint64_t pages_used;
+    uint64_t pages_used, pages_cached;
+    uint64_t prefix_queries, prefix_hits, preemptions;
     uint64_t tokens_generated;
 };
 
@@ -212,8 +213,9 @@ struct wire_status {
 
 struct wire_group_status {
     struct wire_str group, state /* "ready", "draining", "lost" */, model, weights, kernels, kv_type;
-    uint64_t epoch, tensor, max_sequences, context, pages, pages_used, running, waiting, assigned, steps,
-        tokens_generated, heartbeat_age_ms, load_ms;
+    uint64_t epoch, tensor, max_sequences, context, pages, pages_used, pages_cached, prefix_queries,
+        prefix_hits, preemptions, running, waiting, assigned, steps, tokens_generated, heartbeat_age_ms,
+        load_ms;
     struct wire_stage *stages;
     uint32_t stage_count;
 };

@@ -116,6 +116,11 @@ static const struct wire_field group_status_fields[] = {
     UINT(wire_group_status, context, 0, UINT32_MAX, "most tokens of one sequence"),
     UINT(wire_group_status, pages, 0, COUNT, "KV pages"),
     UINT(wire_group_status, pages_used, 0, COUNT, "KV pages in use"),
+    UINT_OPT(wire_group_status, pages_cached, 0, COUNT, 0, "KV pages kept for prompts that begin alike"),
+    UINT_OPT(wire_group_status, prefix_queries, 0, COUNT, 0,
+             "prompt tokens looked for in cached pages so far"),
+    UINT_OPT(wire_group_status, prefix_hits, 0, COUNT, 0, "prompt tokens found there so far"),
+    UINT_OPT(wire_group_status, preemptions, 0, COUNT, 0, "sequences put back and recomputed so far"),
     UINT(wire_group_status, running, 0, COUNT, "sequences in its batch"),
     UINT(wire_group_status, waiting, 0, COUNT, "sequences it holds outside the batch"),
     UINT(wire_group_status, assigned, 0, COUNT, "requests the coordinator has given it"),
@@ -223,6 +228,10 @@ static const struct wire_field heartbeat_fields[] = {
     UINT(wire_heartbeat, running, 0, COUNT, "sequences in the batch"),
     UINT(wire_heartbeat, waiting, 0, COUNT, "sequences outside the batch"),
     UINT(wire_heartbeat, pages_used, 0, COUNT, "KV pages in use"),
+    UINT_OPT(wire_heartbeat, pages_cached, 0, COUNT, 0, "KV pages kept for prompts that begin alike"),
+    UINT_OPT(wire_heartbeat, prefix_queries, 0, COUNT, 0, "prompt tokens looked for in cached pages so far"),
+    UINT_OPT(wire_heartbeat, prefix_hits, 0, COUNT, 0, "prompt tokens found there so far"),
+    UINT_OPT(wire_heartbeat, preemptions, 0, COUNT, 0, "sequences put back and recomputed so far"),
     UINT(wire_heartbeat, tokens_generated, 0, COUNT, "tokens so far"),
 };
 static const struct wire_field bye_fields[] = {

@@ -175,6 +175,10 @@ bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_hea
     g->running = beat->running;
     g->waiting = beat->waiting;
     g->pages_used = beat->pages_used;
+    g->pages_cached = beat->pages_cached;
+    g->prefix_queries = beat->prefix_queries;
+    g->prefix_hits = beat->prefix_hits;
+    g->preemptions = beat->preemptions;
     g->tokens_generated = beat->tokens_generated;
     return true;
 }

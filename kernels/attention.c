@@ -57,10 +57,17 @@ struct kv_store {
     const struct seq_view *view;
 };
 
+/* Where element `first` of a tensor begins; of a block type, where a block begins. */
+static char *element_at(const struct tensor *x, int64_t first)
+{
+    const struct dtype_info *info = dtype_info(x->dtype);
+    return (char *)x->data + (size_t)first / info->block_elements * info->block_bytes;
+}
+
 static void store_row(struct tensor *pages, int64_t index, const struct tensor *x, int64_t t)
 {
     int64_t elements = x->dim[1] * x->dim[2];
-    char *to = (char *)pages->data + (size_t)(index * elements) * dtype_info(pages->dtype)->block_bytes;
+    char *to = element_at(pages, index * elements);
     dtype_from_f32(pages->dtype, (const float *)x->data + t * elements, to, (uint64_t)elements);
 }
 
@@ -155,7 +162,7 @@ static const float *kv_row(const struct tensor *x, int64_t index, int64_t g, int
     int64_t first = (index * G + g) * D;
     if (x->dtype == DTYPE_F32)
         return (const float *)x->data + first;
-    dtype_to_f32(x->dtype, (const uint16_t *)x->data + first, room, (uint64_t)D);
+    dtype_to_f32(x->dtype, element_at(x, first), room, (uint64_t)D);
     return room;
 }
 

@@ -62,6 +62,7 @@ struct device_ops {
                           const struct tensor *ids);
     void (*expert_sum)(struct stream *, struct tensor *out, const struct tensor *parts,
                        const struct tensor *weights);
+    uint32_t kv_types; /* bits 1 << dtype: what pages may hold besides F32 and F16 */
 };
 
 /* The first member of every device and stream; the implementation's own fields follow it. */
@@ -80,7 +81,7 @@ int device_cpu_open(struct device **out, const struct device_options *options, s
 
 /* The plug-in's one exported symbol is LEPTON_PLUGIN_SYMBOL, a struct lepton_plugin. */
 #define LEPTON_PLUGIN_SYMBOL  "lepton_plugin"
-#define LEPTON_PLUGIN_VERSION 3
+#define LEPTON_PLUGIN_VERSION 4
 struct lepton_plugin {
     uint32_t version;
     /* Number of usable devices; -1 and *err with the runtime's own message when the probe fails. */

@@ -200,8 +200,8 @@ static bool is_view(const struct stream *s, const struct seq_view *view, int64_t
 
 static bool is_pages(const struct stream *s, const struct tensor *pages, const struct seq_view *view)
 {
-    return (pages->dtype == DTYPE_F32 || pages->dtype == DTYPE_F16) && is_tensor(s, pages, pages->dtype, 4) &&
-           pages->dim[1] == view->page_tokens;
+    return kernel_kv_available(s->device, pages->dtype, pages->dim[3]) &&
+           is_tensor(s, pages, pages->dtype, 4) && pages->dim[1] == view->page_tokens;
 }
 
 void kernel_kv_store(struct stream *s, struct tensor *k_pages, struct tensor *v_pages, const struct tensor *k,
@@ -342,6 +342,24 @@ bool kernel_available(const struct device *device, enum kernel_op op)
     void (*entry)(void);
     memcpy(&entry, (const char *)device->ops + OPERATIONS[op].offset, sizeof(entry));
     return entry != NULL;
+}
+
+bool kernel_kv_available(const struct device *device, enum dtype dtype, int64_t head_length)
+{
+    bool known = dtype == DTYPE_F32 || dtype == DTYPE_F16 || (device->ops->kv_types >> dtype & 1);
+    return known && head_length % dtype_info(dtype)->block_elements == 0;
+}
+
+int kernels_kv_supported(const struct device *device, enum dtype dtype, int64_t head_length, struct err *err)
+{
+    const char *name = dtype_info(dtype)->name;
+    if (kernel_kv_available(device, dtype, head_length))
+        return 0;
+    if (kernel_kv_available(device, dtype, dtype_info(dtype)->block_elements))
+        return err_set(err, "kv_type %s: heads of %lld elements, expected a multiple of %u", name,
+                       (long long)head_length, dtype_info(dtype)->block_elements);
+    return err_set(err, "kv_type %s: %s (%s) has no attention over such pages, expected f32 or f16", name,
+                   device->name, device->kernel_set);
 }
 
 int kernels_supported(const struct device *device, uint32_t more, struct err *err)

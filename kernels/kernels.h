@@ -122,7 +122,7 @@ struct attention_options {
 };
 
 /* Writes k and v ([T, G, D] F32) at each row's position into the pages: k_pages, v_pages [P, page_tokens, G,
- * D], F32 or F16 (rounded to nearest even). */
+ * D], of a type that kernel_kv_available has (rounded to nearest even; Q8_0 as weights are). */
 void kernel_kv_store(struct stream *s, struct tensor *k_pages, struct tensor *v_pages, const struct tensor *k,
                      const struct tensor *v, const struct seq_view *view);
 /* Causal attention: row t of sequence s attends to positions 0..positions[t] of s, or to those of its window;
@@ -245,6 +245,11 @@ bool kernel_available(const struct device *device, enum kernel_op op);
 /* 0 when the device has every operation that serving needs and those of `more` (bits 1 << op: what a model's
  * family needs besides); else -1 and the names of those it lacks. */
 int kernels_supported(const struct device *device, uint32_t more, struct err *err);
+/* Whether keys and values may lie in pages of this type: F32 and F16 everywhere; block types need heads of
+ * whole blocks. */
+bool kernel_kv_available(const struct device *device, enum dtype dtype, int64_t head_length);
+/* The same as an error that names what is missing. */
+int kernels_kv_supported(const struct device *device, enum dtype dtype, int64_t head_length, struct err *err);
 
 #ifdef __cplusplus
 }

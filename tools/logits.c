@@ -36,7 +36,7 @@ static const struct config_option options[] = {
     {"chunk", 0, CONFIG_INT, OPTION(chunk), 1, 65536, "128", "N", NULL, "rows of one step", false},
     {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "0", "N", NULL, "threads; 0 = every processor",
      false},
-    {"kv_type", 0, CONFIG_STRING, OPTION(kv_type), 0, 0, "f32", "TYPE", "f32|f16",
+    {"kv_type", 0, CONFIG_STRING, OPTION(kv_type), 0, 0, "f32", "TYPE", "f32|f16|bf16|q8_0",
      "element type of the KV cache", false},
     {"json", 'j', CONFIG_BOOL, OPTION(json), 0, 0, NULL, NULL, NULL, "print one JSON object", false},
     MODELS_OPTION(struct logits_settings),

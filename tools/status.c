@@ -69,6 +69,10 @@ static json_t *group_json(const struct wire_group_status *g)
     set_count(o, "context", g->context);
     set_count(o, "pages", g->pages);
     set_count(o, "pages_used", g->pages_used);
+    set_count(o, "pages_cached", g->pages_cached);
+    set_count(o, "prefix_queries", g->prefix_queries);
+    set_count(o, "prefix_hits", g->prefix_hits);
+    set_count(o, "preemptions", g->preemptions);
     set_count(o, "assigned", g->assigned);
     set_count(o, "running", g->running);
     set_count(o, "waiting", g->waiting);
@@ -107,6 +111,14 @@ static void print_json(const struct wire_status_reply *s)
 
 #define COUNT(n) (unsigned long long)(n)
 #define WORDS(s) (int)(s).size, (s).data
+/* The counts come from one heartbeat, the capacity from the hello: a peer's word, so not trusted to add up.
+ */
+static uint64_t free_pages(const struct wire_group_status *g)
+{
+    uint64_t taken = g->pages_used + g->pages_cached;
+    return taken < g->pages ? g->pages - taken : 0;
+}
+
 static void print_table(const struct wire_status_reply *s, const char *endpoint)
 {
     printf("coordinator %s, version %.*s, up %llu s%s\n", endpoint, WORDS(s->version),
@@ -130,6 +142,10 @@ static void print_table(const struct wire_status_reply *s, const char *endpoint)
                WORDS(g->state), COUNT(g->epoch), COUNT(g->assigned), COUNT(g->max_sequences),
                COUNT(g->pages_used), COUNT(g->pages), COUNT(g->tokens_generated), COUNT(g->heartbeat_age_ms),
                WORDS(g->model));
+        printf("  pages %llu used, %llu cached, %llu free; %llu of %llu prompt tokens reused; %llu "
+               "preemptions\n",
+               COUNT(g->pages_used), COUNT(g->pages_cached), COUNT(free_pages(g)), COUNT(g->prefix_hits),
+               COUNT(g->prefix_queries), COUNT(g->preemptions));
         for (uint32_t k = 0; k < g->stage_count; k++)
             printf("  stage %-3u layers %llu-%llu on %.*s, pid %llu\n", k, COUNT(g->stages[k].first_layer),
                    COUNT(g->stages[k].last_layer), WORDS(g->stages[k].host), COUNT(g->stages[k].pid));

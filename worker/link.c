@@ -112,6 +112,10 @@ static void send_heartbeat(struct link *l, uint64_t now_ms)
                                           .running = stats.running,
                                           .waiting = stats.waiting,
                                           .pages_used = stats.pages_used,
+                                          .pages_cached = stats.pages_cached,
+                                          .prefix_queries = stats.prefix_queries,
+                                          .prefix_hits = stats.prefix_hits,
+                                          .preemptions = stats.preemptions,
                                           .tokens_generated = stats.tokens_generated};
     l->sent_ms[l->sequence % HEARTBEATS_KEPT] = now_ms;
     send_message(l, &m);

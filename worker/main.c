@@ -103,9 +103,11 @@ static int open_model(struct worker *w, struct err *err)
     if (code == 0)
         code = settings_engine(&w->engine, &w->settings, &params, most, err);
     uint32_t kernels = model_params_kernels(&params);
+    int64_t head_length = params.head_length;
     model_params_release(&params);
     if (code || device_open(&w->device, w->settings.device, &device, err) ||
-        kernels_supported(w->device, kernels, err))
+        kernels_supported(w->device, kernels, err) ||
+        kernels_kv_supported(w->device, w->engine.kv_type, head_length, err))
         return -1;
     struct model_slice slice = {.first_layer = w->first_layer[w->rank],
                                 .last_layer = w->first_layer[w->rank + 1],

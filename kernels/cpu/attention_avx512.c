@@ -68,11 +68,21 @@ INLINE float fold_ps(__m512 x)
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
 }
 
-/* Sixteen floats of a key or value from position `at` on. */
+/* Sixteen elements of a key or value from position `at` on, a multiple of 16: half a block of Q8_0. */
 INLINE __m512 load_page(enum dtype type, const void *data, int64_t at)
 {
     if (type == DTYPE_F32)
         return _mm512_loadu_ps((const float *)data + at);
+    if (type == DTYPE_BF16) {
+        const __m256i *from = (const void *)((const uint16_t *)data + at);
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from)), 16));
+    }
+    if (type == DTYPE_Q8_0) {
+        const struct block_q8_0 *block = (const struct block_q8_0 *)data + at / Q8_0_BLOCK;
+        __m128i q = _mm_loadu_si128((const __m128i *)(const void *)(block->q + at % Q8_0_BLOCK));
+        return _mm512_mul_ps(_mm512_set1_ps(_cvtsh_ss(block->scale)),
+                             _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)));
+    }
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)((const uint16_t *)data + at)));
 }
 

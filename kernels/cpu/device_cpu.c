@@ -140,6 +140,7 @@ static const struct device_ops CPU_OPS = {
     .sum_ranks = cpu_sum_ranks,
     .rope = cpu_rope,
     .kv_store = cpu_kv_store,
+    .kv_types = 1u << DTYPE_BF16 | 1u << DTYPE_Q8_0,
     .attention = cpu_attention,
     .move_pages = cpu_move_pages,
     .sample = cpu_sample,

@@ -88,7 +88,8 @@ int executor_open(struct executor **out, const struct model *model, const struct
                                    .page_tokens = options->page_tokens,
                                    .slots = l->slots,
                                    .pages_per_sequence = l->pages_per_sequence};
-    if (stream_open(&e->stream, model->device, err) ||
+    if (kernels_kv_supported(model->device, options->kv_type, model->params.head_length, err) ||
+        stream_open(&e->stream, model->device, err) ||
         stage_open(&e->stage, model, e->stream, l->tokens, l->sequences, err) ||
         kv_pool_open(&e->pool, model, &pool, l->page_ops, err) || open_inputs(e, err)) {
         executor_close(&e);

@@ -8,7 +8,7 @@
 #include "worker/model/block.h"
 
 struct kv_pool_options {
-    enum dtype dtype; /* F32 or F16 */
+    enum dtype dtype; /* that kernel_kv_available has */
     int32_t pages, page_tokens, slots, pages_per_sequence;
 };
 

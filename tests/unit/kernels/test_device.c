@@ -171,6 +171,23 @@ static void test_operations_that_a_device_lacks_are_named(void)
         CHECK(strlen(kernel_op_name((enum kernel_op)op)) > 0);
 }
 
+static void test_page_types_that_a_device_lacks_are_named(void)
+{
+    static const struct device_ops EMPTY;
+    struct device gpu = {.ops = &EMPTY, .name = "cuda:3", .kernel_set = "cuda-sm90"}, *cpu = NULL;
+    struct err err;
+    CHECK_INT(kernels_kv_supported(&gpu, DTYPE_F16, 64, &err), 0);
+    CHECK_INT(kernels_kv_supported(&gpu, DTYPE_Q8_0, 64, &err), -1);
+    CHECK_CONTAINS(err.message, "kv_type q8_0: cuda:3 (cuda-sm90) has no attention over such pages");
+    CHECK_INT(device_open(&cpu, "cpu", NULL, &err), 0);
+    CHECK_INT(kernels_kv_supported(cpu, DTYPE_Q8_0, 64, &err), 0);
+    CHECK_INT(kernels_kv_supported(cpu, DTYPE_BF16, 20, &err), 0);
+    CHECK_INT(kernels_kv_supported(cpu, DTYPE_Q8_0, 80, &err), -1);
+    CHECK_CONTAINS(err.message, "heads of 80 elements, expected a multiple of 32");
+    CHECK_INT(kernels_kv_supported(cpu, DTYPE_Q4_0, 64, &err), -1);
+    device_close(&cpu);
+}
+
 int main(void)
 {
     if (!mkdtemp(directory))
@@ -184,6 +201,7 @@ int main(void)
     TEST(test_the_probe_speaks_for_itself, "the probe's own message reaches the user");
     TEST(test_a_gpu_that_is_not_there_is_refused, "a GPU that is not there is refused");
     TEST(test_operations_that_a_device_lacks_are_named, "operations that a device lacks are named");
+    TEST(test_page_types_that_a_device_lacks_are_named, "page types that a device lacks are named");
     char command[PATH_MAX];
     snprintf(command, sizeof(command), "rm -rf %s", directory);
     return system(command) == 0 ? test_result() : 1;
