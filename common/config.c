@@ -54,6 +54,8 @@ static size_t member_bytes(enum config_kind kind)
         return sizeof(double);
     case CONFIG_STRING:
         return sizeof(char *);
+    case CONFIG_STRINGS:
+        return sizeof(struct config_strings);
     }
     ASSERT(!"kind");
     return 0;
@@ -95,6 +97,8 @@ const char *config_expected(const struct config_option *option, char *out, size_
         expected_choices(option->choices, out, bytes);
     else if (option->kind == CONFIG_STRING)
         snprintf(out, bytes, "a string");
+    else if (option->kind == CONFIG_STRINGS)
+        snprintf(out, bytes, "strings");
     else if (option->min == 0 && option->max == 0)
         snprintf(out, bytes, "%s", option->kind == CONFIG_INT ? "an integer" : "a number");
     else
@@ -180,6 +184,25 @@ int config_set_string(const struct config_option *option, void *settings, const 
     return 0;
 }
 
+static void release_strings(struct config_strings *s)
+{
+    for (size_t i = 0; i < s->count; i++)
+        free(s->item[i]);
+    free(s->item);
+    *s = (struct config_strings){0};
+}
+
+void config_add_string(const struct config_option *option, void *settings, const char *v, bool from_file)
+{
+    struct config_strings *s = member(option, settings);
+    ASSERT(option->kind == CONFIG_STRINGS);
+    if (s->from_file && !from_file)
+        release_strings(s); /* flags win over the file */
+    s->from_file = from_file;
+    s->item = xrealloc(s->item, (s->count + 1) * sizeof(*s->item));
+    s->item[s->count++] = xstrdup(v);
+}
+
 /* Defaults and the command line: the whole text must be the value. */
 static int set_text(const struct config_option *option, void *settings, const char *text, const char *where,
                     struct err *err)
@@ -188,6 +211,10 @@ static int set_text(const struct config_option *option, void *settings, const ch
     config_found(text, found);
     if (option->kind == CONFIG_STRING)
         return config_set_string(option, settings, text, where, found, err);
+    if (option->kind == CONFIG_STRINGS) {
+        config_add_string(option, settings, text, false);
+        return 0;
+    }
     if (option->kind == CONFIG_BOOL) {
         if (strcmp(text, "true") != 0 && strcmp(text, "false") != 0)
             return config_refuse(option, where, found, err);
@@ -234,6 +261,8 @@ void config_release(const struct config_table *table, void *settings)
             char **at = member(&table->options[i], settings);
             free(*at);
             *at = NULL;
+        } else if (table->options[i].kind == CONFIG_STRINGS) {
+            release_strings(member(&table->options[i], settings));
         }
 }
 

@@ -14,10 +14,17 @@
 #include "common/base.h"
 
 enum config_kind {
-    CONFIG_BOOL,   /* bool; on the command line a flag without a value (--json), or --name=false */
-    CONFIG_INT,    /* int64_t within min..max */
-    CONFIG_FLOAT,  /* double within min..max */
-    CONFIG_STRING, /* char *, owned by the settings; NULL when absent and the default is NULL */
+    CONFIG_BOOL,    /* bool; on the command line a flag without a value (--json), or --name=false */
+    CONFIG_INT,     /* int64_t within min..max */
+    CONFIG_FLOAT,   /* double within min..max */
+    CONFIG_STRING,  /* char *, owned by the settings; NULL when absent and the default is NULL */
+    CONFIG_STRINGS, /* struct config_strings: the flag may be repeated; an array or one string in a file */
+};
+
+struct config_strings {
+    char **item; /* [count], owned by the settings */
+    size_t count;
+    bool from_file; /* the first flag replaces them */
 };
 
 struct config_option {
@@ -52,11 +59,11 @@ void config_defaults(const struct config_table *table, void *settings);
 int config_load(const struct config_table *table, void *settings, const char *path, struct err *err);
 /* Reads the command line over *settings (config_defaults first). argv[0] is skipped; "--" ends the options;
  * --name VALUE, --name=VALUE, -x VALUE, -xVALUE; a bool is --name, --name=false or -x; "-" alone is
- * positional. The last of a repeated flag counts, except --config, which may stand once. When the table has
- * an option `config`, that file is loaded first and the flags win. Positional arguments are stored in
- * arguments[max_arguments] (borrowed from argv), *argument_count of them; a wrong number is refused. Returns
- * 0; 1 after printing help for --help or -h, or the Markdown of config_describe for --describe (exit 0 then);
- * -1 with *err (usage error: exit 2). */
+ * positional. The last of a repeated flag counts (of CONFIG_STRINGS all do), except --config, which may stand
+ * once. When the table has an option `config`, that file is loaded first and the flags win. Positional
+ * arguments are stored in arguments[max_arguments] (borrowed from argv), *argument_count of them; a wrong
+ * number is refused. Returns 0; 1 after printing help for --help or -h, or the Markdown of config_describe
+ * for --describe (exit 0 then); -1 with *err (usage error: exit 2). */
 int config_args(const struct config_table *table, void *settings, int argc, char **argv,
                 const char **arguments, int *argument_count, struct err *err);
 /* Frees the strings of *settings. */

@@ -188,6 +188,25 @@ static const char *setting_found(const config_setting_t *setting, char out[CONFI
     return out;
 }
 
+/* One string, or an array of nothing else. */
+static int set_strings(const struct config_option *option, void *settings, const config_setting_t *setting,
+                       const char *where, struct err *err)
+{
+    char found[CONFIG_FOUND_BYTES];
+    if (config_setting_type(setting) == CONFIG_TYPE_STRING) {
+        config_add_string(option, settings, config_setting_get_string(setting), true);
+        return 0;
+    }
+    bool list = config_setting_is_array(setting) || config_setting_is_list(setting);
+    for (int i = 0; list && i < config_setting_length(setting); i++) {
+        const config_setting_t *item = config_setting_get_elem(setting, (unsigned)i);
+        if (config_setting_type(item) != CONFIG_TYPE_STRING)
+            return config_refuse(option, where, setting_found(item, found), err);
+        config_add_string(option, settings, config_setting_get_string(item), true);
+    }
+    return list ? 0 : config_refuse(option, where, setting_found(setting, found), err);
+}
+
 static int set_from_file(const struct config_option *option, void *settings, const config_setting_t *setting,
                          const char *where, struct err *err)
 {
@@ -204,6 +223,8 @@ static int set_from_file(const struct config_option *option, void *settings, con
                                 err);
     if (option->kind == CONFIG_FLOAT && type == CONFIG_TYPE_FLOAT)
         return config_set_float(option, settings, config_setting_get_float(setting), where, found, err);
+    if (option->kind == CONFIG_STRINGS)
+        return set_strings(option, settings, setting, where, err);
     if (option->kind == CONFIG_STRING && type == CONFIG_TYPE_STRING)
         return config_set_string(option, settings, config_setting_get_string(setting), where, found, err);
     return config_refuse(option, where, found, err);

@@ -36,7 +36,7 @@ static const char *value_word(const struct config_option *option)
         return option->value;
     if (option->choices)
         return option->choices;
-    return option->kind == CONFIG_STRING ? "TEXT" : "N";
+    return option->kind == CONFIG_STRING || option->kind == CONFIG_STRINGS ? "TEXT" : "N";
 }
 
 /* " (1 to 64; default 4)": what the sentence of an option does not say. */
@@ -122,7 +122,8 @@ static void append_cell(struct buffer *out, const char *text)
 
 static const char *standard_of_kind(enum config_kind kind)
 {
-    return kind == CONFIG_BOOL ? "`false`" : kind == CONFIG_STRING ? "none" : "`0`";
+    bool text = kind == CONFIG_STRING || kind == CONFIG_STRINGS;
+    return kind == CONFIG_BOOL ? "`false`" : text ? "none" : "`0`";
 }
 
 void config_describe(const struct config_table *table, struct buffer *out)

@@ -29,6 +29,8 @@ int config_set_float(const struct config_option *option, void *settings, double 
                      const char *found, struct err *err);
 int config_set_string(const struct config_option *option, void *settings, const char *v, const char *where,
                       const char *found, struct err *err);
+/* Adds to the option's strings. */
+void config_add_string(const struct config_option *option, void *settings, const char *v, bool from_file);
 /* "where: expected ..., found ..."; returns -1. */
 int config_refuse(const struct config_option *option, const char *where, const char *found, struct err *err);
 

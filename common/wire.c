@@ -295,6 +295,8 @@ static int decode_record(struct decoder *d, const struct wire_record *record, co
     uint64_t seen = 0;
     char shown[48];
     ASSERT(record->field_count <= 64);
+    if (record->bare)
+        return decode_value(d, &record->fields[0], o, out);
     if (o->type != MSGPACK_OBJECT_MAP)
         return wrong_kind(d, "a map of fields", o);
     set_defaults(record, out);
@@ -480,6 +482,10 @@ static void encode_value(msgpack_packer *p, const struct wire_record *record, co
 static void encode_record(msgpack_packer *p, const struct wire_record *record, const void *base)
 {
     uint32_t present = 0;
+    if (record->bare) {
+        encode_value(p, record, &record->fields[0], base);
+        return;
+    }
     for (uint32_t i = 0; i < record->field_count; i++) {
         const struct wire_field *f = &record->fields[i];
         ASSERT(!(f->required && f->has_flag && is_default(f, base))); /* an assign without a seed */

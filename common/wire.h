@@ -26,6 +26,11 @@
  * reply leaves the stages of further groups out (stage_count = 0). */
 #define WIRE_MAX_REPLY_STAGES 32768
 #define WIRE_MAX_MESSAGE      1024 /* bytes of an error's message or a bye's reason */
+#define WIRE_MAX_CHOICES      128
+#define WIRE_MAX_STOPS        16
+#define WIRE_MAX_STOP         1024 /* bytes of one stop string */
+#define WIRE_MAX_BIASES       1024
+#define WIRE_MAX_TOP_LOGPROBS 20
 
 /* Strings: bytes of the decoded message, valid UTF-8, NOT terminated; {NULL, 0} when the field is absent. */
 struct wire_str {
@@ -56,19 +61,42 @@ enum wire_type {
 };
 const char *wire_type_name(enum wire_type type); /* "generate"; "?" for an unknown number */
 
-/* How tokens are chosen; part of generate and assign. Absent fields take the default that stands in the
- * table. */
+struct wire_bias {
+    uint64_t id;
+    double bias;
+};
+
+struct wire_stop {
+    struct wire_str text;
+};
+
+/* How tokens are chosen, how many answers there are and what ends them; part of generate and assign. Absent
+ * fields take the default that stands in the table. */
 struct wire_sampling {
+    uint64_t n;                /* choices: 1..WIRE_MAX_CHOICES, default 1 */
     double temperature;        /* 0..100, default 1 (0 = greedy) */
     double top_p;              /* (0..1], default 1 */
     double min_p;              /* 0..1, default 0 */
-    double repetition_penalty; /* (0..10], default 1 */
+    double repetition_penalty; /* 0.01..10, default 1 */
     double presence_penalty;   /* -2..2, default 0 */
     double frequency_penalty;  /* -2..2, default 0 */
     uint64_t top_k;            /* 0..2^31-1, default 0 = off */
     uint64_t seed;             /* absent: drawn by the coordinator at admission */
     bool has_seed;
     bool ignore_eos;
+    struct wire_bias *logit_bias; /* bias_count of them; ids once each */
+    struct wire_stop *stop;       /* stop_count of them */
+    uint32_t bias_count, stop_count;
+    bool logprobs;
+    uint64_t top_logprobs; /* 0..20; not 0 only with logprobs */
+};
+
+/* How the request is served; part of generate and assign. Nothing of it changes a token. */
+struct wire_service {
+    uint64_t priority;           /* 0..1000, default 500; the lower one goes first */
+    struct wire_str speculation; /* "ngram", "off"; absent: as the group is configured */
+    uint64_t draft_tokens;       /* 0..64, default 0 = as the group is configured */
+    struct wire_str cache_salt;  /* prefixes are shared among equal salts alone */
 };
 
 struct wire_generate {
@@ -80,6 +108,7 @@ struct wire_generate {
     bool no_bos;         /* do not put the model's BOS token in front */
     bool special;        /* special tokens written out in the prompt are those tokens */
     struct wire_sampling sampling;
+    struct wire_service service;
 };
 
 struct wire_cancel {
@@ -94,14 +123,26 @@ struct wire_accepted {
     uint64_t queued; /* requests before this one */
 };
 
+/* A token that might have been drawn. */
+struct wire_alternative {
+    uint64_t id;
+    double logprob;
+    struct wire_str piece;
+};
+
 /* One generated token: (request, choice, index, id, text). text may be empty: the bytes of an unfinished
- * character come with the token that completes it. */
+ * character come with the token that completes it, and what may begin a stop string is held back. logprob and
+ * what follows are there when the request asked for logprobs. */
 struct wire_token {
     struct wire_str request;
     uint64_t choice;
     uint64_t index;
     uint64_t id;
     struct wire_str text;
+    double logprob;
+    struct wire_str piece;
+    struct wire_alternative *top_logprobs;
+    uint32_t top_count;
     struct wire_str group; /* worker -> coordinator only, with epoch */
     uint64_t epoch;
 };
@@ -110,12 +151,14 @@ struct wire_done {
     struct wire_str request;
     uint64_t choice;
     struct wire_str finish_reason; /* "stop", "length", "cancelled" */
-    struct wire_str text;          /* what the detokeniser still held: a replaced unfinished character */
+    struct wire_str text; /* what was still held back: an unfinished character, the beginning of a stop */
     uint64_t prompt_tokens;
     uint64_t completion_tokens;
-    uint64_t queue_us;   /* accepted -> assigned; filled by the coordinator */
-    uint64_t prefill_us; /* assigned -> first token, in the group */
-    uint64_t decode_us;  /* first token -> last token, in the group */
+    uint64_t cached_tokens;                   /* of the prompt */
+    uint64_t drafted_tokens, accepted_tokens; /* by speculation */
+    uint64_t queue_us;                        /* accepted -> assigned; filled by the coordinator */
+    uint64_t prefill_us;                      /* assigned -> first token, in the group */
+    uint64_t decode_us;                       /* first token -> last token, in the group */
     struct wire_str group;
     uint64_t epoch;
     uint64_t stages;
@@ -199,7 +242,9 @@ struct wire_assign {
     uint64_t max_tokens;
     bool no_bos;
     bool special;
+    struct wire_str tenant;        /* whose request it is: cached prefixes are never shared across tenants */
     struct wire_sampling sampling; /* has_seed is always set */
+    struct wire_service service;
 };
 
 struct wire_drain {

@@ -47,38 +47,124 @@
         .help = text                                                                                       \
     }
 
+static const struct wire_field bias_fields[] = {
+    UINT(wire_bias, id, 0, UINT32_MAX, "the token's number in the vocabulary"),
+    {.name = "bias",
+     .kind = WIRE_KIND_FLOAT,
+     .required = true,
+     .float_min = -100,
+     .float_max = 100,
+     .offset = offsetof(struct wire_bias, bias),
+     .help = "added to its logit, before penalties and temperature"},
+};
+static const struct wire_record bias_record = {
+    .name = "bias",
+    .fields = bias_fields,
+    .field_count = ARRAY_LEN(bias_fields),
+    .bytes = sizeof(struct wire_bias),
+    .help = "one token made more or less likely",
+};
+
+static const struct wire_field stop_fields[] = {
+    STR(wire_stop, text, WIRE_KIND_TEXT, true, 1, WIRE_MAX_STOP, NULL,
+        "the text; it is not part of the answer"),
+};
+static const struct wire_record stop_record = {
+    .name = "stop",
+    .fields = stop_fields,
+    .field_count = ARRAY_LEN(stop_fields),
+    .bytes = sizeof(struct wire_stop),
+    .bare = true,
+    .help = "a text that ends an answer; written as the bare string, not as a map",
+};
+
 /* The members of struct wire_sampling lie flat in the map of the message that holds them. */
 #define SAMPLE_FLOAT(s, member, lo, hi, value, open, text)                                             \
     {                                                                                                  \
         .name = #member, .kind = WIRE_KIND_FLOAT, .above_min = open, .float_min = lo, .float_max = hi, \
         .float_standard = value, .offset = offsetof(struct s, sampling.member), .help = text           \
     }
-#define SAMPLING(s, seed_required)                                                                          \
-    SAMPLE_FLOAT(s, temperature, 0, 100, 1, false, "divides the logits; 0 takes the likeliest token"),      \
-        SAMPLE_FLOAT(s, top_p, 0, 1, 1, true, "keep the likeliest tokens up to this probability together"), \
-        SAMPLE_FLOAT(s, min_p, 0, 1, 0, false,                                                              \
-                     "drop tokens below this share of the likeliest one's probability"),                    \
-        {.name = "top_k",                                                                                   \
-         .kind = WIRE_KIND_UINT,                                                                            \
-         .max = INT32_MAX,                                                                                  \
-         .offset = offsetof(struct s, sampling.top_k),                                                      \
-         .help = "keep this many of the likeliest tokens; 0 keeps all"},                                    \
-        {.name = "seed",                                                                                    \
-         .kind = WIRE_KIND_UINT,                                                                            \
-         .required = seed_required,                                                                         \
-         .max = ANY,                                                                                        \
-         .has_flag = true,                                                                                  \
-         .offset = offsetof(struct s, sampling.seed),                                                       \
-         .side_offset = offsetof(struct s, sampling.has_seed),                                              \
-         .help = "same request and seed, same tokens; drawn by the coordinator when absent"},               \
-        SAMPLE_FLOAT(s, repetition_penalty, 0, 10, 1, true, "divides the logits of tokens seen before"),    \
-        SAMPLE_FLOAT(s, presence_penalty, -2, 2, 0, false,                                                  \
-                     "taken from the logit of a token generated before"),                                   \
-        SAMPLE_FLOAT(s, frequency_penalty, -2, 2, 0, false,                                                 \
-                     "taken once for each time a token was generated"),                                     \
-    {                                                                                                       \
-        .name = "ignore_eos", .kind = WIRE_KIND_BOOL, .offset = offsetof(struct s, sampling.ignore_eos),    \
-        .help = "go on past the model's end-of-text token"                                                  \
+#define SAMPLING(s, seed_required)                                                                           \
+    {.name = "n",                                                                                            \
+     .kind = WIRE_KIND_UINT,                                                                                 \
+     .min = 1,                                                                                               \
+     .max = WIRE_MAX_CHOICES,                                                                                \
+     .standard = 1,                                                                                          \
+     .offset = offsetof(struct s, sampling.n),                                                               \
+     .help = "how many answers: choices 0 to n-1"},                                                          \
+        SAMPLE_FLOAT(s, temperature, 0, 100, 1, false, "divides the logits; 0 takes the likeliest token"),   \
+        SAMPLE_FLOAT(s, top_p, 0, 1, 1, true, "keep the likeliest tokens up to this probability together"),  \
+        SAMPLE_FLOAT(s, min_p, 0, 1, 0, false,                                                               \
+                     "drop tokens below this share of the likeliest one's probability"),                     \
+        {.name = "top_k",                                                                                    \
+         .kind = WIRE_KIND_UINT,                                                                             \
+         .max = INT32_MAX,                                                                                   \
+         .offset = offsetof(struct s, sampling.top_k),                                                       \
+         .help = "keep this many of the likeliest tokens; 0 keeps all"},                                     \
+        {.name = "seed",                                                                                     \
+         .kind = WIRE_KIND_UINT,                                                                             \
+         .required = seed_required,                                                                          \
+         .max = ANY,                                                                                         \
+         .has_flag = true,                                                                                   \
+         .offset = offsetof(struct s, sampling.seed),                                                        \
+         .side_offset = offsetof(struct s, sampling.has_seed),                                               \
+         .help = "same request and seed, same tokens; drawn by the coordinator when absent"},                \
+        SAMPLE_FLOAT(s, repetition_penalty, 0.01, 10, 1, false, "divides the logits of tokens seen before"), \
+        SAMPLE_FLOAT(s, presence_penalty, -2, 2, 0, false,                                                   \
+                     "taken from the logit of a token generated before"),                                    \
+        SAMPLE_FLOAT(s, frequency_penalty, -2, 2, 0, false,                                                  \
+                     "taken once for each time a token was generated"),                                      \
+        {.name = "ignore_eos",                                                                               \
+         .kind = WIRE_KIND_BOOL,                                                                             \
+         .offset = offsetof(struct s, sampling.ignore_eos),                                                  \
+         .help = "go on past the model's end-of-text token"},                                                \
+        {.name = "stop",                                                                                     \
+         .kind = WIRE_KIND_ARRAY,                                                                            \
+         .max = WIRE_MAX_STOPS,                                                                              \
+         .offset = offsetof(struct s, sampling.stop),                                                        \
+         .side_offset = offsetof(struct s, sampling.stop_count),                                             \
+         .element = &stop_record,                                                                            \
+         .help = "the first of these texts in an answer ends it"},                                           \
+        {.name = "logit_bias",                                                                               \
+         .kind = WIRE_KIND_ARRAY,                                                                            \
+         .max = WIRE_MAX_BIASES,                                                                             \
+         .offset = offsetof(struct s, sampling.logit_bias),                                                  \
+         .side_offset = offsetof(struct s, sampling.bias_count),                                             \
+         .element = &bias_record,                                                                            \
+         .help = "tokens made more or less likely, each id once"},                                           \
+        {.name = "logprobs",                                                                                 \
+         .kind = WIRE_KIND_BOOL,                                                                             \
+         .offset = offsetof(struct s, sampling.logprobs),                                                    \
+         .help = "send the log-probability of each token"},                                                  \
+    {                                                                                                        \
+        .name = "top_logprobs", .kind = WIRE_KIND_UINT, .max = WIRE_MAX_TOP_LOGPROBS,                        \
+        .offset = offsetof(struct s, sampling.top_logprobs),                                                 \
+        .help = "and of so many likeliest tokens in its place; needs logprobs"                               \
+    }
+
+/* The members of struct wire_service, flat as well. */
+#define SERVICE(s)                                                                                \
+    {.name = "priority",                                                                          \
+     .kind = WIRE_KIND_UINT,                                                                      \
+     .max = 1000,                                                                                 \
+     .standard = 500,                                                                             \
+     .offset = offsetof(struct s, service.priority),                                              \
+     .help = "the lower one goes first in its group"},                                            \
+        {.name = "speculation",                                                                   \
+         .kind = WIRE_KIND_STRING,                                                                \
+         .max = 32,                                                                               \
+         .choices = "ngram|off",                                                                  \
+         .offset = offsetof(struct s, service.speculation),                                       \
+         .help = "draft tokens from the text so far, or not; empty: as the group is configured"}, \
+        {.name = "draft_tokens",                                                                  \
+         .kind = WIRE_KIND_UINT,                                                                  \
+         .max = 64,                                                                               \
+         .offset = offsetof(struct s, service.draft_tokens),                                      \
+         .help = "most tokens of one draft; 0: as the group is configured"},                      \
+    {                                                                                             \
+        .name = "cache_salt", .kind = WIRE_KIND_STRING, .max = 256,                               \
+        .offset = offsetof(struct s, service.cache_salt),                                         \
+        .help = "a cached prompt is reused for the same salt (and client) alone"                  \
     }
 
 #define OWNER(s, must)                                                                           \
@@ -148,6 +234,7 @@ static const struct wire_field generate_fields[] = {
     BOOL_OPT(wire_generate, no_bos, "do not put the model's begin-of-text token in front"),
     BOOL_OPT(wire_generate, special, "special tokens written out in the prompt are those tokens"),
     SAMPLING(wire_generate, false),
+    SERVICE(wire_generate),
 };
 static const struct wire_field cancel_fields[] = {
     ID_FIELD(wire_cancel, request, true, "the request to end"),
@@ -161,21 +248,47 @@ static const struct wire_field accepted_fields[] = {
     UINT(wire_accepted, seed, 0, ANY, "the seed in force"),
     UINT(wire_accepted, queued, 0, COUNT, "requests before this one"),
 };
+#define LOGPROB(s, text)                                                                  \
+    {                                                                                     \
+        .name = "logprob", .kind = WIRE_KIND_FLOAT, .float_min = -3.5e38, .float_max = 0, \
+        .offset = offsetof(struct s, logprob), .help = text                               \
+    }
+static const struct wire_field alternative_fields[] = {
+    UINT(wire_alternative, id, 0, UINT32_MAX, "the token's number in the vocabulary"),
+    LOGPROB(wire_alternative, "natural logarithm of its probability, as the token's"),
+    TEXT_OPT(wire_alternative, piece, 65536, "the text of this token alone"),
+};
+static const struct wire_record alternative_record = {
+    .name = "alternative",
+    .fields = alternative_fields,
+    .field_count = ARRAY_LEN(alternative_fields),
+    .bytes = sizeof(struct wire_alternative),
+    .help = "a token that might have been drawn",
+};
+
 static const struct wire_field token_fields[] = {
     ID_FIELD(wire_token, request, true, "the request"),
-    UINT_OPT(wire_token, choice, 0, 1023, 0, "which of the request's answers"),
+    UINT_OPT(wire_token, choice, 0, WIRE_MAX_CHOICES - 1, 0, "which of the request's answers"),
     UINT(wire_token, index, 0, UINT32_MAX, "0, 1, 2, ... within the choice"),
     UINT(wire_token, id, 0, UINT32_MAX, "the token's number in the vocabulary"),
     TEXT_OPT(wire_token, text, 65536, "the text it completes; may be empty"),
+    LOGPROB(wire_token,
+            "with logprobs: natural logarithm of its probability in the model's own distribution"),
+    TEXT_OPT(wire_token, piece, 65536, "with logprobs: the text of this token alone"),
+    ARRAY(wire_token, top_logprobs, top_count, false, 0, WIRE_MAX_TOP_LOGPROBS, &alternative_record,
+          "with top_logprobs: the likeliest tokens in its place, the likeliest first"),
     OWNER(wire_token, false),
 };
 static const struct wire_field done_fields[] = {
     ID_FIELD(wire_done, request, true, "the request"),
-    UINT_OPT(wire_done, choice, 0, 1023, 0, "which of the request's answers"),
+    UINT_OPT(wire_done, choice, 0, WIRE_MAX_CHOICES - 1, 0, "which of the request's answers"),
     CHOICE(wire_done, finish_reason, "stop|length|cancelled", "why it ended"),
     TEXT_OPT(wire_done, text, 65536, "text still held back, to be appended"),
     UINT(wire_done, prompt_tokens, 0, COUNT, "tokens of the prompt"),
     UINT(wire_done, completion_tokens, 0, COUNT, "tokens generated"),
+    UINT_OPT(wire_done, cached_tokens, 0, COUNT, 0, "of the prompt's tokens, those found in the cache"),
+    UINT_OPT(wire_done, drafted_tokens, 0, COUNT, 0, "tokens that speculation proposed"),
+    UINT_OPT(wire_done, accepted_tokens, 0, COUNT, 0, "of them, those that were right"),
     UINT_OPT(wire_done, queue_us, 0, COUNT, 0, "accepted to assigned"),
     UINT_OPT(wire_done, prefill_us, 0, COUNT, 0, "assigned to first token, in the group"),
     UINT_OPT(wire_done, decode_us, 0, COUNT, 0, "first token to last token, in the group"),
@@ -255,7 +368,9 @@ static const struct wire_field assign_fields[] = {
     UINT(wire_assign, max_tokens, 1, 1 << 20, "most tokens to generate"),
     BOOL_OPT(wire_assign, no_bos, "do not put the model's begin-of-text token in front"),
     BOOL_OPT(wire_assign, special, "special tokens written out in the prompt are those tokens"),
+    STRING_OPT(wire_assign, tenant, 64, "whose request it is: cached prompts are not shared across tenants"),
     SAMPLING(wire_assign, true),
+    SERVICE(wire_assign),
 };
 static const struct wire_field drain_fields[] = {
     OWNER(wire_drain, true),
@@ -272,10 +387,11 @@ static const struct wire_record records[] = {
            "Ends a request. `group` and `epoch` are for workers only."),
     RECORD(WIRE_STATUS, status, "client -> coordinator", "Asks for a status_reply."),
     RECORD(WIRE_ACCEPTED, accepted, "coordinator -> client",
-           "The request will get exactly one done or error."),
+           "The request will get one done for each of its choices, or else exactly one error."),
     RECORD(WIRE_TOKEN, token, "coordinator -> client, worker -> coordinator",
            "One generated token. `group` and `epoch` are sent by workers only."),
-    RECORD(WIRE_DONE, done, "coordinator -> client, worker -> coordinator", "The request ended well."),
+    RECORD(WIRE_DONE, done, "coordinator -> client, worker -> coordinator",
+           "A choice of the request ended well."),
     RECORD(WIRE_ERROR, error, "coordinator -> client, worker -> coordinator, coordinator -> worker",
            "The request ended badly, or a frame was refused."),
     RECORD(WIRE_STATUS_REPLY, status_reply, "coordinator -> client", "The state of the cluster."),

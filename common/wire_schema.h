@@ -42,6 +42,7 @@ struct wire_record {
     const struct wire_field *fields;
     uint32_t field_count; /* at most 64 */
     uint32_t bytes;       /* sizeof of the struct */
+    bool bare;            /* an element of one field, written as that value alone and not as a map */
 };
 
 /* All messages in the order of their numbers. */

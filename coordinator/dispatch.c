@@ -45,11 +45,11 @@ static void remove_if_over(struct dispatch *d, struct request *q)
     requests_remove(d->requests, q);
 }
 
-static void count_outcome(struct dispatch *d, const struct request *q)
+void dispatch_count_outcome(struct dispatch *d, const struct request *q)
 {
     if (q->outcome == OUTCOME_ERROR)
         d->failed++;
-    else if (wire_str_is(q->done.finish_reason, "cancelled"))
+    else if (request_was_cancelled(q))
         d->cancelled++;
     else
         d->completed++;
@@ -108,9 +108,9 @@ static void client_left(struct dispatch *d, const struct peer *client, const str
 
 void dispatch_flush(struct dispatch *d, struct request *q)
 {
-    struct wire_message m;
+    struct request_message m;
     while (request_next(q, &m)) {
-        enum router_sent sent = router_send(d->router, &q->client, &m);
+        enum router_sent sent = router_send(d->router, &q->client, &m.wire);
         if (sent == ROUTER_GONE) {
             client_left(d, &q->client, q);
             break;
@@ -122,7 +122,7 @@ void dispatch_flush(struct dispatch *d, struct request *q)
             }
             return;
         }
-        request_sent(q);
+        request_sent(q, &m);
     }
     if (q->stalled_ms) {
         q->stalled_ms = 0;
@@ -134,7 +134,7 @@ void dispatch_flush(struct dispatch *d, struct request *q)
 void dispatch_fail(struct dispatch *d, struct request *q, int code, const char *message)
 {
     if (request_error(q, code, "%s", message))
-        count_outcome(d, q);
+        dispatch_count_outcome(d, q);
     if (q->waits) {
         q->waits = false;
         scheduler_finished(d->scheduler, q->slot);
@@ -168,6 +168,8 @@ static bool send_assign(struct dispatch *d, struct request *q, struct group *g)
     m.assign.no_bos = q->no_bos;
     m.assign.special = q->special;
     m.assign.sampling = q->sampling;
+    m.assign.service = q->service;
+    m.assign.tenant = wire_string(q->client.name);
     return router_send(d->router, &g->peer, &m) == ROUTER_SENT;
 }
 
@@ -196,7 +198,7 @@ static void act_end(struct dispatch *d, const struct scheduler_action *action)
                    ? request_error(q, 502, "group %s was lost while it served the request", q->group_name)
                    : request_error(q, action->code, "%s", action->reason);
     if (set)
-        count_outcome(d, q);
+        dispatch_count_outcome(d, q);
     if (action->group == SCHEDULER_NONE) {
         q->waits = false;
         q->group = REQUEST_NO_GROUP;

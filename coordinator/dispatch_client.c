@@ -2,6 +2,7 @@
 #include "coordinator/dispatch_internal.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/clock.h"
 #include "common/log.h"
@@ -22,9 +23,48 @@ static void reject(struct dispatch *d, const struct peer *from, struct wire_str 
     log_debug("dispatch", "rejected a request of client %s: %d %s", from->name, err->code, text);
 }
 
+static int by_id(const void *a, const void *b)
+{
+    uint64_t x = ((const struct wire_bias *)a)->id, y = ((const struct wire_bias *)b)->id;
+    return x < y ? -1 : x > y;
+}
+
+static int check_biases(const struct wire_sampling *s, struct err *err)
+{
+    struct wire_bias sorted[WIRE_MAX_BIASES];
+    if (s->bias_count)
+        memcpy(sorted, s->logit_bias, s->bias_count * sizeof(*sorted));
+    qsort(sorted, s->bias_count, sizeof(*sorted), by_id);
+    for (uint32_t i = 1; i < s->bias_count; i++)
+        if (sorted[i].id == sorted[i - 1].id)
+            return err_set_code(err, 400, "logit_bias: token %llu is named twice, expected each id once",
+                                (unsigned long long)sorted[i].id);
+    return 0;
+}
+
+/* What no single field shows. */
+static int check_asked(const struct wire_generate *in, struct err *err)
+{
+    const struct wire_sampling *s = &in->sampling;
+    if (s->top_logprobs && !s->logprobs)
+        return err_set_code(err, 400, "top_logprobs: %llu, expected 0 without logprobs",
+                            (unsigned long long)s->top_logprobs);
+    uint64_t each = s->logprobs ? 1 + s->top_logprobs : 1, records = s->n * in->max_tokens * each;
+    if (records > REQUEST_MAX_RECORDS)
+        return err_set_code(err, 400,
+                            "n x max_tokens x (1 + top_logprobs): %llu x %llu x %llu, expected at most %u",
+                            (unsigned long long)s->n, (unsigned long long)in->max_tokens,
+                            (unsigned long long)each, REQUEST_MAX_RECORDS);
+    return check_biases(s, err);
+}
+
 void dispatch_generate(struct dispatch *d, const struct peer *from, const struct wire_generate *in)
 {
     struct err err;
+    if (check_asked(in, &err)) {
+        reject(d, from, in->request, &err);
+        return;
+    }
     struct wire_generate asked = *in;
     if (!asked.sampling.has_seed) {
         asked.sampling.has_seed = true;
@@ -78,10 +118,7 @@ void dispatch_cancel(struct dispatch *d, const struct peer *from, const struct w
         dispatch_cancel_at_group(d, q); /* the group's `done` will say what came out until then */
         return;
     }
-    struct wire_message m;
-    wire_init(&m, WIRE_DONE);
-    m.done.finish_reason = wire_string("cancelled");
-    request_done(q, &m.done);
+    request_done_unserved(q);
     d->cancelled++;
     q->waits = false;
     scheduler_finished(d->scheduler, q->slot);

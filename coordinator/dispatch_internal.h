@@ -24,6 +24,8 @@ struct dispatch {
 /* Sends the client what its request has for it; forgets the request when nothing is left to do. *q may be
  * gone afterwards. */
 void dispatch_flush(struct dispatch *d, struct request *q);
+/* Counts a request that has just got its outcome. */
+void dispatch_count_outcome(struct dispatch *d, const struct request *q);
 /* The request fails: the client gets the error, and a group that holds it is told to cancel. *q may be gone.
  */
 void dispatch_fail(struct dispatch *d, struct request *q, int code, const char *message);

@@ -151,28 +151,40 @@ static void release(struct dispatch *d, struct request *q)
     scheduler_finished(d->scheduler, q->slot);
 }
 
+/* What the request took, all its choices together: they ran side by side over one prompt. */
+static void report_usage(struct dispatch *d, const struct request *q)
+{
+    struct scheduler_usage usage = {0};
+    for (uint64_t i = 0; i < q->sampling.n; i++) {
+        const struct wire_done *done = &q->choices[i].done;
+        usage.prompt_tokens = done->prompt_tokens;
+        usage.cached_tokens =
+            done->cached_tokens > usage.cached_tokens ? done->cached_tokens : usage.cached_tokens;
+        usage.output_tokens += done->completion_tokens;
+        usage.prefill_us = done->prefill_us > usage.prefill_us ? done->prefill_us : usage.prefill_us;
+        usage.decode_us = done->decode_us > usage.decode_us ? done->decode_us : usage.decode_us;
+    }
+    scheduler_used(d->scheduler, q->slot, &usage);
+}
+
 void dispatch_done(struct dispatch *d, const struct peer *from, const struct wire_done *in)
 {
     struct group *g = current(d, from, "done", in->group, in->epoch, in->request);
     struct request *q = g ? held(d, g, "done", in->request) : NULL;
     if (!q)
         return;
-    scheduler_used(d->scheduler, q->slot,
-                   &(struct scheduler_usage){.prompt_tokens = in->prompt_tokens,
-                                             .output_tokens = in->completion_tokens,
-                                             .prefill_us = in->prefill_us,
-                                             .decode_us = in->decode_us});
-    if (request_done(q, in)) {
-        if (q->outcome == OUTCOME_ERROR) {
-            log_warn("dispatch", "group %s, request %s: %s", g->name, q->id, q->error_message);
-            d->failed++;
-        } else if (wire_str_is(q->done.finish_reason, "cancelled")) {
-            d->cancelled++;
-        } else {
-            d->completed++;
-        }
+    bool over = request_done(q, in);
+    if (over)
+        dispatch_count_outcome(d, q);
+    if (over && q->outcome == OUTCOME_ERROR)
+        log_warn("dispatch", "group %s, request %s: %s", g->name, q->id, q->error_message);
+    if (request_let_go(q)) {
+        report_usage(d, q);
+        release(d, q);
+    } else if (over) { /* what it said of one choice was wrong: it need not go on with the others */
+        scheduler_ending(d->scheduler, q->slot);
+        dispatch_cancel_at_group(d, q);
     }
-    release(d, q);
     dispatch_flush(d, q);
 }
 

@@ -87,6 +87,45 @@ static void release_client_id(struct requests *r, struct request *q)
     q->next = NONE;
 }
 
+static struct wire_str own_string(struct wire_str s)
+{
+    return (struct wire_str){s.size ? wire_str_dup(s) : NULL, s.size};
+}
+
+/* Copies what the request's own message will not keep. */
+static void keep_asked(struct request *q, const struct wire_generate *in)
+{
+    struct wire_sampling *s = &q->sampling;
+    *s = in->sampling;
+    q->service = in->service;
+    q->service.speculation = own_string(in->service.speculation);
+    q->service.cache_salt = own_string(in->service.cache_salt);
+    s->stop = s->stop_count ? xcalloc(s->stop_count, sizeof(*s->stop)) : NULL;
+    for (uint32_t i = 0; i < s->stop_count; i++)
+        s->stop[i].text = own_string(in->sampling.stop[i].text);
+    s->logit_bias = s->bias_count ? xcalloc(s->bias_count, sizeof(*s->logit_bias)) : NULL;
+    if (s->bias_count)
+        memcpy(s->logit_bias, in->sampling.logit_bias, s->bias_count * sizeof(*s->logit_bias));
+    q->choices = xcalloc(s->n, sizeof(*q->choices));
+}
+
+static void release_asked(struct request *q)
+{
+    for (uint32_t i = 0; i < q->sampling.stop_count; i++)
+        free((void *)(uintptr_t)q->sampling.stop[i].text.data);
+    free(q->sampling.stop);
+    free(q->sampling.logit_bias);
+    free((void *)(uintptr_t)q->service.speculation.data);
+    free((void *)(uintptr_t)q->service.cache_salt.data);
+    for (uint64_t c = 0; c < q->sampling.n; c++) {
+        free(q->choices[c].tokens);
+        buffer_release(&q->choices[c].text);
+        buffer_release(&q->choices[c].alternatives);
+        free(q->choices[c].done_text);
+    }
+    free(q->choices);
+}
+
 struct request *requests_add(struct requests *r, const struct peer *client, const struct wire_generate *in,
                              uint64_t now_us, struct err *err)
 {
@@ -113,10 +152,10 @@ struct request *requests_add(struct requests *r, const struct peer *client, cons
                           .max_tokens = in->max_tokens,
                           .no_bos = in->no_bos,
                           .special = in->special,
-                          .sampling = in->sampling,
                           .group = REQUEST_NO_GROUP,
                           .waits = true,
                           .accepted_us = now_us};
+    keep_asked(q, in);
     snprintf(q->id, sizeof(q->id), "r%llu", (unsigned long long)(++r->rounds * r->limit + slot));
     snprintf(q->client_request, sizeof(q->client_request), "%.*s", (int)in->request.size, in->request.data);
     if (in->prompt.size > 0)
@@ -133,10 +172,8 @@ void requests_remove(struct requests *r, struct request *q)
     release_client_id(r, q);
     free(q->model);
     free(q->prompt);
-    free(q->tokens);
-    buffer_release(&q->text);
+    release_asked(q);
     free(q->error_message);
-    free(q->done_text);
     q->used = false;
     r->free_slots[r->limit - r->count--] = q->slot;
 }
@@ -166,65 +203,150 @@ void request_assigned(struct request *q, const struct request_place *place, uint
     q->stage_count = place->stage_count;
     snprintf(q->group_name, sizeof(q->group_name), "%s", place->name);
     q->assigned_us = now_us;
+    for (uint64_t c = 0; c < q->sampling.n; c++)
+        q->choices[c].held = true;
 }
 
-/* Most bytes of text that a stream may have: far above what vocabularies hold, far below what hurts. */
+/* Most bytes of text that a choice may have: far above what vocabularies hold, far below what hurts. */
 static uint64_t text_limit(const struct request *q)
 {
-    return 65536 + q->max_tokens * 256;
+    uint64_t pieces = q->sampling.logprobs ? 2 + q->sampling.top_logprobs : 1;
+    return 65536 + q->max_tokens * 256 * pieces;
+}
+
+static uint64_t text_bytes(const struct wire_token *t)
+{
+    uint64_t bytes = (uint64_t)t->text.size + t->piece.size;
+    for (uint32_t i = 0; i < t->top_count; i++)
+        bytes += t->top_logprobs[i].piece.size;
+    return bytes;
+}
+
+static void append_string(struct buffer *to, struct wire_str s)
+{
+    if (s.size > 0)
+        buffer_append(to, s.data, s.size);
+}
+
+static void log_token(struct request_choice *c, const struct wire_token *t)
+{
+    if (c->token_count == c->token_capacity) {
+        c->token_capacity = c->token_capacity ? c->token_capacity * 2 : 64;
+        c->tokens = xrealloc(c->tokens, c->token_capacity * sizeof(*c->tokens));
+    }
+    c->tokens[c->token_count++] =
+        (struct request_token){.id = (uint32_t)t->id,
+                               .text_bytes = t->text.size,
+                               .text_offset = c->text.size,
+                               .logprob = (float)t->logprob,
+                               .piece_bytes = t->piece.size,
+                               .top_count = t->top_count,
+                               .top_offset = c->alternatives.size / sizeof(struct request_alternative)};
+    append_string(&c->text, t->text);
+    append_string(&c->text, t->piece);
+    for (uint32_t i = 0; i < t->top_count; i++) {
+        const struct wire_alternative *a = &t->top_logprobs[i];
+        struct request_alternative kept = {.id = (uint32_t)a->id,
+                                           .logprob = (float)a->logprob,
+                                           .piece_bytes = a->piece.size,
+                                           .piece_offset = c->text.size};
+        append_string(&c->text, a->piece);
+        buffer_append(&c->alternatives, &kept, sizeof(kept));
+    }
 }
 
 enum request_token_result request_token(struct request *q, const struct wire_token *token, struct err *err)
 {
-    if (token->choice == 0 && token->index < q->token_count)
-        return REQUEST_TOKEN_DUPLICATE;
-    if (token->choice != 0)
+    if (token->choice >= q->sampling.n) {
         err_set_code(err, 500, "its group sent a token of choice %llu", (unsigned long long)token->choice);
-    else if (token->index != q->token_count)
+        return REQUEST_TOKEN_BROKEN;
+    }
+    struct request_choice *c = &q->choices[token->choice];
+    if (token->index < c->token_count)
+        return REQUEST_TOKEN_DUPLICATE;
+    if (token->index != c->token_count)
         err_set_code(err, 500, "its group sent token %llu where %llu was due",
-                     (unsigned long long)token->index, (unsigned long long)q->token_count);
-    else if (q->token_count >= q->max_tokens)
-        err_set_code(err, 500, "its group sent more than %llu tokens", (unsigned long long)q->max_tokens);
-    else if (token->id > UINT32_MAX || q->text.size + token->text.size > text_limit(q))
+                     (unsigned long long)token->index, (unsigned long long)c->token_count);
+    else if (c->token_count >= q->max_tokens || c->ended)
+        err_set_code(err, 500, "its group sent more than %llu tokens", (unsigned long long)c->token_count);
+    else if (token->id > UINT32_MAX || c->text.size + text_bytes(token) > text_limit(q))
         err_set_code(err, 500, "its group sent more text than its tokens can hold");
+    else if (token->top_count > q->sampling.top_logprobs)
+        err_set_code(err, 500, "its group sent %u alternatives, %llu were asked for", token->top_count,
+                     (unsigned long long)q->sampling.top_logprobs);
     else {
-        if (q->token_count == q->token_capacity) {
-            q->token_capacity = q->token_capacity ? q->token_capacity * 2 : 64;
-            q->tokens = xrealloc(q->tokens, q->token_capacity * sizeof(*q->tokens));
-        }
-        q->tokens[q->token_count++] = (struct request_token){
-            .id = (uint32_t)token->id, .text_bytes = token->text.size, .text_offset = q->text.size};
-        if (token->text.size > 0)
-            buffer_append(&q->text, token->text.data, token->text.size);
+        log_token(c, token);
         return REQUEST_TOKEN_LOGGED;
     }
     return REQUEST_TOKEN_BROKEN;
 }
 
+static void end_choice(struct request *q, struct request_choice *c, const struct wire_done *done)
+{
+    c->ended = true;
+    c->done = *done;
+    snprintf(c->finish_reason, sizeof(c->finish_reason), "%.*s", (int)done->finish_reason.size,
+             done->finish_reason.data);
+    c->done_text = wire_str_dup(done->text);
+    c->done.text.data = c->done_text;
+    c->done.request = wire_string(q->client_request);
+    c->done.finish_reason = wire_string(c->finish_reason);
+    c->done.group = wire_string(q->group_name[0] ? q->group_name : NULL);
+    c->done.epoch = q->epoch;
+    c->done.stages = q->stage_count;
+    c->done.queue_us = q->waits ? 0 : q->assigned_us - q->accepted_us;
+}
+
 bool request_done(struct request *q, const struct wire_done *done)
 {
+    if (done->choice >= q->sampling.n)
+        return request_error(q, 500, "group %s ended choice %llu of %llu", q->group_name,
+                             (unsigned long long)done->choice, (unsigned long long)q->sampling.n);
+    struct request_choice *c = &q->choices[done->choice];
+    if (c->ended)
+        return false;
+    c->held = false;
+    c->done = *done; /* what it took counts even when its client has its outcome already */
     if (q->outcome != OUTCOME_NONE)
         return false;
     /* One more than was sent is right: the token that ends a text is generated, never sent. After a cancel
      * more may have been under way. */
     bool cancelled = wire_str_is(done->finish_reason, "cancelled");
-    if (done->choice != 0 || done->completion_tokens < q->token_count ||
-        (!cancelled && done->completion_tokens > q->token_count + 1))
+    if (done->completion_tokens < c->token_count ||
+        (!cancelled && done->completion_tokens > c->token_count + 1))
         return request_error(q, 500, "group %s says it generated %llu tokens, %llu came", q->group_name,
-                             (unsigned long long)done->completion_tokens, (unsigned long long)q->token_count);
+                             (unsigned long long)done->completion_tokens, (unsigned long long)c->token_count);
+    end_choice(q, c, done);
+    for (uint64_t i = 0; i < q->sampling.n; i++)
+        if (!q->choices[i].ended)
+            return false;
     q->outcome = OUTCOME_DONE;
-    q->done = *done;
-    snprintf(q->finish_reason, sizeof(q->finish_reason), "%.*s", (int)done->finish_reason.size,
-             done->finish_reason.data);
-    q->done_text = wire_str_dup(done->text);
-    q->done.text.data = q->done_text;
-    q->done.request = wire_string(q->client_request);
-    q->done.finish_reason = wire_string(q->finish_reason);
-    q->done.group = wire_string(q->group_name[0] ? q->group_name : NULL);
-    q->done.epoch = q->epoch;
-    q->done.stages = q->stage_count;
-    q->done.queue_us = q->waits ? 0 : q->assigned_us - q->accepted_us;
     return true;
+}
+
+void request_done_unserved(struct request *q)
+{
+    struct wire_message m;
+    wire_init(&m, WIRE_DONE);
+    m.done.finish_reason = wire_string("cancelled");
+    for (; m.done.choice < q->sampling.n; m.done.choice++)
+        request_done(q, &m.done);
+}
+
+bool request_let_go(const struct request *q)
+{
+    for (uint64_t i = 0; i < q->sampling.n; i++)
+        if (q->choices[i].held)
+            return false;
+    return true;
+}
+
+bool request_was_cancelled(const struct request *q)
+{
+    for (uint64_t i = 0; i < q->sampling.n; i++)
+        if (strcmp(q->choices[i].finish_reason, "cancelled") == 0)
+            return true;
+    return false;
 }
 
 bool request_error(struct request *q, int code, const char *fmt, ...)
@@ -242,41 +364,71 @@ bool request_error(struct request *q, int code, const char *fmt, ...)
     return true;
 }
 
-bool request_next(const struct request *q, struct wire_message *out)
+static struct wire_str part_of(const struct buffer *text, uint64_t offset, uint32_t bytes)
+{
+    return bytes ? (struct wire_str){(const char *)text->data + offset, bytes} : (struct wire_str){NULL, 0};
+}
+
+static void fill_token(const struct request *q, uint64_t choice, struct request_message *out)
+{
+    const struct request_choice *c = &q->choices[choice];
+    const struct request_token *t = &c->tokens[c->sent];
+    struct wire_token *m = &out->wire.token;
+    wire_init(&out->wire, WIRE_TOKEN);
+    m->request = wire_string(q->client_request);
+    m->choice = choice;
+    m->index = c->sent;
+    m->id = t->id;
+    m->text = part_of(&c->text, t->text_offset, t->text_bytes);
+    m->logprob = (double)t->logprob;
+    m->piece = part_of(&c->text, t->text_offset + t->text_bytes, t->piece_bytes);
+    m->top_logprobs = out->top;
+    m->top_count = t->top_count;
+    for (uint32_t i = 0; i < t->top_count; i++) {
+        const struct request_alternative *a =
+            (const struct request_alternative *)c->alternatives.data + t->top_offset + i;
+        out->top[i] = (struct wire_alternative){.id = a->id,
+                                                .logprob = (double)a->logprob,
+                                                .piece = part_of(&c->text, a->piece_offset, a->piece_bytes)};
+    }
+}
+
+bool request_next(const struct request *q, struct request_message *out)
 {
     if (q->client_gone || q->outcome_sent)
         return false;
-    if (q->sent < q->token_count) {
-        const struct request_token *t = &q->tokens[q->sent];
-        wire_init(out, WIRE_TOKEN);
-        out->token.request = wire_string(q->client_request);
-        out->token.index = q->sent;
-        out->token.id = t->id;
-        if (t->text_bytes > 0)
-            out->token.text = (struct wire_str){(const char *)q->text.data + t->text_offset, t->text_bytes};
-        return true;
+    for (uint64_t i = 0; i < q->sampling.n; i++) {
+        const struct request_choice *c = &q->choices[i];
+        if (c->sent < c->token_count) {
+            fill_token(q, i, out);
+            return true;
+        }
+        if (c->ended && !c->end_sent) {
+            wire_init(&out->wire, WIRE_DONE);
+            out->wire.done = c->done;
+            return true;
+        }
     }
-    if (q->outcome == OUTCOME_DONE) {
-        wire_init(out, WIRE_DONE);
-        out->done = q->done;
-        return true;
-    }
-    if (q->outcome == OUTCOME_ERROR) {
-        wire_init(out, WIRE_ERROR);
-        out->error.request = wire_string(q->client_request);
-        out->error.code = (uint64_t)q->error_code;
-        out->error.message = wire_string(q->error_message);
-        return true;
-    }
-    return false;
+    if (q->outcome != OUTCOME_ERROR)
+        return false;
+    wire_init(&out->wire, WIRE_ERROR);
+    out->wire.error.request = wire_string(q->client_request);
+    out->wire.error.code = (uint64_t)q->error_code;
+    out->wire.error.message = wire_string(q->error_message);
+    return true;
 }
 
-void request_sent(struct request *q)
+void request_sent(struct request *q, const struct request_message *m)
 {
-    if (q->sent < q->token_count)
-        q->sent++;
-    else
-        q->outcome_sent = true;
+    if (m->wire.type == WIRE_TOKEN) {
+        q->choices[m->wire.token.choice].sent++;
+        return;
+    }
+    if (m->wire.type == WIRE_DONE)
+        q->choices[m->wire.done.choice].end_sent = true;
+    q->outcome_sent = m->wire.type == WIRE_ERROR || q->outcome == OUTCOME_DONE;
+    for (uint64_t i = 0; q->outcome == OUTCOME_DONE && i < q->sampling.n; i++)
+        q->outcome_sent &= q->choices[i].end_sent;
 }
 
 bool request_over(const struct request *q)

@@ -3,10 +3,11 @@
  *
  *   client's connection + client's id  <->  slot  <->  the coordinator's own id ("r17") that groups see
  *
- * Invariants: one connection has each id at most once among its live requests. The log takes tokens in the
- * order 0, 1, 2, ... alone (I2), at most max_tokens of them, and bounded text. Exactly one outcome is ever
- * set (I1). An entry outlives its outcome until both its client has been told (or is gone) and no group holds
- * it. The log stays complete while the request lives: a later migration hands it to another group. */
+ * Invariants: one connection has each id at most once among its live requests. Each choice's log takes tokens
+ * in the order 0, 1, 2, ... alone (I2), at most max_tokens of them, and bounded text. A request ends with one
+ * done for each of its choices, or with one error (I1). An entry outlives its outcome until both its client
+ * has been told (or is gone) and no group holds it. The log stays complete while the request lives: a later
+ * migration hands it to another group. */
 #ifndef LEPTON_COORDINATOR_REQUESTS_H
 #define LEPTON_COORDINATOR_REQUESTS_H
 
@@ -14,11 +15,41 @@
 #include "coordinator/peer.h"
 
 #define REQUEST_NO_GROUP UINT32_MAX
+/* Most tokens and alternatives that the log of one request may have to hold: n x max_tokens x (1 +
+ * top_logprobs). */
+#define REQUEST_MAX_RECORDS (1u << 20)
 
 struct request_token {
     uint32_t id;
     uint32_t text_bytes;
     uint64_t text_offset; /* in the log's text */
+    /* with logprobs */
+    float logprob;
+    uint32_t piece_bytes; /* behind the text */
+    uint32_t top_count;
+    uint64_t top_offset; /* in the log's alternatives */
+};
+
+/* A likely token in another's place; its piece lies in the log's text. */
+struct request_alternative {
+    uint32_t id;
+    float logprob;
+    uint32_t piece_bytes;
+    uint64_t piece_offset;
+};
+
+/* The log of one answer: tokens 0..token_count-1, of which the client was sent `sent`, and its end. */
+struct request_choice {
+    struct request_token *tokens;
+    uint64_t token_count, token_capacity, sent;
+    struct buffer text;
+    struct buffer alternatives; /* of struct request_alternative */
+    bool held;                  /* a group may still say something about it */
+    bool ended, end_sent;
+    struct wire_done done; /* its numbers once it is not held; with `ended` its strings: the two below and the
+                              request's */
+    char finish_reason[16];
+    char *done_text;
 };
 
 enum request_outcome { OUTCOME_NONE, OUTCOME_DONE, OUTCOME_ERROR };
@@ -36,7 +67,8 @@ struct request {
     uint32_t prompt_bytes;
     uint64_t max_tokens;
     bool no_bos, special;
-    struct wire_sampling sampling; /* the seed is set */
+    struct wire_sampling sampling; /* the seed is set; its arrays are ours */
+    struct wire_service service;   /* its strings are ours */
     /* where it runs: REQUEST_NO_GROUP while it waits, and again when its group has let go of it */
     uint32_t group;
     uint64_t epoch;
@@ -45,19 +77,13 @@ struct request {
     bool waits;                       /* not assigned yet */
     bool cancelled;                   /* the group was told to cancel */
     uint64_t accepted_us, assigned_us;
-    /* the log: tokens 0..token_count-1, of which the client was sent `sent` */
-    struct request_token *tokens;
-    uint64_t token_count, token_capacity, sent;
-    struct buffer text;
-    uint64_t stalled_ms; /* since when the client does not read; 0 = it does */
+    struct request_choice *choices; /* [sampling.n] */
+    uint64_t stalled_ms;            /* since when the client does not read; 0 = it does */
     /* how it ended */
     enum request_outcome outcome;
     bool outcome_sent;
     int error_code;
     char *error_message;
-    struct wire_done done; /* its strings are the two below and group_name */
-    char finish_reason[16];
-    char *done_text;
     uint32_t next; /* in its hash bucket */
 };
 
@@ -90,15 +116,27 @@ void request_assigned(struct request *q, const struct request_place *place, uint
 enum request_token_result { REQUEST_TOKEN_LOGGED, REQUEST_TOKEN_DUPLICATE, REQUEST_TOKEN_BROKEN };
 enum request_token_result request_token(struct request *q, const struct wire_token *token, struct err *err);
 
-/* Sets the outcome; false when there is one already (the first one stands). A `done` that claims tokens which
- * never came becomes an error. Where it ran and how long it waited is filled in. */
+/* A choice ended. True when this set the request's outcome: it was the last one, or it claims tokens which
+ * never came (or a choice that is none), which makes it an error. The first end of a choice and the first
+ * outcome stand. Where it ran and how long it waited is filled in. */
 bool request_done(struct request *q, const struct wire_done *done);
+/* Ends every choice: cancelled before any group had the request. */
+void request_done_unserved(struct request *q);
+/* Sets the outcome; false when there is one already. */
 bool request_error(struct request *q, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
+/* The group has ended every choice: it holds nothing of the request any more. */
+bool request_let_go(const struct request *q);
+/* Of a request that is done: was any choice cancelled? */
+bool request_was_cancelled(const struct request *q);
 
 /* The message that the client must get next, its strings borrowed from *q; false when there is none now.
- * After it was sent: request_sent. */
-bool request_next(const struct request *q, struct wire_message *out);
-void request_sent(struct request *q);
+ * After it was sent: request_sent with that message. */
+struct request_message {
+    struct wire_message wire;
+    struct wire_alternative top[WIRE_MAX_TOP_LOGPROBS]; /* what a token's array points to */
+};
+bool request_next(const struct request *q, struct request_message *out);
+void request_sent(struct request *q, const struct request_message *m);
 /* Nothing is left to do: the outcome was sent (or the client is gone), and no group holds it. */
 bool request_over(const struct request *q);
 

@@ -94,7 +94,7 @@ static int job_result(const struct client_job *job, struct bench_stream *q, stru
     if (job->error.code)
         return err_set(err, "%s", job->error.message);
     if (q->tokens != q->max_tokens)
-        return err_set(err, "a stream ended (%s) after %d of %d tokens", job->finish_reason, q->tokens,
+        return err_set(err, "a stream ended (%s) after %d of %d tokens", client_job_finish(job, 0), q->tokens,
                        q->max_tokens);
     q->sent_us = job->sent_us;
     q->over_us = job->over_us;

@@ -73,7 +73,7 @@ static const struct config_table table = {
 #define LINE_MAX_BYTES (1u << 20)
 
 struct chat {
-    const struct chat_settings *s;
+    struct chat_settings *s;
     struct chat_format *format;
     struct local *local; /* NULL: somebody else's cluster */
     struct client *client;
@@ -186,6 +186,21 @@ static bool begins_with_bos(const struct chat *c, const struct buffer *text)
     return bytes && text->size >= bytes && memcmp(text->data, bos, bytes) == 0;
 }
 
+/* The model's own end of a turn, written out: in the vocabulary of most models it is an end token, which
+ * gives no text; where it is none (a template lent from another family) the answer would go on behind it. */
+static int add_own_stop(struct chat *c, struct client_job *job, struct err *err)
+{
+    const char *end = chat_format_token(c->format, "eos_token");
+    struct wire_sampling *s = &job->ask.sampling;
+    if (!end || !*end || strlen(end) > WIRE_MAX_STOP || s->ignore_eos)
+        return 0;
+    if (s->stop_count == WIRE_MAX_STOPS)
+        return err_set(err, "--stop: expected at most %d beside the model's own \"%s\"", WIRE_MAX_STOPS - 1,
+                       end);
+    s->stop[s->stop_count++].text = wire_string(end);
+    return 0;
+}
+
 static int ask(struct chat *c, struct client_job *job, struct buffer *text, bool *interrupted,
                struct err *err)
 {
@@ -199,6 +214,8 @@ static int ask(struct chat *c, struct client_job *job, struct buffer *text, bool
         return -1;
     job->ask.special = true;
     job->ask.no_bos = begins_with_bos(c, text);
+    if (add_own_stop(c, job, err))
+        return -1;
     client_interrupt_on(c->client, c->interrupt_fd);
     return client_generate_many(c->client, job, 1, interrupted, err);
 }
@@ -232,10 +249,11 @@ static int turn(struct chat *c, const char *line, size_t bytes)
         if (job.error.code == 413)
             fprintf(stderr, "lepton chat: /reset begins a new conversation\n");
     }
-    if (job.error.code == 0 && code == 0 ? true : interrupted && job.text.size)
+    const struct buffer *answer = job.choice ? &job.choice[0].text : &text;
+    if (job.error.code == 0 && code == 0 ? true : interrupted && job.choice && answer->size)
         json_array_append_new(c->messages,
                               json_pack("{ss,ss%}", "role", "assistant", "content",
-                                        job.text.size ? (const char *)job.text.data : "", job.text.size));
+                                        answer->size ? (const char *)answer->data : "", answer->size));
     else
         json_array_remove(c->messages, turns - 1);
     if (interrupted)

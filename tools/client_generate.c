@@ -1,12 +1,10 @@
 #include "tools/client.h"
 
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/clock.h"
-#include "tools/command.h"
 
 /* The coordinator answers a generate at once; a silence this long means that it is gone or stuck. */
 #define ANSWER_TIMEOUT_MS 10000
@@ -44,13 +42,13 @@ static struct client_job *find_job(struct run *r, struct wire_str id, size_t *in
     return &r->jobs[n];
 }
 
-static void append_text(struct client_job *job, struct wire_str text)
+static void append_text(struct client_job *job, uint64_t choice, struct wire_str text)
 {
     if (text.size == 0)
         return;
-    buffer_append(&job->text, text.data, text.size);
+    buffer_append(&job->choice[choice].text, text.data, text.size);
     if (job->on_text)
-        job->on_text(job, text.data, text.size);
+        job->on_text(job, choice, text.data, text.size);
 }
 
 static void answered(struct run *r, size_t index)
@@ -68,39 +66,85 @@ static void finish(struct run *r, struct client_job *job)
     r->live--;
 }
 
+static void take_logprob(struct client_logprob *out, const struct wire_token *t)
+{
+    *out = (struct client_logprob){.logprob = t->logprob,
+                                   .piece = wire_str_dup(t->piece),
+                                   .piece_bytes = t->piece.size,
+                                   .top_count = t->top_count};
+    out->top = xcalloc(t->top_count ? t->top_count : 1, sizeof(*out->top));
+    for (uint32_t i = 0; i < t->top_count; i++) {
+        const struct wire_alternative *a = &t->top_logprobs[i];
+        out->top[i] = (struct client_alternative){.id = (uint32_t)a->id,
+                                                  .logprob = a->logprob,
+                                                  .piece = wire_str_dup(a->piece),
+                                                  .piece_bytes = a->piece.size};
+    }
+}
+
+/* I2: what may never come, if it comes, is an error and never hidden. */
+static void break_job(struct run *r, struct client_job *job, const char *what, uint64_t choice,
+                      uint64_t index)
+{
+    err_set_code(&job->error, 500, "%s of choice %llu came where none was due (index %llu)", what,
+                 (unsigned long long)choice, (unsigned long long)index);
+    finish(r, job);
+}
+
 static void take_token(struct run *r, struct client_job *job, const struct wire_token *t)
 {
-    if (t->index != job->token_count || t->choice != 0) { /* I2: this must never happen; never hide it */
-        err_set_code(&job->error, 500, "token %llu came where %zu was due", (unsigned long long)t->index,
-                     job->token_count);
-        finish(r, job);
+    struct client_choice *c = t->choice < job->ask.sampling.n ? &job->choice[t->choice] : NULL;
+    if (!c || c->over || t->index != c->token_count) {
+        break_job(r, job, "a token", t->choice, t->index);
         return;
     }
-    if (job->token_count == 0)
+    if (job->token_count++ == 0)
         job->first_token_us = clock_now_us();
-    if ((job->token_count & (job->token_count - 1)) == 0) /* doubles at every power of two */
-        job->tokens =
-            xrealloc(job->tokens, (job->token_count ? job->token_count * 2 : 1) * sizeof(*job->tokens));
-    job->tokens[job->token_count++] = (uint32_t)t->id;
+    if ((c->token_count & (c->token_count - 1)) == 0) { /* doubles at every power of two */
+        size_t capacity = c->token_count ? c->token_count * 2 : 1;
+        c->tokens = xrealloc(c->tokens, capacity * sizeof(*c->tokens));
+        if (job->ask.sampling.logprobs)
+            c->logprobs = xrealloc(c->logprobs, capacity * sizeof(*c->logprobs));
+    }
+    if (c->logprobs)
+        take_logprob(&c->logprobs[c->token_count], t);
+    c->tokens[c->token_count++] = (uint32_t)t->id;
     if (job->on_token)
         job->on_token(job);
-    append_text(job, t->text);
+    append_text(job, t->choice, t->text);
+}
+
+static void keep_larger(uint64_t *kept, uint64_t value)
+{
+    *kept = value > *kept ? value : *kept;
 }
 
 static void take_done(struct run *r, struct client_job *job, const struct wire_done *d)
 {
-    append_text(job, d->text);
-    snprintf(job->finish_reason, sizeof(job->finish_reason), "%.*s", (int)d->finish_reason.size,
+    struct client_choice *c = d->choice < job->ask.sampling.n ? &job->choice[d->choice] : NULL;
+    if (!c || c->over) {
+        break_job(r, job, "an end", d->choice, d->completion_tokens);
+        return;
+    }
+    append_text(job, d->choice, d->text);
+    c->over = true;
+    snprintf(c->finish_reason, sizeof(c->finish_reason), "%.*s", (int)d->finish_reason.size,
              d->finish_reason.data);
     if (d->group.size > 0)
         snprintf(job->group, sizeof(job->group), "%.*s", (int)d->group.size, d->group.data);
     job->epoch = d->epoch;
     job->stages = d->stages;
     job->prompt_tokens = d->prompt_tokens;
-    job->completion_tokens = d->completion_tokens;
-    job->queue_us = d->queue_us;
-    job->prefill_us = d->prefill_us;
-    job->decode_us = d->decode_us;
+    keep_larger(&job->cached_tokens, d->cached_tokens);
+    job->completion_tokens += d->completion_tokens;
+    job->drafted_tokens += d->drafted_tokens;
+    job->accepted_tokens += d->accepted_tokens;
+    keep_larger(&job->queue_us, d->queue_us);
+    keep_larger(&job->prefill_us, d->prefill_us);
+    keep_larger(&job->decode_us, d->decode_us);
+    for (uint64_t i = 0; i < job->ask.sampling.n; i++)
+        if (!job->choice[i].over)
+            return;
     finish(r, job);
 }
 
@@ -216,6 +260,8 @@ int client_generate_many(struct client *c, struct client_job *jobs, size_t count
                     .unanswered = count,
                     .accepted = xcalloc(count ? count : 1, sizeof(bool)),
                     .give_up_ms = clock_now_ms() + ANSWER_TIMEOUT_MS};
+    for (size_t i = 0; i < count; i++)
+        jobs[i].choice = xcalloc(jobs[i].ask.sampling.n, sizeof(*jobs[i].choice));
     int rc = send_all(&r, err);
     while (rc == 0 && r.live > 0)
         rc = step(&r, err);
@@ -228,69 +274,4 @@ int client_generate_many(struct client *c, struct client_job *jobs, size_t count
         *interrupted = r.interrupted;
     free(r.accepted);
     return rc;
-}
-
-void client_job_release(struct client_job *job)
-{
-    free(job->tokens);
-    job->tokens = NULL;
-    buffer_release(&job->text);
-}
-
-double client_job_tokens_per_second(const struct client_job *job)
-{
-    if (job->token_count < 2 || job->over_us <= job->first_token_us)
-        return 0;
-    return (double)(job->token_count - 1) * 1e6 / (double)(job->over_us - job->first_token_us);
-}
-
-int client_job_exit_code(const struct client_job *job)
-{
-    if (job->error.code == 0)
-        return EXIT_OK;
-    return job->error.code == 401 || job->error.code == 502 || job->error.code == 503 ? EXIT_UNREACHABLE
-                                                                                      : EXIT_FAILED;
-}
-
-static json_t *timings_json(const struct client_job *job)
-{
-    json_t *t = json_object();
-    json_object_set_new(t, "queue_ms", json_real((double)job->queue_us / 1e3));
-    if (job->first_token_us)
-        json_object_set_new(t, "ttft_ms", json_real((double)(job->first_token_us - job->sent_us) / 1e3));
-    else
-        json_object_set_new(t, "ttft_ms", json_null());
-    json_object_set_new(t, "total_ms", json_real((double)(job->over_us - job->sent_us) / 1e3));
-    json_object_set_new(t, "tokens_per_second", json_real(client_job_tokens_per_second(job)));
-    return t;
-}
-
-char *client_job_json(const struct client_job *job)
-{
-    json_t *o = json_object(), *tokens = json_array();
-    for (size_t i = 0; i < job->token_count; i++)
-        json_array_append_new(tokens, json_integer(job->tokens[i]));
-    json_object_set_new(o, "tokens", tokens);
-    /* JSON strings of jansson may hold NUL; the text is valid UTF-8 by the wire's rules. */
-    json_object_set_new(o, "text",
-                        json_stringn(job->text.size ? (const char *)job->text.data : "", job->text.size));
-    json_object_set_new(o, "finish_reason",
-                        job->finish_reason[0] ? json_string(job->finish_reason) : json_null());
-    json_object_set_new(o, "prompt_tokens", json_integer((json_int_t)job->prompt_tokens));
-    json_object_set_new(o, "completion_tokens", json_integer((json_int_t)job->completion_tokens));
-    json_object_set_new(o, "seed", json_integer((json_int_t)job->seed));
-    json_object_set_new(o, "group", job->group[0] ? json_string(job->group) : json_null());
-    json_object_set_new(o, "stages", json_integer((json_int_t)job->stages));
-    json_object_set_new(o, "timings", timings_json(job));
-    if (job->error.code != 0) {
-        json_t *e = json_object();
-        json_object_set_new(e, "code", json_integer(job->error.code));
-        json_object_set_new(e, "message", json_string(job->error.message));
-        json_object_set_new(o, "error", e);
-    }
-    char *text = json_dumps(o, JSON_COMPACT | JSON_PRESERVE_ORDER);
-    if (!text)
-        die("json_dumps failed");
-    json_decref(o);
-    return text;
 }

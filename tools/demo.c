@@ -56,9 +56,10 @@ static void print_line(struct speaker *s)
 
 /* Collects what streams in and prints it in lines: a space behind a sentence's end, or behind many letters,
  * ends one. */
-static void on_text(struct client_job *job, const char *text, size_t bytes)
+static void on_text(struct client_job *job, uint64_t choice, const char *text, size_t bytes)
 {
     struct speaker *s = job->context;
+    (void)choice;
     for (size_t i = 0; i < bytes; i++) {
         char last = s->line.size ? (char)s->line.data[s->line.size - 1] : ' ';
         bool sentence_over = strchr(".!?\"", last) && s->line.size > 1;
@@ -96,7 +97,7 @@ static void print_table(const struct client_job *job)
         printf("  %-18s %-7s %-7llu %8zu %9.1f %10.1f  %s\n", prompts[i], job[i].group,
                (unsigned long long)job[i].stages, job[i].token_count,
                (double)(job[i].first_token_us - job[i].sent_us) / 1000, client_job_tokens_per_second(&job[i]),
-               job[i].finish_reason);
+               client_job_finish(&job[i], 0));
     }
 }
 

@@ -126,7 +126,7 @@ static int serve(struct local *l, int interrupt_fd, struct err *err)
     }
 }
 
-static int generate(const struct run_settings *s, struct client *client, int interrupt_fd,
+static int generate(struct run_settings *s, struct client *client, int interrupt_fd,
                     const struct buffer *prompt, struct err *err)
 {
     struct client_job job = {0};

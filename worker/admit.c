@@ -1,5 +1,6 @@
 #include "worker/admit.h"
 
+#include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -40,27 +41,85 @@ static int tokenize(struct token_ids *ids, const struct wire_assign *a, const st
     return 0;
 }
 
-int admit_request(struct sequence_request *out, const struct wire_assign *a, const struct wire_hello *group,
-                  const struct tokenizer *tokenizer, struct token_ids *ids, struct err *err)
+void admit_init(struct admit *a, const struct wire_hello *group, const struct tokenizer *tokenizer)
+{
+    *a = (struct admit){.group = group, .tokenizer = tokenizer};
+    randombytes_buf(a->salt_key, sizeof(a->salt_key));
+}
+
+/* Keyed (SipHash-2-4, Aumasson & Bernstein 2012), for a client chooses its salt: with a plain hash it could
+ * choose one that meets another tenant's. */
+static uint64_t salt_of(const struct admit *a, struct wire_str tenant, struct wire_str salt)
+{
+    uint8_t hash[crypto_shorthash_BYTES];
+    struct buffer text = {0};
+    uint64_t out;
+    _Static_assert(crypto_shorthash_KEYBYTES == sizeof(a->salt_key), "key");
+    _Static_assert(sizeof(hash) == sizeof(out), "hash");
+    buffer_append(&text, tenant.data, tenant.size);
+    buffer_append(&text, "", 1); /* a NUL, which neither may hold */
+    buffer_append(&text, salt.data, salt.size);
+    crypto_shorthash(hash, text.data, text.size, a->salt_key);
+    buffer_release(&text);
+    memcpy(&out, hash, sizeof(out));
+    return out;
+}
+
+static int read_biases(struct sequence_request *out, const struct wire_sampling *s,
+                       const struct tokenizer *tokenizer, struct err *err)
+{
+    uint64_t vocab = (uint64_t)tokenizer_vocab_size(tokenizer);
+    _Static_assert(WIRE_MAX_BIASES <= SAMPLE_MAX_BIASES, "biases");
+    for (uint32_t i = 0; i < s->bias_count; i++)
+        if (s->logit_bias[i].id >= vocab)
+            return err_set_code(err, 400, "logit_bias: token %llu, expected 0 to %llu",
+                                (unsigned long long)s->logit_bias[i].id, (unsigned long long)vocab - 1);
+    out->sampling.bias_count = (int32_t)s->bias_count;
+    out->biases = s->bias_count ? xcalloc(s->bias_count, sizeof(*out->biases)) : NULL;
+    for (uint32_t i = 0; i < s->bias_count; i++)
+        out->biases[i] =
+            (struct logit_bias){.id = (int32_t)s->logit_bias[i].id, .bias = (float)s->logit_bias[i].bias};
+    return 0;
+}
+
+static struct sample_row read_sampling(const struct wire_sampling *s, int32_t eos)
+{
+    _Static_assert(WIRE_MAX_TOP_LOGPROBS <= SAMPLE_MAX_TOP, "alternatives");
+    return (struct sample_row){.seed = s->seed,
+                               .top_k = (int32_t)s->top_k,
+                               .temperature = (float)s->temperature,
+                               .top_p = (float)s->top_p,
+                               .min_p = (float)s->min_p,
+                               .repetition_penalty = (float)s->repetition_penalty,
+                               .presence_penalty = (float)s->presence_penalty,
+                               .frequency_penalty = (float)s->frequency_penalty,
+                               .banned_id = s->ignore_eos ? eos : -1,
+                               .logprobs = s->logprobs ? 1 + (int32_t)s->top_logprobs : 0};
+}
+
+int admit_request(struct sequence_request *out, const struct wire_assign *a, const struct admit *admit,
+                  struct token_ids *ids, struct err *err)
 {
     const struct wire_sampling *s = &a->sampling;
+    struct wire_str speculation = a->service.speculation;
     uint64_t max_tokens = a->max_tokens;
-    if (tokenize(ids, a, group, tokenizer, err) || check_length(group, ids->count, &max_tokens, err))
+    if (tokenize(ids, a, admit->group, admit->tokenizer, err) ||
+        check_length(admit->group, ids->count, &max_tokens, err))
         return -1;
-    *out = (struct sequence_request){.choices = 1,
-                                     .prompt = xmalloc(ids->count * sizeof(int32_t)),
+    *out = (struct sequence_request){.choices = (int32_t)s->n,
                                      .prompt_tokens = (int32_t)ids->count,
                                      .max_tokens = (int32_t)max_tokens,
-                                     .stop_at_end = !s->ignore_eos};
+                                     .stop_at_end = !s->ignore_eos,
+                                     .sampling = read_sampling(s, tokenizer_eos(admit->tokenizer)),
+                                     .priority = (int32_t)a->service.priority,
+                                     .salt = salt_of(admit, a->tenant, a->service.cache_salt),
+                                     .speculation = wire_str_is(speculation, "ngram") ? SPECULATION_NGRAM
+                                                    : wire_str_is(speculation, "off") ? SPECULATION_OFF
+                                                                                      : SPECULATION_DEFAULT,
+                                     .draft_tokens = (int32_t)a->service.draft_tokens};
+    if (read_biases(out, s, admit->tokenizer, err))
+        return -1;
+    out->prompt = xmalloc(ids->count * sizeof(int32_t));
     memcpy(out->prompt, ids->data, ids->count * sizeof(int32_t));
-    out->sampling = (struct sample_row){.seed = s->seed,
-                                        .top_k = (int32_t)s->top_k,
-                                        .temperature = (float)s->temperature,
-                                        .top_p = (float)s->top_p,
-                                        .min_p = (float)s->min_p,
-                                        .repetition_penalty = (float)s->repetition_penalty,
-                                        .presence_penalty = (float)s->presence_penalty,
-                                        .frequency_penalty = (float)s->frequency_penalty,
-                                        .banned_id = s->ignore_eos ? tokenizer_eos(tokenizer) : -1};
     return 0;
 }

@@ -8,10 +8,17 @@
 #include "worker/infer/mailbox.h"
 #include "worker/model/tokenizer.h"
 
-/* Fills *out but its handle; out->prompt is the caller's to free (or to give to a command). `group` says the
- * capacity, `ids` is scratch. -1: err->code is 400 or 413. */
-int admit_request(struct sequence_request *out, const struct wire_assign *assign,
-                  const struct wire_hello *group, const struct tokenizer *tokenizer, struct token_ids *ids,
-                  struct err *err);
+/* What requests are held against. */
+struct admit {
+    const struct wire_hello *group; /* its capacity; borrowed, as is the tokenizer */
+    const struct tokenizer *tokenizer;
+    uint8_t salt_key[16]; /* of this process: nobody outside can make two salts meet */
+};
+void admit_init(struct admit *a, const struct wire_hello *group, const struct tokenizer *tokenizer);
+
+/* Fills *out but its handle; what it owns is the caller's to release (or to give to a command). `ids` is
+ * scratch. -1: err->code is 400 or 413. */
+int admit_request(struct sequence_request *out, const struct wire_assign *assign, const struct admit *admit,
+                  struct token_ids *ids, struct err *err);
 
 #endif

@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "worker/admit.h"
+#include "worker/live.h"
 
 #define HELLO_UNSENT_MS   500  /* no connection yet */
 #define HELLO_RETRY_MS    2000 /* sent, not answered: each hello that arrives ends the epoch before it */
@@ -26,14 +27,6 @@ struct backlog {
     uint32_t first, count;
 };
 
-/* A sequence that the step thread works on, as the coordinator names it. */
-struct live {
-    bool used, cancelled;
-    uint32_t generation; /* tells a reused entry from its predecessor */
-    char request[WIRE_MAX_ID + 1];
-    struct detokenizer detokenizer;
-};
-
 struct link {
     struct link_options o;
     pthread_t thread;
@@ -47,8 +40,9 @@ struct link {
     bool lost;           /* a message about a request could not be sent */
     bool draining, left, stop, refused_logged;
     struct backlog backlog;
-    struct live *live; /* [max_live] */
-    struct buffer encoded, text;
+    struct live_table live;
+    struct buffer encoded;
+    struct admit admit;
     struct token_ids ids;
 };
 
@@ -125,55 +119,19 @@ static void send_heartbeat(struct link *l, uint64_t now_ms)
 /* ---- sequences
  * ----------------------------------------------------------------------------------------------------- */
 
-static struct live *find_request(struct link *l, struct wire_str request)
-{
-    for (uint32_t i = 0; i < l->o.max_live; i++)
-        if (l->live[i].used && wire_str_is(request, l->live[i].request))
-            return &l->live[i];
-    return NULL;
-}
-
-static uint64_t handle_of(const struct link *l, const struct live *v)
-{
-    return (uint64_t)v->generation << 32 | (uint64_t)(v - l->live);
-}
-
-/* The entry of a handle; NULL when it ended (was fenced) in the meantime. */
-static struct live *find_handle(struct link *l, uint64_t handle)
-{
-    uint32_t index = (uint32_t)handle;
-    ASSERT(index < l->o.max_live);
-    struct live *v = &l->live[index];
-    return v->used && v->generation == (uint32_t)(handle >> 32) ? v : NULL;
-}
-
-static void release_live(struct live *v)
-{
-    v->used = false;
-    v->generation++;
-}
-
 static int assign(struct link *l, const struct wire_assign *a, struct err *err)
 {
+    struct command c = {.kind = COMMAND_SUBMIT};
     if (l->draining)
         return err_set_code(err, 503, "group is draining");
-    if (find_request(l, a->request))
-        return err_set_code(err, 409, "request is already running here");
-    struct live *v = NULL;
-    for (uint32_t i = 0; i < l->o.max_live && !v; i++)
-        if (!l->live[i].used)
-            v = &l->live[i];
+    struct live *v = live_add(&l->live, a, err);
     if (!v)
-        return err_set_code(err, 429, "group has %u sequences, its limit", l->o.max_live);
-    struct command c = {.kind = COMMAND_SUBMIT};
-    if (admit_request(&c.request, a, &l->o.hello, l->o.tokenizer, &l->ids, err))
         return -1;
-    v->used = true;
-    v->cancelled = false;
-    memcpy(v->request, a->request.data, a->request.size);
-    v->request[a->request.size] = '\0';
-    detokenizer_init(&v->detokenizer, l->o.tokenizer, false);
-    c.request.handle = handle_of(l, v);
+    if (admit_request(&c.request, a, &l->admit, &l->ids, err)) {
+        live_drop(v);
+        return -1;
+    }
+    c.request.handle = live_handle(&l->live, v);
     mailbox_send(l->o.mailbox, &c);
     return 0;
 }
@@ -211,9 +169,7 @@ static void drop_work(struct link *l)
 {
     struct command c = {.kind = COMMAND_CANCEL_ALL};
     mailbox_send(l->o.mailbox, &c);
-    for (uint32_t i = 0; i < l->o.max_live; i++)
-        if (l->live[i].used)
-            release_live(&l->live[i]);
+    live_drop_all(&l->live);
     l->epoch = 0;
     l->lost = false;
 }
@@ -302,11 +258,11 @@ static void take_assign(struct link *l, const struct wire_assign *a)
 
 static void take_cancel(struct link *l, const struct wire_cancel *c)
 {
-    struct live *v = find_request(l, c->request);
-    if (!v || v->cancelled)
+    struct live *v = live_find(&l->live, c->request);
+    if (!v || !live_cancel(v))
         return;
-    v->cancelled = true;
-    struct command command = {.kind = COMMAND_CANCEL, .request = {.handle = handle_of(l, v), .choice = -1}};
+    struct command command = {.kind = COMMAND_CANCEL,
+                              .request = {.handle = live_handle(&l->live, v), .choice = -1}};
     mailbox_send(l->o.mailbox, &command);
 }
 
@@ -390,73 +346,31 @@ static void handle_backlog(struct link *l)
 /* ---- events of the step thread
  * ------------------------------------------------------------------------------------- */
 
-static const char *finish_name(enum finish_reason reason)
-{
-    return reason == FINISH_STOP ? "stop" : reason == FINISH_LENGTH ? "length" : "cancelled";
-}
-
-static void send_token(struct link *l, struct live *v, const struct event *e)
-{
-    struct wire_message m;
-    l->text.size = 0;
-    detokenizer_push(&v->detokenizer, e->id, &l->text);
-    wire_init(&m, WIRE_TOKEN);
-    m.token.request = wire_string(v->request);
-    m.token.index = (uint64_t)e->index;
-    m.token.id = (uint64_t)e->id;
-    m.token.text = (struct wire_str){(const char *)l->text.data, (uint32_t)l->text.size};
-    m.token.group = group_name(l);
-    m.token.epoch = l->epoch;
-    send_message(l, &m);
-}
-
-/* Of a cancelled sequence tokens may have been withheld: whatever the step thread says of its end, no outcome
- * may be told that counts them as delivered. */
-static void send_done(struct link *l, struct live *v, const struct event *e)
-{
-    struct wire_message m;
-    l->text.size = 0;
-    detokenizer_flush(&v->detokenizer, &l->text);
-    wire_init(&m, WIRE_DONE);
-    m.done.request = wire_string(v->request);
-    m.done.finish_reason = wire_string(finish_name(v->cancelled ? FINISH_CANCELLED : e->reason));
-    m.done.text = (struct wire_str){(const char *)l->text.data, (uint32_t)l->text.size};
-    m.done.prompt_tokens = (uint64_t)e->prompt_tokens;
-    m.done.completion_tokens = (uint64_t)e->completion_tokens;
-    m.done.prefill_us = e->prefill_us;
-    m.done.decode_us = e->decode_us;
-    m.done.group = group_name(l);
-    m.done.epoch = l->epoch;
-    m.done.stages = l->o.hello.stage_count;
-    send_message(l, &m);
-}
-
-static void send_failure(struct link *l, struct live *v, const struct event *e)
-{
-    char text[128];
-    snprintf(text, sizeof(text), "the model gave no finite logits at token %d", e->index);
-    send_error(l, wire_string(v->request), 500, text);
-}
-
 static void handle_event(struct link *l, const struct event *e)
 {
+    struct live_news news;
     if (e->kind == EVENT_LEFT) {
         l->left = true;
         return;
     }
-    struct live *v = find_handle(l, e->handle);
-    if (!v)
+    live_take(&l->live, e, &news);
+    if (news.cancel)
+        mailbox_send(l->o.mailbox, &news.command);
+    if (!news.tell)
         return;
-    if (e->kind == EVENT_TOKEN) {
-        if (!v->cancelled)
-            send_token(l, v, e);
-        return;
+    struct wire_message *m = &news.message;
+    if (m->type == WIRE_TOKEN) {
+        m->token.group = group_name(l);
+        m->token.epoch = l->epoch;
+    } else if (m->type == WIRE_DONE) {
+        m->done.group = group_name(l);
+        m->done.epoch = l->epoch;
+        m->done.stages = l->o.hello.stage_count;
+    } else {
+        m->error.group = group_name(l);
+        m->error.epoch = l->epoch;
     }
-    if (e->kind == EVENT_DONE)
-        send_done(l, v, e);
-    else
-        send_failure(l, v, e);
-    release_live(v);
+    send_message(l, m);
 }
 
 /* ---- the thread
@@ -545,9 +459,8 @@ static void link_release(struct link *l)
     if (l->control >= 0)
         close(l->control);
     clear_backlog(&l->backlog);
-    free(l->live);
+    live_table_release(&l->live);
     buffer_release(&l->encoded);
-    buffer_release(&l->text);
     token_ids_release(&l->ids);
     free(l);
 }
@@ -558,7 +471,8 @@ int link_start(struct link **out, const struct link_options *options, struct err
     l->o = *options;
     l->incarnation = clock_entropy() >> 1; /* fits a signed 64-bit integer of other languages */
     l->control = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    l->live = xcalloc(options->max_live, sizeof(*l->live));
+    live_table_init(&l->live, options->max_live, options->tokenizer);
+    admit_init(&l->admit, &l->o.hello, options->tokenizer);
     l->context = zmq_ctx_new();
     if (l->control < 0 || !l->context) {
         link_release(l);

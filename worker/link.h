@@ -22,7 +22,7 @@ struct link_options {
         hello; /* group, model, numeric class, capacity, stages; epoch and incarnation are the link's */
     const struct tokenizer *tokenizer;
     struct mailbox *mailbox;
-    uint32_t max_live; /* sequences given to the step thread at once, waiting ones included */
+    uint32_t max_live; /* requests given to the step thread at once, waiting ones included */
 };
 
 /* Everything in *options is borrowed until link_stop. */

@@ -19,12 +19,14 @@ def sample(kind, records):
     if kind.startswith("integer"):
         return 1
     if kind.startswith("number"):
-        return 0.5
+        return -0.5 if kind.endswith(" to 0") else 0.5
     if kind == "boolean":
         return True
     if kind.startswith("array of "):
-        return [fields(records[re.match(r"array of (\w+)", kind).group(1)], records)] * 2
-    return "stop" if kind.startswith("stop") else "ready" if kind.startswith("ready") else "a1"
+        element = re.match(r"array of (\w+)", kind).group(1)
+        whole = fields(records[element], records)
+        return [next(iter(whole.values())) if element in bare else whole] * 2
+    return kind.split(" or ")[0] if " or " in kind else "a1"
 
 
 def fields(rows, records):
@@ -32,10 +34,12 @@ def fields(rows, records):
         {"code": 429} if any(name == "code" for name, _ in rows) else {})
 
 
-records, numbers = {}, {}
+records, numbers, bare = {}, {}, set()
 for block in protocol.split("### ")[1:]:
     title = re.match(r"(?:(\d+)|element) `(\w+)`", block)
     records[title.group(2)] = re.findall(r"^\| `(\w+)` \| ([^|]*?) \|", block, re.M)
+    if "as the bare" in block:
+        bare.add(title.group(2))
     if title.group(1):
         numbers[title.group(2)] = int(title.group(1))
 os.makedirs(f"{here}/seeds/fuzz_wire", exist_ok=True)

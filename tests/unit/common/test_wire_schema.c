@@ -179,6 +179,13 @@ static void pack_faulty(msgpack_packer *p, const struct wire_field *f)
 static void pack_record(msgpack_packer *p, const struct wire_record *r)
 {
     uint32_t count = r->field_count;
+    if (r->bare) {
+        if (&r->fields[0] == faulty)
+            pack_faulty(p, &r->fields[0]);
+        else
+            pack_good(p, &r->fields[0]);
+        return;
+    }
     for (uint32_t i = 0; i < r->field_count; i++)
         if (&r->fields[i] == faulty)
             count += fault == FAULT_TWICE ? 1 : fault == FAULT_MISSING ? -1u : 0;
@@ -224,10 +231,10 @@ static unsigned check_fields(const struct wire_record *message, const struct wir
         for (fault = FAULT_NONE; fault < FAULTS; fault++) {
             struct err err = {0};
             char place[100];
-            if (!applies(f, fault))
+            if (!applies(f, fault) || (r->bare && (fault == FAULT_MISSING || fault == FAULT_TWICE)))
                 continue;
             faulty = f;
-            snprintf(place, sizeof(place), "%s: ", f->name);
+            snprintf(place, sizeof(place), "%s: ", r->bare ? "[0]" : f->name);
             int rc = decode_packed(message, &err);
             faulty = NULL;
             tried++;

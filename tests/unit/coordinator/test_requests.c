@@ -8,16 +8,35 @@ static struct peer client(int connection)
     return p;
 }
 
-static struct request *add(struct requests *r, int connection, const char *id, struct err *err)
+/* With so many choices, and what only some requests carry. */
+static struct request *add_many(struct requests *r, int connection, const char *id, uint64_t n,
+                                struct err *err)
 {
     struct wire_message m;
     struct peer p = client(connection);
+    struct wire_stop stop[2] = {{wire_string("END")}, {wire_string("stop")}};
+    struct wire_bias bias[1] = {{.id = 7, .bias = -1.5}};
     wire_init(&m, WIRE_GENERATE);
     m.generate.request = wire_string(id);
     m.generate.prompt = wire_string("Once");
     m.generate.max_tokens = 4;
     m.generate.sampling.has_seed = true;
+    m.generate.sampling.n = n;
+    if (n > 1) {
+        m.generate.sampling.logprobs = true;
+        m.generate.sampling.top_logprobs = 2;
+        m.generate.sampling.stop = stop;
+        m.generate.sampling.stop_count = 2;
+        m.generate.sampling.logit_bias = bias;
+        m.generate.sampling.bias_count = 1;
+        m.generate.service.cache_salt = wire_string("salt");
+    }
     return requests_add(r, &p, &m.generate, 1000, err);
+}
+
+static struct request *add(struct requests *r, int connection, const char *id, struct err *err)
+{
+    return add_many(r, connection, id, 1, err);
 }
 
 static void assign(struct request *q)
@@ -101,15 +120,15 @@ static void test_tokens_in_order_once(void)
     CHECK_INT(token(q, 2, "c"), REQUEST_TOKEN_LOGGED);
     CHECK_INT(token(q, 3, "d"), REQUEST_TOKEN_LOGGED);
     CHECK_INT(token(q, 4, "e"), REQUEST_TOKEN_BROKEN); /* max_tokens is 4 */
-    struct wire_message m;
+    struct request_message m;
     const char *texts[] = {"a", "", "c", "d"};
     for (uint64_t i = 0; i < 4; i++) {
         CHECK(request_next(q, &m));
-        CHECK_INT(m.type, WIRE_TOKEN);
-        CHECK_INT(m.token.index, i);
-        CHECK_INT(m.token.id, 100 + i);
-        CHECK(wire_str_is(m.token.text, texts[i]));
-        request_sent(q);
+        CHECK_INT(m.wire.type, WIRE_TOKEN);
+        CHECK_INT(m.wire.token.index, i);
+        CHECK_INT(m.wire.token.id, 100 + i);
+        CHECK(wire_str_is(m.wire.token.text, texts[i]));
+        request_sent(q, &m);
     }
     CHECK(!request_next(q, &m));
     requests_free(&r);
@@ -142,15 +161,15 @@ static void test_one_outcome_after_all_tokens(void)
     CHECK(done(q, 1));
     CHECK(!done(q, 1));
     CHECK(!request_error(q, 500, "late"));
-    struct wire_message m;
-    CHECK(request_next(q, &m) && m.type == WIRE_TOKEN);
-    request_sent(q);
-    CHECK(request_next(q, &m) && m.type == WIRE_DONE);
-    CHECK(wire_str_is(m.done.request, "q") && wire_str_is(m.done.group, "g"));
-    CHECK_INT(m.done.stages, 3);
-    CHECK_INT(m.done.queue_us, 500);
+    struct request_message m;
+    CHECK(request_next(q, &m) && m.wire.type == WIRE_TOKEN);
+    request_sent(q, &m);
+    CHECK(request_next(q, &m) && m.wire.type == WIRE_DONE);
+    CHECK(wire_str_is(m.wire.done.request, "q") && wire_str_is(m.wire.done.group, "g"));
+    CHECK_INT(m.wire.done.stages, 3);
+    CHECK_INT(m.wire.done.queue_us, 500);
     CHECK(!request_over(q));
-    request_sent(q);
+    request_sent(q, &m);
     CHECK(!request_next(q, &m));
     CHECK(!request_over(q)); /* its group holds it still */
     q->group = REQUEST_NO_GROUP;
@@ -197,12 +216,110 @@ static void test_client_id_is_free_after_the_outcome(void)
     assign(old);
     request_error(old, 408, "late");
     CHECK(!add(r, 1, "q", &err)); /* the outcome has not been sent */
-    request_sent(old);
+    struct request_message m;
+    CHECK(request_next(old, &m));
+    request_sent(old, &m);
     struct request *q = add(r, 1, "q", &err); /* its group has not let go */
     CHECK(q != NULL && q != old);
     CHECK(requests_of_client(r, &one, wire_string("q")) == q);
     requests_remove(r, old);
     CHECK(requests_of_client(r, &one, wire_string("q")) == q);
+    requests_free(&r);
+}
+
+static void test_what_was_asked_is_kept(void)
+{
+    struct requests *r = requests_new(1);
+    struct err err;
+    const struct request *q = add_many(r, 1, "q", 3, &err); /* its message is gone by now */
+    CHECK_INT(q->sampling.stop_count, 2);
+    CHECK(wire_str_is(q->sampling.stop[1].text, "stop"));
+    CHECK_INT(q->sampling.bias_count, 1);
+    CHECK(q->sampling.logit_bias[0].id == 7 && q->sampling.logit_bias[0].bias == -1.5);
+    CHECK(wire_str_is(q->service.cache_salt, "salt"));
+    CHECK_INT(q->service.priority, 500);
+    requests_free(&r);
+}
+
+static enum request_token_result choice_token(struct request *q, uint64_t choice, uint64_t index)
+{
+    struct err err;
+    struct wire_alternative top[3] = {{.id = 5, .logprob = -0.5, .piece = wire_string("five")},
+                                      {.id = 6, .logprob = -1.5},
+                                      {.id = 7, .logprob = -2.5, .piece = wire_string("7")}};
+    struct wire_token t = {.choice = choice,
+                           .index = index,
+                           .id = 10 * choice + index,
+                           .text = wire_string("t"),
+                           .logprob = -0.25,
+                           .piece = wire_string("piece"),
+                           .top_logprobs = top,
+                           .top_count = index == 3 ? 3 : 2};
+    return request_token(q, &t, &err);
+}
+
+static bool choice_done(struct request *q, uint64_t choice, uint64_t tokens, const char *reason)
+{
+    struct wire_done d = {
+        .choice = choice, .finish_reason = wire_string(reason), .completion_tokens = tokens};
+    return request_done(q, &d);
+}
+
+static void test_choices_end_one_by_one(void)
+{
+    struct requests *r = requests_new(1);
+    struct err err;
+    struct request *q = add_many(r, 1, "q", 2, &err);
+    struct request_message m;
+    assign(q);
+    CHECK(!request_let_go(q));
+    CHECK_INT(choice_token(q, 1, 0), REQUEST_TOKEN_LOGGED);
+    CHECK_INT(choice_token(q, 0, 0), REQUEST_TOKEN_LOGGED);
+    CHECK_INT(choice_token(q, 1, 0), REQUEST_TOKEN_DUPLICATE);
+    CHECK_INT(choice_token(q, 2, 0), REQUEST_TOKEN_BROKEN);
+    CHECK_INT(choice_token(q, 0, 3), REQUEST_TOKEN_BROKEN);
+    CHECK(!choice_done(q, 1, 1, "length"));
+    CHECK_INT(choice_token(q, 1, 1), REQUEST_TOKEN_BROKEN); /* behind its end */
+    CHECK(!choice_done(q, 1, 1, "stop"));
+    CHECK_INT(q->outcome, OUTCOME_NONE);
+    CHECK(!request_let_go(q));
+    CHECK(request_next(q, &m) && m.wire.type == WIRE_TOKEN && m.wire.token.choice == 0);
+    CHECK(m.wire.token.logprob == -0.25 && wire_str_is(m.wire.token.piece, "piece"));
+    CHECK(wire_str_is(m.wire.token.text, "t"));
+    CHECK_INT(m.wire.token.top_count, 2);
+    CHECK(m.wire.token.top_logprobs[1].logprob == -1.5 && m.wire.token.top_logprobs[1].piece.size == 0);
+    CHECK(m.wire.token.top_logprobs[0].id == 5 && wire_str_is(m.wire.token.top_logprobs[0].piece, "five"));
+    request_sent(q, &m);
+    CHECK(request_next(q, &m) && m.wire.type == WIRE_TOKEN && m.wire.token.choice == 1);
+    request_sent(q, &m);
+    CHECK(request_next(q, &m) && m.wire.type == WIRE_DONE && m.wire.done.choice == 1);
+    CHECK(wire_str_is(m.wire.done.finish_reason, "length")); /* the first end stands */
+    request_sent(q, &m);
+    CHECK(!request_next(q, &m) && !q->outcome_sent);
+    CHECK(choice_done(q, 0, 2, "cancelled"));
+    CHECK(request_let_go(q) && request_was_cancelled(q));
+    CHECK(request_next(q, &m) && m.wire.type == WIRE_DONE && m.wire.done.choice == 0);
+    request_sent(q, &m);
+    CHECK(q->outcome_sent && !request_next(q, &m));
+    requests_free(&r);
+}
+
+static void test_false_alternatives_are_refused(void)
+{
+    struct requests *r = requests_new(2);
+    struct err err;
+    struct request *q = add_many(r, 1, "q", 2, &err);
+    assign(q);
+    for (uint64_t i = 0; i < 3; i++)
+        CHECK_INT(choice_token(q, 0, i), REQUEST_TOKEN_LOGGED);
+    CHECK_INT(choice_token(q, 0, 3), REQUEST_TOKEN_BROKEN); /* three where two were asked for */
+    struct wire_done d = {.choice = 2, .finish_reason = wire_string("stop")};
+    CHECK(request_done(q, &d)); /* a choice that is none */
+    CHECK_INT(q->outcome, OUTCOME_ERROR);
+    CHECK(!request_let_go(q)); /* its real choices run on until they are cancelled */
+    struct request *unserved = add_many(r, 1, "p", 2, &err);
+    request_done_unserved(unserved);
+    CHECK(unserved->outcome == OUTCOME_DONE && request_was_cancelled(unserved));
     requests_free(&r);
 }
 
@@ -213,23 +330,23 @@ static void test_random_events(void)
     struct requests *r = requests_new(LIMIT);
     struct err err;
     unsigned long long random = 7;
-    uint64_t next_index[LIMIT] = {0};
-    int outcomes[LIMIT] = {0}, lives = 0;
+    uint64_t next_index[LIMIT][3] = {{0}};
+    int ends[LIMIT] = {0}, errors[LIMIT] = {0}, lives = 0;
     for (int step = 0; step < 10000 && test_failures == 0; step++) {
         uint32_t slot = (uint32_t)(test_random(&random) % LIMIT);
         struct request *q = requests_at(r, slot);
         if (!q) {
             char id[16];
             snprintf(id, sizeof(id), "q%llu", test_random(&random) % 8);
-            q = add(r, (int)(test_random(&random) % 3), id, &err);
+            q = add_many(r, (int)(test_random(&random) % 3), id, 1 + test_random(&random) % 3, &err);
             if (q) {
-                next_index[q->slot] = 0;
-                outcomes[q->slot] = 0;
+                memset(next_index[q->slot], 0, sizeof(next_index[q->slot]));
+                ends[q->slot] = errors[q->slot] = 0;
                 lives++;
             }
             continue;
         }
-        struct wire_message m;
+        struct request_message m;
         switch (test_random(&random) % 6) {
         case 0:
             if (q->waits && q->outcome == OUTCOME_NONE)
@@ -237,11 +354,15 @@ static void test_random_events(void)
             break;
         case 1:
             if (!q->waits && q->outcome == OUTCOME_NONE)
-                token(q, test_random(&random) % 5, "ab");
+                request_token(q,
+                              &(struct wire_token){.choice = test_random(&random) % 4,
+                                                   .index = test_random(&random) % 5,
+                                                   .text = wire_string("ab")},
+                              &err);
             break;
         case 2:
             if (!q->waits && test_random(&random) % 4 == 0)
-                done(q, test_random(&random) % 5);
+                choice_done(q, test_random(&random) % 3, test_random(&random) % 5, "stop");
             break;
         case 3:
             if (test_random(&random) % 4 == 0)
@@ -250,12 +371,12 @@ static void test_random_events(void)
         case 4:
             if (!request_next(q, &m))
                 break;
-            CHECK_INT(outcomes[slot], 0);
-            if (m.type == WIRE_TOKEN)
-                CHECK_INT(m.token.index, next_index[slot]++);
-            else
-                outcomes[slot]++;
-            request_sent(q);
+            CHECK(errors[slot] == 0 && ends[slot] < (int)q->sampling.n);
+            if (m.wire.type == WIRE_TOKEN)
+                CHECK_INT(m.wire.token.index, next_index[slot][m.wire.token.choice]++);
+            ends[slot] += m.wire.type == WIRE_DONE;
+            errors[slot] += m.wire.type == WIRE_ERROR;
+            request_sent(q, &m);
             break;
         default:
             if (q->outcome != OUTCOME_NONE) {
@@ -263,7 +384,7 @@ static void test_random_events(void)
                 q->group = REQUEST_NO_GROUP;
             }
             if (request_over(q)) {
-                CHECK_INT(outcomes[slot], 1);
+                CHECK(errors[slot] == 1 || ends[slot] == (int)q->sampling.n);
                 requests_remove(r, q);
             }
         }
@@ -283,6 +404,9 @@ int main(void)
     TEST(test_false_counts_become_errors, "a done that counts tokens which never came is an error");
     TEST(test_cancelled_may_count_more, "a cancelled request may count tokens that were still under way");
     TEST(test_client_id_is_free_after_the_outcome, "a client may use an id again after its outcome");
-    TEST(test_random_events, "10000 random events: tokens in order, one outcome each");
+    TEST(test_what_was_asked_is_kept, "stops, biases and salt outlive the message that asked");
+    TEST(test_choices_end_one_by_one, "each choice has its own log and end; the last end is the outcome");
+    TEST(test_false_alternatives_are_refused, "alternatives and choices that nobody asked for are errors");
+    TEST(test_random_events, "10000 random events: tokens in order, one end of each choice or one error");
     return test_result();
 }
