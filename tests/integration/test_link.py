@@ -201,7 +201,7 @@ def test_sampling_extremes(s):
     for fields in (dict(temperature=100.0), dict(temperature=1e-30), dict(temperature=100.0, top_k=1),
                    dict(temperature=100.0, top_k=2**31 - 1), dict(temperature=1.0, top_p=1e-30),
                    dict(temperature=100.0, top_p=1e-300), dict(temperature=100.0, min_p=1.0),
-                   dict(temperature=1.0, repetition_penalty=10.0), dict(temperature=1.0, repetition_penalty=1e-3),
+                   dict(temperature=1.0, repetition_penalty=10.0), dict(temperature=1.0, repetition_penalty=0.01),
                    dict(temperature=1.0, presence_penalty=2.0, frequency_penalty=2.0),
                    dict(temperature=1.0, presence_penalty=-2.0, frequency_penalty=-2.0),
                    dict(temperature=1.0, seed=2**64 - 1), dict(temperature=1.0, seed=0)):
