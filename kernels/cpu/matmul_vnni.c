@@ -45,10 +45,10 @@ INLINE void widen(const void *halves, void *out)
 #define PAIR  2 /* panels side by side */
 #define FEW   4 /* rows of x up to which the codes need not be stored */
 #define PARTS 2 /* at most, of 32 elements */
-/* Blocks of 32 in a run: one tile of x passes over a short one while it comes from memory; for many, two
- * panels' codes fill most of the first-level cache. Multiples of the longest block of a type. */
+/* Blocks of 32 in a run: two panels' codes, 8 or 16 KiB, leave room for x in the first-level cache. Multiples
+ * of the longest block of a type. */
 #define RUN_FEW  8
-#define RUN_MANY 32
+#define RUN_MANY 16
 /* What the quantised rows of a group may take of the second-level cache. */
 #define GROUP_BYTES (1 << 20)
 
@@ -56,7 +56,14 @@ INLINE void widen(const void *halves, void *out)
  * floats: x_scale * sum(a)), scales [rows]. */
 #define TILE_BLOCK_BYTES(rows, parts) ((size_t)(rows) * (PANEL_BLOCK + 4 * (size_t)(parts) + 4))
 
-typedef void tile_function(const struct spread *w, const char *x, int64_t blocks, float *sums);
+/* What a tile asks memory for while it computes: its share of the next run. */
+struct ask {
+    const char *at[PAIR];
+    size_t block_bytes; /* of each panel, for each block of the tile's run */
+};
+
+typedef void tile_function(const struct spread *w, const struct ask *ask, const char *x, int64_t blocks,
+                           float *sums);
 
 struct type;
 struct job {
@@ -68,7 +75,7 @@ struct job {
     const float *x, *bias;
     float *out;
     char *tiles; /* quantised x */
-    int64_t T, N, K, blocks /* of 32 */, group /* rows */;
+    int64_t T, N, K, blocks /* of 32 */, group /* rows of x whose tiles stay in the cache */;
 };
 
 /* ---- x in bytes */
@@ -192,17 +199,21 @@ static void quantise_body(void *context, int64_t begin, int64_t end, int member)
 
 /* sums[rows][panels][16] += a run of `blocks` blocks; all but the run's length are constants where this is
  * inlined. */
-INLINE void tile(const struct spread *w, const char *x, int64_t blocks, float *sums, const int rows,
-                 const int panels, const int parts, const bool has_addends)
+INLINE void tile(const struct spread *w, const struct ask *ask, const char *x, int64_t blocks, float *sums,
+                 const int rows, const int panels, const int parts, const bool has_addends)
 {
     __m512 sum[TILE][PAIR];
     for (int t = 0; t < rows; t++)
         for (int p = 0; p < panels; p++)
             sum[t][p] = _mm512_loadu_ps(sums + (t * panels + p) * PANEL_ROWS);
+    size_t asked = 0;
     for (int64_t b = 0; b < blocks; b++, x += TILE_BLOCK_BYTES(rows, parts)) {
         const int32_t *numbers = (const int32_t *)(const void *)x;
         const int32_t *x_sums = numbers + rows * (PANEL_BLOCK / 4);
         const float *x_scales = (const float *)(const void *)(x_sums + parts * rows);
+        for (; asked < (size_t)(b + 1) * ask->block_bytes; asked += 64)
+            for (int p = 0; p < panels; p++)
+                _mm_prefetch(ask->at[p] + asked, _MM_HINT_T1);
 #pragma GCC unroll 2
         for (int part = 0; part < parts; part++) {
             __m512i isum[TILE][PAIR];
@@ -249,11 +260,11 @@ INLINE void tile(const struct spread *w, const char *x, int64_t blocks, float *s
 }
 
 /* One function for each number of rows and panels: the sums of each live in registers. */
-#define TILE_FUNCTION(NAME, ROWS, PANELS, PARTS_, ADDENDS)                                             \
-    TARGET static void NAME##_##PANELS##_##ROWS(const struct spread *w, const char *x, int64_t blocks, \
-                                                float *sums)                                           \
-    {                                                                                                  \
-        tile(w, x, blocks, sums, ROWS, PANELS, PARTS_, ADDENDS);                                       \
+#define TILE_FUNCTION(NAME, ROWS, PANELS, PARTS_, ADDENDS)                                     \
+    TARGET static void NAME##_##PANELS##_##ROWS(const struct spread *w, const struct ask *ask, \
+                                                const char *x, int64_t blocks, float *sums)    \
+    {                                                                                          \
+        tile(w, ask, x, blocks, sums, ROWS, PANELS, PARTS_, ADDENDS);                          \
     }
 #define TILE_ROWS(NAME, PANELS, PARTS_, ADDENDS)                                  \
     TILE_FUNCTION(NAME, 1, PANELS, PARTS_, ADDENDS)                               \
@@ -457,11 +468,38 @@ TARGET static void store_sums(const struct job *m, const float *sums, int64_t t,
     }
 }
 
+/* Of how many tiles of a run asks the next one's bytes are spread over: as long as that few tiles compute,
+ * memory is the slower of the two. */
+#define ASKING 4
+
+/* What tile `i` of `tiles` asks for while panels from p on are at the run of `blocks` blocks from block b on.
+ */
+static struct ask next_run(const struct job *m, int64_t p, int panels, int64_t b, int64_t blocks, int64_t i,
+                           int64_t tiles)
+{
+    struct ask ask = {.block_bytes = 0};
+    int64_t shares = tiles < ASKING ? tiles : ASKING;
+    const char *panel = m->packed + (size_t)p * m->layout.panel_bytes;
+    size_t bytes = (size_t)(blocks * m->layout.blocks / m->blocks) * m->layout.quant_bytes;
+    size_t share = round_up_u64((bytes + (size_t)shares - 1) / (size_t)shares, 64), from = 0;
+    if (b + blocks < m->blocks)
+        from = (size_t)((b + blocks) * m->layout.blocks / m->blocks) * m->layout.quant_bytes;
+    else
+        from = (size_t)panels * m->layout.panel_bytes; /* the beginning of the next panels */
+    if (i >= shares)
+        return ask;
+    for (int k = 0; k < panels; k++)
+        ask.at[k] = panel + (size_t)k * m->layout.panel_bytes + from + (size_t)i * share;
+    ask.block_bytes = (share + (size_t)blocks - 1) / (size_t)blocks;
+    return ask;
+}
+
 /* `panels` panels from panel p on by rows [t, t + rows). */
 static void panels_by_group(const struct job *m, const struct room *room, int64_t p, int panels, int64_t t,
                             int64_t rows, int64_t run)
 {
     struct spread w[PAIR];
+    int64_t count = (rows + TILE - 1) / TILE;
     tile_function *const *tiles = panels == PAIR ? m->functions->pair : m->functions->one;
     memset(room->sums, 0, (size_t)(rows * panels * PANEL_ROWS) * sizeof(float));
     for (int64_t b = 0; b < m->blocks; b += run) {
@@ -469,10 +507,12 @@ static void panels_by_group(const struct job *m, const struct room *room, int64_
         for (int i = 0; i < panels; i++)
             w[i] = m->functions->spread(&m->layout, m->packed + (size_t)(p + i) * m->layout.panel_bytes, b,
                                         blocks, &room->spread[i]);
-        for (int64_t r = 0; r < rows; r += TILE) {
-            int here = at_most(rows - r, TILE);
-            tiles[here](w, tile_at(m, t + r) + (size_t)b * TILE_BLOCK_BYTES(here, m->type->parts), blocks,
-                        room->sums + r * panels * PANEL_ROWS);
+        for (int64_t i = 0; i < count; i++) {
+            int here = at_most(rows - i * TILE, TILE);
+            struct ask ask = next_run(m, p, panels, b, blocks, i, count);
+            tiles[here](w, &ask,
+                        tile_at(m, t + i * TILE) + (size_t)b * TILE_BLOCK_BYTES(here, m->type->parts), blocks,
+                        room->sums + i * TILE * panels * PANEL_ROWS);
         }
     }
     store_sums(m, room->sums, t, rows, p, panels);
@@ -495,7 +535,7 @@ static void panels_body(void *context, int64_t begin, int64_t end, int member)
         few_body(m, begin * PAIR, end * PAIR < m->layout.panels ? end * PAIR : m->layout.panels);
         return;
     }
-    int64_t run = m->T <= TILE ? RUN_FEW : RUN_MANY;
+    int64_t run = m->T <= ASKING * TILE ? RUN_FEW : RUN_MANY;
     struct room room = room_cut(team_scratch(m->team, member, room_bytes(run, m->group)), run);
     for (int64_t t = 0; t < m->T; t += m->group)
         for (int64_t p = begin * PAIR; p < end * PAIR && p < m->layout.panels; p += PAIR)
@@ -520,8 +560,8 @@ void fast_matmul_panels(struct stream *s, struct tensor *out, const struct tenso
                     .K = w->stored.dim[1],
                     .blocks = w->stored.dim[1] / PANEL_BLOCK};
     size_t row_bytes = (size_t)m.blocks * TILE_BLOCK_BYTES(1, type->parts);
-    m.group = (int64_t)(GROUP_BYTES / row_bytes) / TILE * TILE;
-    m.group = m.group < 2 * TILE ? 2 * TILE : m.group;
+    int64_t in_cache = (int64_t)(GROUP_BYTES / row_bytes);
+    m.group = (in_cache < TILE ? TILE : in_cache) / TILE * TILE;
     m.group = m.group > m.T ? m.T : m.group;
     m.tiles = cpu_stream_scratch(s, (size_t)m.T * row_bytes);
     team_for(m.team, m.T, TILE, quantise_body, &m);
