@@ -1,4 +1,4 @@
-/* engine_group: a whole worker group in one process: every stage a thread that runs serve as a rank does, the
+/* engine_group: a whole worker group in one process: every rank a thread that runs serve as a rank does, the
  * test in the place of the link, through the mailbox. The engine is set up by the worker's own options, given
  * as the words of its command line, so that what a test varies is what a user would vary. */
 #ifndef LEPTON_TESTS_ENGINE_GROUP_H
@@ -11,6 +11,7 @@
 
 #include "tests/thread_comm.h"
 #include "worker/infer/serve.h"
+#include "worker/layout.h"
 #include "worker/settings.h"
 
 #define ENGINE_GROUP_WAIT_MS 120000
@@ -30,9 +31,11 @@ struct engine_group {
     struct worker_settings settings;
     struct model_params params; /* its numbers */
     struct executor_options engine;
-    int stages;
+    struct layout layout;
+    int ranks;
     int first_layer[THREAD_COMM_RANKS + 1];
     struct thread_world control, data;
+    struct thread_world tensor[THREAD_COMM_RANKS]; /* of each stage */
     struct wake_info wake_info;
     struct mailbox *mailbox;
     bool *is_end; /* [vocab] to be filled before engine_group_start */
@@ -46,9 +49,12 @@ static inline void engine_group_size(struct engine_group *g, const struct gguf *
     int64_t most = 0;
     enum dtype kv_type;
     if (model_params_read(&g->params, gguf, &err) ||
-        settings_split(gguf, &g->params, g->stages, g->first_layer, &err))
+        settings_split(gguf, &g->params, g->layout.stages, g->first_layer, &err))
         die("%s", err.message);
-    for (int i = 0; i < g->stages; i++)
+    struct slice_blocks blocks = slice_blocks(&g->params, gguf);
+    if (slice_widest_kv_heads(&g->params.kv_heads, &g->params, &blocks, g->layout.tensor, &err))
+        die("%s", err.message);
+    for (int i = 0; i < g->layout.stages; i++)
         if (g->first_layer[i + 1] - g->first_layer[i] > most)
             most = g->first_layer[i + 1] - g->first_layer[i];
     if (pages && dtype_from_name(g->settings.kv_type, &kv_type))
@@ -67,25 +73,31 @@ static inline void engine_group_open(struct engine_group *g, const char *path, i
     struct err err = {0};
     char *argv[64] = {"lepton-worker", "--model", (char *)(uintptr_t)path};
     int argc = 3, arguments = 0;
-    ASSERT(count < 60 && stages <= THREAD_COMM_RANKS);
+    ASSERT(count < 60);
     for (int i = 0; i < count; i++)
         argv[argc++] = (char *)(uintptr_t)words[i];
-    *g = (struct engine_group){.stages = stages};
+    *g = (struct engine_group){.ranks = 0};
     config_defaults(&worker_table, &g->settings);
     if (config_args(&worker_table, &g->settings, argc, argv, NULL, &arguments, &err))
         die("%s", err.message);
-    for (int r = 0; r < stages; r++) {
+    g->layout = (struct layout){.stages = stages, .tensor = (int)g->settings.tensor, .replicas = 1};
+    g->ranks = stages * g->layout.tensor;
+    ASSERT(g->ranks <= THREAD_COMM_RANKS);
+    for (int r = 0; r < g->ranks; r++) {
         struct engine_rank *k = &g->rank[r];
+        struct layout_place place = layout_place(&g->layout, r);
         struct device_options device = {.threads = (int)g->settings.threads, .kernels = g->settings.kernels};
         if (gguf_open(&k->gguf, path, &err) || device_open(&k->device, "cpu", &device, &err))
             die("%s", err.message);
         if (r == 0)
             engine_group_size(g, k->gguf, pages);
-        struct model_slice slice = {.first_layer = g->first_layer[r],
-                                    .last_layer = g->first_layer[r + 1],
-                                    .embed = r == 0,
-                                    .head = r == stages - 1,
-                                    .context = g->engine.limits.context};
+        struct model_slice slice = {.first_layer = g->first_layer[place.stage],
+                                    .last_layer = g->first_layer[place.stage + 1],
+                                    .embed = place.stage == 0,
+                                    .head = place.stage == stages - 1,
+                                    .context = g->engine.limits.context,
+                                    .width = g->layout.tensor,
+                                    .slot = place.slot};
         if (model_open(&k->model, k->gguf, k->device, &slice, &err) ||
             executor_open(&k->executor, k->model, &g->engine, &err))
             die("%s", err.message);
@@ -101,8 +113,8 @@ static inline void *engine_rank_run(void *context)
     struct engine_rank *k = context;
     struct engine_group *g = k->group;
     struct err err = {0};
-    if (g->stages > 1 && (k->rank == 0 ? wake_accept(k->options.wake, g->stages - 1, 10000, &err)
-                                       : wake_connect(&k->options.wake, &g->wake_info, 10000, &err)))
+    if (g->ranks > 1 && (k->rank == 0 ? wake_accept(k->options.wake, g->ranks - 1, 10000, &err)
+                                      : wake_connect(&k->options.wake, &g->wake_info, 10000, &err)))
         die("%s", err.message);
     if (k->rank == 0 ? serve_leader(&k->options, &err) : serve_follower(&k->options, &err))
         die("%s", err.message);
@@ -113,9 +125,11 @@ static inline void *engine_rank_run(void *context)
 static inline void engine_group_start(struct engine_group *g)
 {
     struct err err = {0};
-    thread_world_init(&g->control, g->stages);
-    thread_world_init(&g->data, g->stages);
-    for (int r = 0; r < g->stages; r++) {
+    thread_world_init(&g->control, g->ranks);
+    thread_world_init(&g->data, g->ranks);
+    for (int s = 0; s < g->layout.stages; s++)
+        thread_world_init(&g->tensor[s], g->layout.tensor);
+    for (int r = 0; r < g->ranks; r++) {
         struct engine_rank *k = &g->rank[r];
         k->options = (struct serve_options){.executor = k->executor, .engine = g->engine};
         if (r == 0) {
@@ -124,14 +138,17 @@ static inline void engine_group_start(struct engine_group *g)
             k->options.priority_step_ms = (uint64_t)g->settings.priority_step_ms;
             k->options.no_prefix_cache = !g->settings.prefix_cache;
         }
-        if (g->stages > 1) {
+        struct layout_place place = layout_place(&g->layout, r);
+        if (g->layout.tensor > 1)
+            k->options.tensor = thread_comm_open(&g->tensor[place.stage], place.slot);
+        if (g->ranks > 1) {
             k->options.control = thread_comm_open(&g->control, r);
             k->options.data = thread_comm_open(&g->data, r);
         }
     }
-    if (g->stages > 1 && wake_listen(&g->rank[0].options.wake, &g->wake_info, &err))
+    if (g->ranks > 1 && wake_listen(&g->rank[0].options.wake, &g->wake_info, &err))
         die("%s", err.message);
-    for (int r = 0; r < g->stages; r++)
+    for (int r = 0; r < g->ranks; r++)
         if (pthread_create(&g->rank[r].thread, NULL, engine_rank_run, &g->rank[r]))
             die("no thread");
 }
@@ -177,13 +194,14 @@ static inline struct serve_stats engine_group_close(struct engine_group *g)
     while (engine_group_next(g).kind != EVENT_LEFT)
         ;
     struct serve_stats stats = mailbox_stats(g->mailbox);
-    for (int r = 0; r < g->stages; r++)
+    for (int r = 0; r < g->ranks; r++)
         pthread_join(g->rank[r].thread, NULL);
-    for (int r = 0; r < g->stages; r++) {
+    for (int r = 0; r < g->ranks; r++) {
         struct engine_rank *k = &g->rank[r];
         wake_close(&k->options.wake);
         comm_close(&k->options.control);
         comm_close(&k->options.data);
+        comm_close(&k->options.tensor);
         executor_close(&k->executor);
         model_close(&k->model);
         device_close(&k->device);
@@ -191,6 +209,8 @@ static inline struct serve_stats engine_group_close(struct engine_group *g)
     }
     thread_world_release(&g->control);
     thread_world_release(&g->data);
+    for (int s = 0; s < g->layout.stages; s++)
+        thread_world_release(&g->tensor[s]);
     mailbox_close(&g->mailbox);
     free(g->is_end);
     config_release(&worker_table, &g->settings);

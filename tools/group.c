@@ -18,7 +18,7 @@
 
 struct group_settings {
     char *config, *hostfile, *launcher, *launcher_arguments, *worker, *log_level, *log_format;
-    int64_t stages, back_off_ms, back_off_most_ms, steady_ms, drain_ms, restarts;
+    int64_t stages, tensor, back_off_ms, back_off_most_ms, steady_ms, drain_ms, restarts;
 };
 
 #define OPTION(member) offsetof(struct group_settings, member)
@@ -26,8 +26,10 @@ struct group_settings {
 static const struct config_option options[] = {
     {"config", 'c', CONFIG_STRING, OPTION(config), 0, 0, NULL, "PATH", NULL,
      "read options from this file first", true},
-    {"stages", 's', CONFIG_INT, OPTION(stages), 1, 4096, "1", "N", NULL, "pipeline stages: ranks of the job",
-     false},
+    {"stages", 's', CONFIG_INT, OPTION(stages), 1, 4096, "1", "N", NULL,
+     "pipeline stages: runs of layers, one after the other", false},
+    {"tensor", 0, CONFIG_INT, OPTION(tensor), 1, 256, "1", "T", NULL,
+     "tensor slots: ranks that share each layer of a stage; the job has stages x T ranks", false},
     {"hostfile", 0, CONFIG_STRING, OPTION(hostfile), 0, 0, NULL, "PATH", NULL,
      "hosts of the job, in the launcher's format (default: this host, or the Slurm allocation)", false},
     {"launcher", 'l', CONFIG_STRING, OPTION(launcher), 0, 0, "auto", "NAME", "auto|mpirun|srun",
@@ -66,7 +68,8 @@ static const struct config_table table = {
              "  0 drained   1 the job died and no restart was left   2 wrong usage\n"
              "  78 the workers' model or configuration cannot be served\n"
              "example:\n"
-             "  lepton group --stages 2 --hostfile hosts -- --config worker.cfg\n",
+             "  lepton group --stages 2 --hostfile hosts -- --config worker.cfg\n"
+             "  lepton group --tensor 2 -- --config worker.cfg      # two ranks that share each layer\n",
     .max_arguments = MAX_ARGUMENTS / 2,
     .options = options,
     .option_count = ARRAY_LEN(options),
@@ -111,7 +114,7 @@ static void build_command(struct arguments *a, const struct group_settings *s, c
                           int count)
 {
     char number[32];
-    snprintf(number, sizeof(number), "%lld", (long long)s->stages);
+    snprintf(number, sizeof(number), "%lld", (long long)(s->stages * s->tensor));
     if (use_srun(s)) {
         add(a, "srun");
         add(a, "--mpi=pmix");
@@ -135,6 +138,12 @@ static void build_command(struct arguments *a, const struct group_settings *s, c
     char *program = s->worker ? xstrdup(s->worker) : process_sibling("lepton-worker");
     add(a, program);
     free(program);
+    if (s->tensor > 1) {
+        char width[32];
+        snprintf(width, sizeof(width), "%lld", (long long)s->tensor);
+        add(a, "--tensor");
+        add(a, width);
+    }
     for (int i = 0; i < count; i++)
         add(a, worker[i]);
 }
@@ -189,8 +198,8 @@ static int supervise(struct supervisor *v, struct arguments *a)
             log_error("group", "%s", err.message);
             return EXIT_FAILED;
         }
-        log_info("group", "job started: %lld ranks under %s (pid %d)", (long long)s->stages, a->word[0],
-                 (int)v->job.pid);
+        log_info("group", "job started: %lld ranks under %s (pid %d)", (long long)(s->stages * s->tensor),
+                 a->word[0], (int)v->job.pid);
         watch_job(v);
         int code = process_exit_code(&v->job);
         if (code == 0 || v->asked) {

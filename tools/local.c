@@ -170,6 +170,11 @@ static int check_model(const struct local *l, struct registry_model *m, struct e
     if (code == 0 && l->o.stages > params.layers)
         code = err_set(err, "%d stages for a model of %lld layers: expected 1 to %lld", l->o.stages,
                        (long long)params.layers, (long long)params.layers);
+    if (code == 0) {
+        struct slice_blocks blocks = slice_blocks(&params, g);
+        int64_t kv_heads;
+        code = slice_widest_kv_heads(&kv_heads, &params, &blocks, l->o.tensor, err);
+    }
     tokenizer_close(&t);
     model_params_release(&params);
     gguf_close(&g);
@@ -323,24 +328,27 @@ static int threads_per_rank(const struct local *l)
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     if (l->o.threads)
         return l->o.threads;
-    long share = processors / ((long)l->groups * l->o.stages);
+    long share = processors / ((long)l->groups * l->o.stages * l->o.tensor);
     return share > 1 ? (int)share : 1;
 }
 
 static int start_group(struct local *l, int index, struct err *err)
 {
-    char name[32], log[48], stages[16], threads[16], context[24], sequences[24];
+    char name[32], log[48], stages[16], tensor[16], threads[16], context[24], sequences[24];
     char *key = below(l, "keys/g.key"), *server_key = below(l, "keys/coordinator.pub");
     const struct served *model = &l->served[index / l->o.groups];
     snprintf(name, sizeof(name), "g-%d", index);
     snprintf(log, sizeof(log), "%s.log", name);
     snprintf(stages, sizeof(stages), "%d", l->o.stages);
+    snprintf(tensor, sizeof(tensor), "%d", l->o.tensor);
     snprintf(threads, sizeof(threads), "%d", threads_per_rank(l));
     snprintf(context, sizeof(context), "%lld", (long long)l->o.context);
     snprintf(sequences, sizeof(sequences), "%lld", (long long)(l->o.max_sequences ? l->o.max_sequences : 16));
     const char *words[] = {"group",
                            "--stages",
                            stages,
+                           "--tensor",
+                           tensor,
                            "--launcher",
                            "mpirun",
                            "--log-level",
@@ -415,6 +423,8 @@ int local_start(struct local **out, const struct local_options *options, struct 
     l->o = *options;
     if (!l->o.log_level)
         l->o.log_level = "info";
+    if (!l->o.tensor)
+        l->o.tensor = 1;
     l->models = 1;
     while (options->more && options->more[l->models - 1])
         l->models++;

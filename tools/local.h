@@ -13,6 +13,7 @@ struct local_options {
     const char *models;      /* the registry's directory; NULL = the default */
     const char *endpoint;    /* NULL = a free port on loopback */
     int groups, stages;      /* of each model */
+    int tensor;              /* tensor slots of a stage; 0 = 1 */
     int threads;             /* per rank; 0 = the processors shared out */
     int64_t context, max_sequences; /* 0 = the worker's default */
     const char *log_level;

@@ -143,8 +143,11 @@ static void take_trace(void *context, int64_t layer, const char *what, const str
 static int open_part(struct run *r, int i, int64_t layers, struct err *err)
 {
     struct part *part = &r->part[i];
-    struct model_slice slice = {layers * i / r->parts, layers * (i + 1) / r->parts, i == 0, i == r->parts - 1,
-                                r->count};
+    struct model_slice slice = {.first_layer = layers * i / r->parts,
+                                .last_layer = layers * (i + 1) / r->parts,
+                                .embed = i == 0,
+                                .head = i == r->parts - 1,
+                                .context = r->count};
     struct model_check check = registry_check(&r->source);
     if (model_open_checked(&part->model, r->gguf, r->device, &slice, &check, err) ||
         executor_open(&part->executor, part->model, &r->engine, err))

@@ -96,7 +96,7 @@ static int open_run(struct run *r, const struct perplexity_settings *s, const ch
         registry_open(&r->gguf, &r->source, (int)s->threads, err) || model_params_read(&sizes, r->gguf, err))
         return -1;
     model_params_release(&sizes); /* the numbers stay */
-    struct model_slice all = {0, sizes.layers, true, true, s->context};
+    struct model_slice all = {.last_layer = sizes.layers, .embed = true, .head = true, .context = s->context};
     struct model_check check = registry_check(&r->source);
     if (tokenizer_open(&r->tokenizer, r->gguf, err) || device_open(&r->device, "cpu", &device, err) ||
         model_open_checked(&r->model, r->gguf, r->device, &all, &check, err))

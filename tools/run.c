@@ -14,7 +14,7 @@
 struct run_settings {
     struct prompt_settings prompt;
     char *endpoint, *log_level, *models;
-    int64_t groups, stages, threads, context, max_sequences, start_ms, drain_ms;
+    int64_t groups, stages, tensor, threads, context, max_sequences, start_ms, drain_ms;
 };
 
 #define MAX_WORKER_ARGUMENTS 24
@@ -25,6 +25,8 @@ static const struct config_option options[] = {
     {"groups", 'g', CONFIG_INT, OPTION(groups), 1, 64, "1", "G", NULL,
      "worker groups of each model, each with the whole of it", false},
     {"stages", 's', CONFIG_INT, OPTION(stages), 1, 256, "1", "P", NULL, "pipeline stages of a group", false},
+    {"tensor", 0, CONFIG_INT, OPTION(tensor), 1, 256, "1", "T", NULL,
+     "tensor slots of a stage: ranks that share each layer; a group has P x T ranks", false},
     {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "0", "K", NULL,
      "threads of a rank; 0 = the processors shared out over all ranks", false},
     {"context", 0, CONFIG_INT, OPTION(context), 0, 1 << 24, "0", "N", NULL,
@@ -104,6 +106,7 @@ static struct local_options cluster_options(const struct run_settings *s, const 
                                   .endpoint = s->endpoint,
                                   .groups = (int)s->groups,
                                   .stages = (int)s->stages,
+                                  .tensor = (int)s->tensor,
                                   .threads = (int)s->threads,
                                   .context = s->context,
                                   .max_sequences = s->max_sequences,

@@ -119,6 +119,15 @@ static uint64_t free_pages(const struct wire_group_status *g)
     return taken < g->pages ? g->pages - taken : 0;
 }
 
+static void print_stage(uint32_t number, const struct wire_stage *stage)
+{
+    printf("  stage %-3u layers %llu-%llu on %.*s, pid %llu", number, COUNT(stage->first_layer),
+           COUNT(stage->last_layer), WORDS(stage->host), COUNT(stage->pid));
+    if (stage->tensor > 1)
+        printf(", %llu tensor slots", COUNT(stage->tensor));
+    printf("\n");
+}
+
 static void print_table(const struct wire_status_reply *s, const char *endpoint)
 {
     printf("coordinator %s, version %.*s, up %llu s%s\n", endpoint, WORDS(s->version),
@@ -147,8 +156,7 @@ static void print_table(const struct wire_status_reply *s, const char *endpoint)
                COUNT(g->pages_used), COUNT(g->pages_cached), COUNT(free_pages(g)), COUNT(g->prefix_hits),
                COUNT(g->prefix_queries), COUNT(g->preemptions));
         for (uint32_t k = 0; k < g->stage_count; k++)
-            printf("  stage %-3u layers %llu-%llu on %.*s, pid %llu\n", k, COUNT(g->stages[k].first_layer),
-                   COUNT(g->stages[k].last_layer), WORDS(g->stages[k].host), COUNT(g->stages[k].pid));
+            print_stage(k, &g->stages[k]);
     }
 }
 

@@ -10,7 +10,9 @@
 #include "common/log.h"
 #include "worker/comm_mpi.h"
 #include "worker/comm_nccl.h"
+#include "worker/comm_shm.h"
 #include "worker/infer/serve.h"
+#include "worker/layout.h"
 #include "worker/link.h"
 #include "worker/model/registry.h"
 #include "worker/settings.h"
@@ -28,13 +30,18 @@ struct rank_card {
 struct worker {
     struct worker_settings settings;
     int rank, ranks;
+    struct layout layout;
+    struct layout_place place;    /* of this rank */
     struct registry_model source; /* where the model comes from */
     struct gguf *gguf;
     struct device *device;
     struct model *model;
     struct executor_options engine;
     struct executor *executor;
-    struct comm *control, *data; /* host memory through MPI; the rows between stages */
+    struct comm *world;   /* MPI, host memory: over it the ranks find each other */
+    struct comm *control; /* host memory: descriptors and drawn tokens */
+    struct comm *data;    /* the rows between stages */
+    struct comm *tensor;  /* sums between the slots of this stage; NULL where there is one */
     struct wake *wake;
     struct watchdog *watchdog;
     struct tokenizer *tokenizer;
@@ -43,7 +50,7 @@ struct worker {
     struct curve_key key, server_key;
     struct rank_card *cards; /* leader: [ranks] */
     bool *is_end;
-    int *first_layer; /* [ranks + 1] */
+    int *first_layer; /* [stages + 1] */
 };
 
 /* The one link that a signal drains; set on the leader while it serves. A signal that comes before is
@@ -85,6 +92,33 @@ static void start_mpi(struct worker *w)
     MPI_Comm_size(MPI_COMM_WORLD, &w->ranks);
 }
 
+/* Ranks to stages and slots. */
+static int place_rank(struct worker *w, struct err *err)
+{
+    int width = (int)w->settings.tensor;
+    if (w->ranks % width)
+        return err_set(err, "tensor: %d slots a stage, but the job has %d ranks: expected a multiple", width,
+                       w->ranks);
+    w->layout = (struct layout){.stages = w->ranks / width, .tensor = width, .replicas = 1};
+    w->place = layout_place(&w->layout, w->rank);
+    return layout_check(&w->layout, w->ranks, err);
+}
+
+/* The split of the layers over the stages, and the engine's limits: the same on every rank. */
+static int size_engine(struct worker *w, struct model_params *params, struct err *err)
+{
+    struct slice_blocks blocks = slice_blocks(params, w->gguf);
+    int64_t most = 0;
+    w->first_layer = xcalloc((size_t)w->layout.stages + 1, sizeof(int));
+    if (settings_split(w->gguf, params, w->layout.stages, w->first_layer, err) ||
+        slice_widest_kv_heads(&params->kv_heads, params, &blocks, w->layout.tensor, err))
+        return -1;
+    for (int i = 0; i < w->layout.stages; i++)
+        if (w->first_layer[i + 1] - w->first_layer[i] > most)
+            most = w->first_layer[i + 1] - w->first_layer[i];
+    return settings_engine(&w->engine, &w->settings, params, most, err);
+}
+
 /* The model, its split over the ranks, and this rank's slice of it. */
 static int open_model(struct worker *w, struct err *err)
 {
@@ -94,14 +128,7 @@ static int open_model(struct worker *w, struct err *err)
     if (registry_find(&w->source, s->models, s->model, registry_verify_from_name(s->verify), err) ||
         registry_open(&w->gguf, &w->source, 0, err) || model_params_read(&params, w->gguf, err))
         return -1;
-    w->first_layer = xcalloc((size_t)w->ranks + 1, sizeof(int));
-    int code = settings_split(w->gguf, &params, w->ranks, w->first_layer, err);
-    int64_t most = 0;
-    for (int r = 0; r < w->ranks && code == 0; r++)
-        if (w->first_layer[r + 1] - w->first_layer[r] > most)
-            most = w->first_layer[r + 1] - w->first_layer[r];
-    if (code == 0)
-        code = settings_engine(&w->engine, &w->settings, &params, most, err);
+    int code = size_engine(w, &params, err);
     uint32_t kernels = model_params_kernels(&params);
     int64_t head_length = params.head_length;
     model_params_release(&params);
@@ -109,11 +136,13 @@ static int open_model(struct worker *w, struct err *err)
         kernels_supported(w->device, kernels, err) ||
         kernels_kv_supported(w->device, w->engine.kv_type, head_length, err))
         return -1;
-    struct model_slice slice = {.first_layer = w->first_layer[w->rank],
-                                .last_layer = w->first_layer[w->rank + 1],
-                                .embed = w->rank == 0,
-                                .head = w->rank == w->ranks - 1,
-                                .context = w->engine.limits.context};
+    struct model_slice slice = {.first_layer = w->first_layer[w->place.stage],
+                                .last_layer = w->first_layer[w->place.stage + 1],
+                                .embed = w->place.stage == 0,
+                                .head = w->place.stage == w->layout.stages - 1,
+                                .context = w->engine.limits.context,
+                                .width = w->layout.tensor,
+                                .slot = w->place.slot};
     struct model_check check = registry_check(&w->source);
     if (model_open_checked(&w->model, w->gguf, w->device, &slice, &check, err))
         return -1;
@@ -123,8 +152,8 @@ static int open_model(struct worker *w, struct err *err)
 
 static void gather_cards(struct worker *w, uint64_t load_ms)
 {
-    struct rank_card card = {.first_layer = w->first_layer[w->rank],
-                             .last_layer = w->first_layer[w->rank + 1],
+    struct rank_card card = {.first_layer = w->first_layer[w->place.stage],
+                             .last_layer = w->first_layer[w->place.stage + 1],
                              .pid = getpid(),
                              .load_ms = (int64_t)load_ms};
     if (gethostname(card.host, sizeof(card.host) - 1))
@@ -134,48 +163,91 @@ static void gather_cards(struct worker *w, uint64_t load_ms)
     MPI_Gather(&card, sizeof(card), MPI_BYTE, w->cards, sizeof(card), MPI_BYTE, 0, MPI_COMM_WORLD);
 }
 
-/* What carries the rows: NCCL between GPUs, MPI between hosts' memories. */
-static int open_data_comm(struct worker *w, struct err *err)
+/* Host memory: what the ranks of one host share, or MPI. `over` holds the same ranks as `color` picks from
+ * the world. */
+static int open_host_comm(struct worker *w, struct comm **out, struct comm *over, int color,
+                          struct device *device, struct err *err)
+{
+    if (strcmp(w->settings.comm, "mpi") != 0) {
+        int code = comm_shm_open(out, over, device, err);
+        if (code <= 0)
+            return code;
+        if (strcmp(w->settings.comm, "shm") == 0)
+            return err_set_code(err, EXIT_CONFIG, "comm shm: %s", err->message);
+        log_debug("worker", "rank %d: MPI carries what goes between ranks: %s", w->rank, err->message);
+    }
+    return comm_mpi_open(out, color, device, err);
+}
+
+/* NCCL over the ranks of `over`. The first of them makes the id; when it cannot, every rank learns why, so
+ * that all leave with the same words. */
+static int open_nccl(struct worker *w, struct comm **out, struct comm *over, struct err *err)
 {
     const struct worker_settings *s = &w->settings;
-    bool gpu = strcmp(device_name(w->device), "cpu") != 0;
-    if (strcmp(s->comm, "mpi") == 0 || (strcmp(s->comm, "auto") == 0 && !gpu))
-        return comm_mpi_open(&w->data, 0, w->device, err);
-    if (!gpu && !s->nccl_library)
-        return err_set_code(err, EXIT_CONFIG,
-                            "comm nccl: device %s: NCCL moves the memory of GPUs; expected comm mpi",
-                            device_name(w->device));
     struct comm_nccl_options options = {.library = s->nccl_library,
                                         .device = w->device,
-                                        .rank = w->rank,
-                                        .size = w->ranks,
+                                        .rank = over->rank,
+                                        .size = over->size,
                                         .timeout_ms = (int)s->wait_limit_ms};
-    /* Rank 0 makes the id; when it cannot, every rank learns why, so that all leave with the same words. */
     struct {
         uint8_t id[COMM_NCCL_ID_BYTES];
         int failed;
         struct err why;
     } card = {0};
-    if (w->rank == 0)
+    if (over->rank == 0)
         card.failed = comm_nccl_unique_id(s->nccl_library, card.id, &card.why);
-    MPI_Bcast(&card, sizeof(card), MPI_BYTE, 0, MPI_COMM_WORLD);
+    if (comm_broadcast(over, NULL, &card, sizeof(card), 0, err))
+        return -1;
     if (card.failed)
         return err_set_code(err, EXIT_CONFIG, "comm nccl: %s", card.why.message);
     memcpy(options.id, card.id, sizeof(options.id));
-    return comm_nccl_open(&w->data, &options, err);
+    return comm_nccl_open(out, &options, err);
 }
 
-/* The wake connections; a group of one rank needs none. */
+/* What carries the device's memory between the ranks of `over`: NCCL between GPUs, host memory elsewhere. */
+static int open_device_comm(struct worker *w, struct comm **out, struct comm *over, int color,
+                            struct err *err)
+{
+    const struct worker_settings *s = &w->settings;
+    bool gpu = strcmp(device_name(w->device), "cpu") != 0;
+    if (gpu && strcmp(s->comm, "shm") == 0)
+        return err_set_code(err, EXIT_CONFIG, "comm shm: device %s: expected auto, mpi or nccl",
+                            device_name(w->device));
+    if (gpu && strcmp(s->comm, "mpi") == 0)
+        return comm_mpi_open(out, color, w->device, err);
+    if (!gpu && (strcmp(s->comm, "nccl") != 0))
+        return open_host_comm(w, out, over, color, w->device, err);
+    if (!gpu && !s->nccl_library)
+        return err_set_code(err, EXIT_CONFIG,
+                            "comm nccl: device %s: NCCL moves the memory of GPUs; expected comm mpi",
+                            device_name(w->device));
+    return open_nccl(w, out, over, err);
+}
+
+/* The slots of this stage among themselves. */
+static int open_tensor_comm(struct worker *w, struct err *err)
+{
+    struct comm *slots = NULL;
+    int color = 1 + w->place.stage;
+    if (w->layout.tensor == 1)
+        return 0;
+    int code = comm_mpi_open(&slots, color, NULL, err) || open_device_comm(w, &w->tensor, slots, color, err);
+    comm_close(&slots);
+    return code ? -1 : 0;
+}
+
+/* How the ranks talk, and the wake connections; a group of one rank needs none. */
 static int connect_ranks(struct worker *w, struct err *err)
 {
     if (w->ranks == 1)
         return 0;
     struct wake_info info = {0};
     uint64_t limit_ms = (uint64_t)w->settings.start_limit_ms;
-    if (comm_mpi_open(&w->control, 0, NULL, err) || open_data_comm(w, err) ||
-        (w->rank == 0 && wake_listen(&w->wake, &info, err)))
+    if (comm_mpi_open(&w->world, 0, NULL, err) || open_host_comm(w, &w->control, w->world, 0, NULL, err) ||
+        open_device_comm(w, &w->data, w->world, 0, err) || open_tensor_comm(w, err) ||
+        (w->rank == 0 && wake_listen(&w->wake, &info, err)) ||
+        comm_broadcast(w->world, NULL, &info, sizeof(info), 0, err))
         return -1;
-    MPI_Bcast(&info, sizeof(info), MPI_BYTE, 0, MPI_COMM_WORLD);
     return w->rank == 0 ? wake_accept(w->wake, w->ranks - 1, limit_ms, err)
                         : wake_connect(&w->wake, &info, limit_ms, err);
 }
@@ -203,29 +275,30 @@ static struct wire_hello describe_group(const struct worker *w, struct wire_stag
     gguf_fingerprint(w->gguf, fingerprint);
     if (w->model->params.rope_long) /* other numbers from the same weights: two digits tell them apart */
         strcat(fingerprint, "01");
-    for (int r = 0; r < w->ranks; r++) {
-        stages[r] =
-            (struct wire_stage){.first_layer = (uint64_t)w->cards[r].first_layer,
-                                .last_layer = (uint64_t)w->cards[r].last_layer,
-                                .tensor = 1,
-                                .pid = (uint64_t)w->cards[r].pid,
-                                .host = wire_string_mend(w->cards[r].host, sizeof(w->cards[r].host) - 1)};
+    for (int i = 0; i < w->layout.stages; i++) {
+        struct rank_card *card = &w->cards[layout_rank(&w->layout, (struct layout_place){.stage = i})];
+        stages[i] = (struct wire_stage){.first_layer = (uint64_t)card->first_layer,
+                                        .last_layer = (uint64_t)card->last_layer,
+                                        .tensor = (uint64_t)w->layout.tensor,
+                                        .pid = (uint64_t)card->pid,
+                                        .host = wire_string_mend(card->host, sizeof(card->host) - 1)};
+    }
+    for (int r = 0; r < w->ranks; r++)
         if ((uint64_t)w->cards[r].load_ms > load_ms)
             load_ms = (uint64_t)w->cards[r].load_ms;
-    }
     return (struct wire_hello){.group = wire_string(w->settings.group),
                                .model = model_name(w),
                                .weights = wire_string(fingerprint),
                                .kernels = wire_string(device_kernel_set(w->device)),
                                .kv_type = wire_string(w->settings.kv_type),
-                               .tensor = 1,
+                               .tensor = (uint64_t)w->layout.tensor,
                                .max_sequences = (uint64_t)l->slots,
                                .context = (uint64_t)l->context,
                                .pages = (uint64_t)l->pages,
                                .page_tokens = (uint64_t)w->engine.page_tokens,
                                .load_ms = load_ms,
                                .stages = stages,
-                               .stage_count = (uint32_t)w->ranks};
+                               .stage_count = (uint32_t)w->layout.stages};
 }
 
 static int open_leader(struct worker *w, struct err *err)
@@ -254,6 +327,7 @@ static struct serve_options serve_options(struct worker *w)
                                   .engine = w->engine,
                                   .control = w->control,
                                   .data = w->data,
+                                  .tensor = w->tensor,
                                   .wake = w->wake,
                                   .watchdog = w->watchdog,
                                   .step_limit_ms = (uint64_t)w->settings.step_limit_ms,
@@ -268,7 +342,7 @@ static struct serve_options serve_options(struct worker *w)
 static int lead(struct worker *w, struct err *err)
 {
     char fingerprint[48];
-    struct wire_stage *stages = xcalloc((size_t)w->ranks, sizeof(*stages));
+    struct wire_stage *stages = xcalloc((size_t)w->layout.stages, sizeof(*stages));
     struct link_options link = {.endpoint = w->settings.endpoint,
                                 .server_key = w->server_key.public_key,
                                 .key = &w->key,
@@ -300,8 +374,10 @@ static void release(struct worker *w)
     mailbox_close(&w->mailbox);
     tokenizer_close(&w->tokenizer);
     wake_close(&w->wake);
+    comm_close(&w->tensor);
     comm_close(&w->data);
     comm_close(&w->control);
+    comm_close(&w->world);
     executor_close(&w->executor);
     model_close(&w->model);
     device_close(&w->device);
@@ -348,15 +424,19 @@ int main(int argc, char **argv)
     start_mpi(&w);
     setup_log(&w.settings, w.rank);
     uint64_t begun_ms = clock_now_ms();
-    if (open_model(&w, &err) || (w.rank == 0 && open_leader(&w, &err)))
+    if (place_rank(&w, &err) || open_model(&w, &err) || (w.rank == 0 && open_leader(&w, &err)))
         leave(&w, EXIT_CONFIG, &err);
     watchdog_start(&w.watchdog, w.rank);
     gather_cards(&w, clock_now_ms() - begun_ms);
     if (connect_ranks(&w, &err))
         leave(&w, err.code == EXIT_CONFIG ? EXIT_CONFIG : EXIT_GROUP, &err);
-    log_info("worker", "rank %d of %d: layers %d to %d of %s, loaded in %llu ms", w.rank, w.ranks,
-             w.first_layer[w.rank], w.first_layer[w.rank + 1] - 1, w.settings.model,
-             (unsigned long long)(clock_now_ms() - begun_ms));
+    char slot[48] = "";
+    if (w.layout.tensor > 1)
+        snprintf(slot, sizeof(slot), " slot %d of %d,", w.place.slot, w.layout.tensor);
+    log_info("worker", "rank %d of %d:%s layers %d to %d of %s, loaded in %llu ms%s%s", w.rank, w.ranks, slot,
+             w.first_layer[w.place.stage], w.first_layer[w.place.stage + 1] - 1, w.settings.model,
+             (unsigned long long)(clock_now_ms() - begun_ms), w.data ? ", rows over " : "",
+             w.data ? w.data->name : "");
     if (w.source.checked_bytes)
         log_info("worker", "rank %d: %llu MB of weights match their hashes", w.rank,
                  (unsigned long long)(w.source.checked_bytes / 1000000));

@@ -32,9 +32,9 @@ static const struct config_option options[] = {
     {"key", 'k', CONFIG_STRING, OPTION(key), 0, 0, NULL, "PATH", NULL,
      "this worker's key file (.key, mode 0600)", false},
     {"device", 'd', CONFIG_STRING, OPTION(device), 0, 0, "cpu", "NAME", NULL, "cpu or cuda:N", false},
-    {"comm", 0, CONFIG_STRING, OPTION(comm), 0, 0, "auto", "NAME", "auto|mpi|nccl",
-     "what carries rows between stages: mpi (host memory; GPU memory is staged), nccl, or auto = nccl for "
-     "GPUs",
+    {"comm", 0, CONFIG_STRING, OPTION(comm), 0, 0, "auto", "NAME", "auto|shm|mpi|nccl",
+     "what carries rows and sums between ranks: shm (memory shared by ranks of one host), mpi (host memory; "
+     "GPU memory is staged), nccl; auto = nccl for GPUs, else shm where the ranks share a host, else mpi",
      false},
     {"nccl_library", 0, CONFIG_STRING, OPTION(nccl_library), 0, 0, NULL, "PATH", NULL,
      "the NCCL library (default: libnccl.so.2 of the system)", false},
@@ -43,6 +43,10 @@ static const struct config_option options[] = {
      false},
     {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "1", "N", NULL,
      "threads that compute, per rank; 0 = every processor allowed to the rank", false},
+    {"tensor", 0, CONFIG_INT, OPTION(tensor), 1, 256, "1", "T", NULL,
+     "tensor slots of a stage: ranks that share each layer; the job has stages x T ranks, those of a stage "
+     "next to each other",
+     false},
     {"context", 0, CONFIG_INT, OPTION(context), 0, 1 << 24, "0", "N", NULL,
      "most tokens of a sequence, prompt included; 0 = the model's, at most 4096", false},
     {"max_sequences", 0, CONFIG_INT, OPTION(max_sequences), 1, 4096, "16", "N", NULL,
@@ -83,7 +87,8 @@ const struct config_table worker_table = {
     .program = "lepton-worker",
     .about = "One rank of a worker group. Started by mpirun or srun (usually through `lepton group`): the "
              "job has as many "
-             "ranks as the pipeline has stages; rank 0 leads and talks to the coordinator.",
+             "ranks as the pipeline has stages, times the tensor slots of each; rank 0 leads and talks to "
+             "the coordinator.",
     .after = "exit codes:\n"
              "  0 drained   2 wrong usage   70 lost a resource   71 stuck (ended by the watchdog)\n"
              "  72 the group could not go on   78 the model or the configuration cannot be served\n",

@@ -9,7 +9,7 @@
 struct worker_settings {
     char *config, *model, *models, *verify, *model_name, *group, *endpoint, *server_key, *key, *device,
         *kernels, *kv_type, *comm, *nccl_library, *log_level, *log_format;
-    int64_t threads, context, max_sequences, step_tokens, mixed_tokens, page_tokens, kv_bytes,
+    int64_t threads, tensor, context, max_sequences, step_tokens, mixed_tokens, page_tokens, kv_bytes,
         priority_step_ms;
     bool prefix_cache;
     int64_t step_limit_ms, wait_limit_ms, start_limit_ms;
@@ -21,7 +21,7 @@ extern const struct config_table worker_table;
 int settings_split(const struct gguf *g, const struct model_params *params, int stages, int *first,
                    struct err *err);
 /* Limits of the engine. `layers` = the most layers that one stage holds (a group's capacity is its smallest
- * stage's). */
+ * stage's); with tensor slots, params->kv_heads = the most KV heads that one of them holds. */
 int settings_engine(struct executor_options *out, const struct worker_settings *s,
                     const struct model_params *params, int64_t layers, struct err *err);
 

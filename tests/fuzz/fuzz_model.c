@@ -79,7 +79,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     if (model_params_read(&params, g, &err) == 0) {
         int64_t half = params.layers / 2;
-        struct model_slice first = {0, half, true, false, 2}, last = {half, params.layers, false, true, 0};
+        struct model_slice first = {.last_layer = half, .embed = true, .context = 2};
+        struct model_slice last = {.first_layer = half, .last_layer = params.layers, .head = true};
         cost(g, &params);
         if (model_open(&model, g, the_device(), &first, &err) == 0)
             model_close(&model);

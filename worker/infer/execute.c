@@ -178,7 +178,8 @@ static void upload_inputs(struct executor *e, const struct step *step)
     stream_upload(e->stream, e->device_inputs, e->host_inputs, e->input_bytes);
 }
 
-static void draw(struct executor *e, const struct step *step, int32_t *ids, struct token_logprobs *logprobs)
+static int draw(struct executor *e, const struct step *step, int32_t *ids, struct token_logprobs *logprobs,
+                struct err *err)
 {
     struct device *device = e->model->device;
     int64_t B = step->sample_count;
@@ -186,6 +187,10 @@ static void draw(struct executor *e, const struct step *step, int32_t *ids, stru
     struct tensor rows = tensor_1d(device, DTYPE_I32, e->device.rows, B);
     struct tensor drawn = tensor_1d(device, DTYPE_I32, e->device_ids, B);
     struct tensor logits = stage_logits(e->stage, step->token_count, &rows);
+    if (stage_join_logits(e->stage, &logits, err))
+        return -1;
+    if (e->model->part.slot != 0)
+        return 0; /* one slot draws for all */
     struct sample_extra extra = {.biases = e->device_biases,
                                  .bias_count = step->bias_count,
                                  .logprobs = wanted ? e->device_logprobs : NULL};
@@ -197,6 +202,7 @@ static void draw(struct executor *e, const struct step *step, int32_t *ids, stru
     stream_download(e->stream, ids, e->device_ids, (size_t)B * sizeof(int32_t));
     if (wanted)
         stream_download(e->stream, logprobs, e->device_logprobs, (size_t)B * sizeof(struct token_logprobs));
+    return 0;
 }
 
 int executor_run(struct executor *e, const struct step *step, int32_t *ids, struct token_logprobs *logprobs,
@@ -216,7 +222,7 @@ int executor_run(struct executor *e, const struct step *step, int32_t *ids, stru
     struct tensor id_rows = tensor_1d(device, DTYPE_I32, e->device.ids, T);
     if (stage_forward(e->stage, e->model->slice.embed ? &id_rows : NULL, &view, e->pool->layer, err))
         return -1;
-    if (e->model->slice.head && step->sample_count > 0)
-        draw(e, step, ids, logprobs);
+    if (e->model->slice.head && step->sample_count > 0 && draw(e, step, ids, logprobs, err))
+        return -1;
     return stream_sync(e->stream, err);
 }

@@ -24,10 +24,10 @@ struct stage *executor_stage(struct executor *e);
 /* The rows of a step: the previous stage's output is received here before the run, and this stage's lies here
  * after. */
 struct tensor executor_rows(struct executor *e, const struct step *step);
-/* Runs the step. On the last stage ids[sample_count] (host memory) receives the drawn tokens, -1 for a row
- * whose logits were not finite; NULL elsewhere. logprobs[sample_count] likewise when step_wants_logprobs: of
- * the rows that want none they are zero. -1: the device or the stage's `between` failed: the rank cannot go
- * on. */
+/* Runs the step. On the last stage (its first tensor slot) ids[sample_count] (host memory) receives the drawn
+ * tokens, -1 for a row whose logits were not finite; NULL elsewhere. logprobs[sample_count] likewise when
+ * step_wants_logprobs: of the rows that want none they are zero. -1: the device or a hook of the stage
+ * failed: the rank cannot go on. */
 int executor_run(struct executor *e, const struct step *step, int32_t *ids, struct token_logprobs *logprobs,
                  struct err *err);
 

@@ -168,11 +168,11 @@ int flight_launch(struct leader *l, struct err *err)
     l->flight_count++;
     watchdog_enter(l->o->watchdog, "a step", l->o->step_limit_ms);
     struct transfer_result r = {0};
-    if (!l->o->control)
+    if (transfer_is_last(l->o))
         r = transfer_result_view(f->result, &f->step);
-    if (wake_group(l, err) || executor_run(l->o->executor, &f->step, r.ids, r.logprobs, err))
-        return -1;
-    if (l->o->control && transfer_send_step(l->o, &f->step, &l->encoded, err))
+    if (wake_group(l, err) || transfer_share_step(l->o, &f->step, &l->encoded, err) ||
+        executor_run(l->o->executor, &f->step, r.ids, r.logprobs, err) ||
+        transfer_send_step(l->o, &f->step, &l->encoded, err))
         return -1;
     /* Steps run in order on every stage: whoever holds these pages in a later step finds them full. */
     for (int32_t i = 0; i < f->step.sequence_count; i++)
@@ -213,8 +213,8 @@ static void take_token(struct leader *l, struct sequence *q, int32_t id,
 static int receive_result(struct leader *l, struct flight *f, struct err *err)
 {
     watchdog_enter(l->o->watchdog, "waiting for the last stage", l->o->wait_limit_ms);
-    if (comm_recv(l->o->control, NULL, f->result, transfer_result_bytes(&f->step), l->o->control->size - 1,
-                  err))
+    if (comm_recv(l->o->control, NULL, f->result, transfer_result_bytes(&f->step),
+                  transfer_drawing_rank(l->o), err))
         return -1;
     uint64_t id = *transfer_result_view(f->result, &f->step).step_id;
     if (id != f->step.id)
@@ -226,7 +226,7 @@ static int receive_result(struct leader *l, struct flight *f, struct err *err)
 int flight_collect(struct leader *l, struct err *err)
 {
     struct flight *f = &l->flight[l->first_flight];
-    if (l->o->control && receive_result(l, f, err))
+    if (!transfer_is_last(l->o) && receive_result(l, f, err))
         return -1;
     struct transfer_result r = transfer_result_view(f->result, &f->step);
     for (int32_t i = 0, sample = 0; i < f->step.sequence_count; i++) {
@@ -252,8 +252,8 @@ int flight_send_flag(struct leader *l, uint32_t flags, struct err *err)
     if (!l->o->control)
         return 0;
     watchdog_enter(l->o->watchdog, "putting the group to sleep", l->o->wait_limit_ms);
-    return wake_group(l, err) || transfer_send_step(l->o, &step, &l->encoded, err) ||
-                   comm_barrier(l->o->control, NULL, err)
+    return wake_group(l, err) || transfer_share_step(l->o, &step, &l->encoded, err) ||
+                   transfer_send_step(l->o, &step, &l->encoded, err) || comm_barrier(l->o->control, NULL, err)
                ? -1
                : 0;
 }

@@ -20,7 +20,9 @@ uint64_t kv_page_bytes(const struct model_params *params, int64_t layers, int32_
 static int open_memory(struct kv_pool *p, const struct model *model, struct err *err)
 {
     const struct kv_pool_options *o = &p->options;
-    const struct model_params *params = &model->params;
+    struct model_params local = model->params;
+    const struct model_params *params = &local;
+    local.kv_heads = model->part.kv_heads.count; /* a tensor slot keeps the pages of its own heads */
     uint64_t half = half_page_bytes(params, o->page_tokens, o->dtype) * (uint64_t)o->pages, total;
     if (!checked_mul_u64(half, 2 * (uint64_t)(p->layers ? p->layers : 1), &total))
         return err_set(err, "KV cache of %d pages does not fit 64 bits", o->pages);

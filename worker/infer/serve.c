@@ -22,7 +22,7 @@ struct follower {
 static int follow_step(struct follower *f, uint32_t *flags, struct err *err)
 {
     const struct serve_options *o = f->o;
-    bool last = o->control->rank == o->control->size - 1;
+    bool draws = o->control->rank == transfer_drawing_rank(o);
     watchdog_enter(o->watchdog, "waiting for a step", o->wait_limit_ms);
     if (transfer_recv_step(o, &f->step, f->bytes, f->capacity, err))
         return -1;
@@ -30,16 +30,16 @@ static int follow_step(struct follower *f, uint32_t *flags, struct err *err)
     watchdog_enter(o->watchdog, "a step", o->step_limit_ms);
     if (!*flags) {
         struct transfer_result r = {0};
-        if (last) {
+        if (draws) {
             r = transfer_result_view(f->result, &f->step);
             *r.step_id = f->step.id;
         }
         if (executor_run(o->executor, &f->step, r.ids, r.logprobs, err))
             return -1;
-        if (last)
+        if (draws)
             return comm_send(o->control, NULL, f->result, transfer_result_bytes(&f->step), 0, err);
     }
-    return last ? 0 : transfer_send_step(o, &f->step, &f->encoded, err);
+    return transfer_send_step(o, &f->step, &f->encoded, err);
 }
 
 /* Sleeping ranks owe nobody a message: sends under way are finished before the sleep. */

@@ -1,9 +1,13 @@
-/* serve: the step threads of a group. The leader (rank 0, first stage) admits sequences from the mailbox,
- * plans steps, runs its stage and sends the step on; every other rank runs its stage of each step that comes
- * and passes it on; the last sends the drawn tokens back to the leader.
+/* serve: the step threads of a group. The leader (rank 0: first stage, slot 0) admits sequences from the
+ * mailbox, plans steps, runs its stage and sends the step on; every other rank runs its stage of each step
+ * that comes and passes it on; the last stage sends the drawn tokens back to the leader.
  *
  *     leader  --(descriptor, rows)-->  stage 1  --...-->  last stage
  *        ^------------------(drawn ids)-----------------------'
+ *
+ * With tensor slots each slot passes steps on to its like in the next stage: all slots of a stage hold the
+ * same rows at its end. The leader's own slots get the descriptor from it before it runs, since the slots of
+ * a stage run together: they add up what they computed twice in each layer.
  *
  * Up to one step per stage is under way at once, as long as different sequences are ready to fill them. An
  * idle group sleeps: the leader sends a sleep step down the line and waits for its mailbox, the others wait
@@ -23,6 +27,7 @@ struct serve_options {
     struct executor_options engine;
     struct comm *control;      /* host memory: descriptors and drawn tokens; NULL for a group of one rank */
     struct comm *data;         /* device memory: the rows between stages; NULL likewise */
+    struct comm *tensor;       /* device memory: sums between the slots of this stage; NULL without slots */
     struct wake *wake;         /* NULL for a group of one rank */
     struct watchdog *watchdog; /* may be NULL */
     uint64_t step_limit_ms;    /* without progress inside a step */

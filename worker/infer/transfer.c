@@ -6,25 +6,48 @@ struct step_envelope {
     uint64_t row_bytes;
 };
 
+/* The envelope and the encoded descriptor. */
+static int send_descriptor(const struct serve_options *o, const struct buffer *encoded, uint64_t row_bytes,
+                           int to, struct err *err)
+{
+    struct step_envelope e = {.descriptor_bytes = encoded->size, .row_bytes = row_bytes};
+    return comm_send(o->control, NULL, &e, sizeof(e), to, err) ||
+                   comm_send(o->control, NULL, encoded->data, encoded->size, to, err)
+               ? -1
+               : 0;
+}
+
+int transfer_share_step(const struct serve_options *o, const struct step *step, struct buffer *encoded,
+                        struct err *err)
+{
+    if (transfer_width(o) == 1)
+        return 0;
+    step_encode(step, encoded);
+    for (int slot = 1; slot < transfer_width(o); slot++)
+        if (send_descriptor(o, encoded, 0, slot, err))
+            return -1;
+    return 0;
+}
+
 int transfer_send_step(const struct serve_options *o, const struct step *step, struct buffer *encoded,
                        struct err *err)
 {
+    if (transfer_is_last(o))
+        return 0;
     struct tensor rows = executor_rows(o->executor, step);
-    int next = o->control->rank + 1;
+    uint64_t row_bytes = step->token_count ? tensor_bytes(&rows) : 0;
+    int next = o->control->rank + transfer_width(o);
     step_encode(step, encoded);
-    struct step_envelope e = {.descriptor_bytes = encoded->size,
-                              .row_bytes = step->token_count ? tensor_bytes(&rows) : 0};
-    if (comm_send(o->control, NULL, &e, sizeof(e), next, err) ||
-        comm_send(o->control, NULL, encoded->data, encoded->size, next, err))
+    if (send_descriptor(o, encoded, row_bytes, next, err))
         return -1;
-    return e.row_bytes ? comm_send(o->data, executor_stream(o->executor), rows.data, e.row_bytes, next, err)
-                       : 0;
+    return row_bytes ? comm_send(o->data, executor_stream(o->executor), rows.data, row_bytes, next, err) : 0;
 }
 
 int transfer_recv_step(const struct serve_options *o, struct step *step, void *bytes, size_t capacity,
                        struct err *err)
 {
-    int from = o->control->rank - 1;
+    bool first = transfer_stage(o) == 0; /* a slot of the leader's stage: it makes its rows itself */
+    int from = first ? 0 : o->control->rank - transfer_width(o);
     struct step_envelope e;
     if (comm_recv(o->control, NULL, &e, sizeof(e), from, err))
         return -1;
@@ -35,10 +58,11 @@ int transfer_recv_step(const struct serve_options *o, struct step *step, void *b
         step_decode(step, bytes, e.descriptor_bytes, &o->engine.limits, err))
         return -1;
     struct tensor rows = executor_rows(o->executor, step);
-    if (e.row_bytes != (step->token_count ? tensor_bytes(&rows) : 0))
+    uint64_t expected = step->token_count && !first ? tensor_bytes(&rows) : 0;
+    if (e.row_bytes != expected)
         return err_set(err, "step %llu carries %llu bytes of rows, expected %llu",
                        (unsigned long long)step->id, (unsigned long long)e.row_bytes,
-                       (unsigned long long)tensor_bytes(&rows));
+                       (unsigned long long)expected);
     return e.row_bytes ? comm_recv(o->data, executor_stream(o->executor), rows.data, e.row_bytes, from, err)
                        : 0;
 }
@@ -51,11 +75,28 @@ static int between_blocks(void *context, struct err *err)
     return o->data && (comm_progress(o->data, err) || comm_progress(o->control, err)) ? -1 : 0;
 }
 
+/* What the slots of a stage do together. */
+static int sum_slots(void *context, struct stream *stream, struct tensor *x, struct err *err)
+{
+    const struct serve_options *o = context;
+    return comm_allreduce(o->tensor, stream, x->data, (size_t)tensor_elements(x), err);
+}
+
+static int gather_slots(void *context, struct stream *stream, const void *in, void *out, size_t bytes,
+                        struct err *err)
+{
+    const struct serve_options *o = context;
+    return comm_allgather(o->tensor, stream, in, out, bytes, err);
+}
+
 void transfer_hook_stage(const struct serve_options *o)
 {
     struct stage *stage = executor_stage(o->executor);
+    void *context = (void *)(uintptr_t)o;
     stage->between = between_blocks;
-    stage->between_context = (void *)(uintptr_t)o;
+    stage->scratch.sum = sum_slots;
+    stage->gather = gather_slots;
+    stage->between_context = stage->scratch.sum_context = stage->gather_context = context;
 }
 
 static size_t result_bytes(size_t samples, bool logprobs)

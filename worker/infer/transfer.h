@@ -5,11 +5,38 @@
 
 #include "worker/infer/serve.h"
 
-/* Sends the step's descriptor and this stage's rows to the next rank. `encoded` is scratch. */
+/* Where a rank stands: ranks count the slots of a stage, then the stages (layout.h). */
+static inline int transfer_width(const struct serve_options *o)
+{
+    return o->tensor ? o->tensor->size : 1;
+}
+static inline int transfer_stages(const struct serve_options *o)
+{
+    return o->control ? o->control->size / transfer_width(o) : 1;
+}
+static inline int transfer_stage(const struct serve_options *o)
+{
+    return o->control ? o->control->rank / transfer_width(o) : 0;
+}
+static inline bool transfer_is_last(const struct serve_options *o)
+{
+    return transfer_stage(o) == transfer_stages(o) - 1;
+}
+/* The rank that draws: slot 0 of the last stage. */
+static inline int transfer_drawing_rank(const struct serve_options *o)
+{
+    return (transfer_stages(o) - 1) * transfer_width(o);
+}
+
+/* Leader: sends the step's descriptor to the other slots of its stage, before it runs its own part. `encoded`
+ * is scratch. */
+int transfer_share_step(const struct serve_options *o, const struct step *step, struct buffer *encoded,
+                        struct err *err);
+/* Sends the step's descriptor and this stage's rows to the next stage; nothing to do in the last. */
 int transfer_send_step(const struct serve_options *o, const struct step *step, struct buffer *encoded,
                        struct err *err);
-/* Receives a step from the rank before: its descriptor into `step` (through bytes[capacity]), its rows into
- * the executor. */
+/* Receives a step from the stage before, or from the leader in its own stage: its descriptor into `step`
+ * (through bytes[capacity]), the rows of a stage before into the executor. */
 int transfer_recv_step(const struct serve_options *o, struct step *step, void *bytes, size_t capacity,
                        struct err *err);
 /* Called once per rank, before its first step. `o` is borrowed as long as the executor runs. */

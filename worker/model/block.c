@@ -3,11 +3,14 @@
 /* Scratch views and their widths for one row. */
 #define BLOCK_VIEWS 11
 
-int block_scratch_init(struct block_scratch *b, const struct model_params *p, struct device *device,
-                       int64_t max_tokens, struct err *err)
+int block_scratch_init(struct block_scratch *b, const struct model *model, int64_t max_tokens,
+                       struct err *err)
 {
-    int64_t query = p->heads * p->head_length, kv = p->kv_heads * p->head_length;
-    int64_t ffn = p->experts ? p->experts_used * p->expert_ffn : p->ffn;
+    const struct model_params *p = &model->params;
+    const struct model_part *part = &model->part;
+    struct device *device = model->device;
+    int64_t query = part->heads.count * p->head_length, kv = part->kv_heads.count * p->head_length;
+    int64_t ffn = p->experts ? p->experts_used * part->expert_ffn.count : part->ffn.count;
     struct {
         void **view;
         int64_t width; /* 4-byte elements of a row */
@@ -83,6 +86,15 @@ static void trace(const struct block *k, const char *what, const struct tensor *
         k->b->trace(k->b->trace_context, k->layer, what, x);
 }
 
+/* What the slots of this stage computed, added up; nothing to do where one holds the whole. */
+static int sum(const struct block *k, struct tensor *x, struct err *err)
+{
+    if (k->m->part.width == 1)
+        return 0;
+    ASSERT(k->b->sum);
+    return k->b->sum(k->b->sum_context, k->stream, x, err);
+}
+
 /* One of q, k, v: projected, normalised head by head where the family does, rotated when `rotate`. */
 static struct tensor project(const struct block *k, const struct tensor *hidden, float *memory, int64_t count,
                              int which, const struct tensor *norm, const struct seq_view *view)
@@ -102,28 +114,32 @@ static struct tensor project(const struct block *k, const struct tensor *hidden,
 }
 
 /* x += post(W_o attention(rope(W_q h), rope(W_k h), W_v h)), h = norm(x) */
-static void attention_half(const struct block *k, struct tensor *x, const struct seq_view *view,
-                           struct kv_layer *kv)
+static int attention_half(const struct block *k, struct tensor *x, const struct seq_view *view,
+                          struct kv_layer *kv, struct err *err)
 {
     const struct model_params *p = &k->m->params;
+    int64_t H = k->m->part.heads.count, G = k->m->part.kv_heads.count;
     const struct model_tensor *w = k->w;
     struct attention_options options = model_params_attention(p, k->layer);
     struct tensor hidden = rows(k, k->b->hidden, p->embed);
-    struct tensor out = rows(k, k->b->attention, p->heads * p->head_length);
-    struct tensor out_heads = heads(k, k->b->attention, p->heads);
+    struct tensor out = rows(k, k->b->attention, H * p->head_length);
+    struct tensor out_heads = heads(k, k->b->attention, H);
 
     block_norm(k->m, k->stream, &hidden, x, &w[TENSOR_ATTN_NORM].vector, &w[TENSOR_ATTN_NORM_BIAS].vector);
-    struct tensor query = project(k, &hidden, k->b->query, p->heads, 0, &w[TENSOR_ATTN_Q_NORM].vector, view);
-    struct tensor key = project(k, &hidden, k->b->key, p->kv_heads, 1, &w[TENSOR_ATTN_K_NORM].vector, view);
-    struct tensor value = project(k, &hidden, k->b->value, p->kv_heads, 2, NULL, NULL);
+    struct tensor query = project(k, &hidden, k->b->query, H, 0, &w[TENSOR_ATTN_Q_NORM].vector, view);
+    struct tensor key = project(k, &hidden, k->b->key, G, 1, &w[TENSOR_ATTN_K_NORM].vector, view);
+    struct tensor value = project(k, &hidden, k->b->value, G, 2, NULL, NULL);
     kernel_kv_store(k->stream, &kv->k, &kv->v, &key, &value, view);
     kernel_attention(k->stream, &out_heads, &query, &kv->k, &kv->v, view, &options);
     kernel_matmul(k->stream, &hidden, &out, &w[TENSOR_ATTN_OUTPUT].weight,
                   &w[TENSOR_ATTN_OUTPUT_BIAS].vector);
+    if (sum(k, &hidden, err))
+        return -1;
     if (w[TENSOR_ATTN_POST_NORM].vector.data)
         block_norm(k->m, k->stream, &hidden, &hidden, &w[TENSOR_ATTN_POST_NORM].vector, NULL);
     trace(k, "attention", &hidden);
     kernel_add(k->stream, x, &hidden);
+    return 0;
 }
 
 /* hidden = W_down (f(W_gate h) * W_up h), or W_down f(W_up h) without a gate */
@@ -131,7 +147,8 @@ static void dense_ffn(const struct block *k, struct tensor *hidden)
 {
     const struct model_params *p = &k->m->params;
     const struct model_tensor *w = k->w;
-    struct tensor up = rows(k, k->b->up, p->ffn), gate = rows(k, k->b->gate, p->ffn);
+    int64_t F = k->m->part.ffn.count;
+    struct tensor up = rows(k, k->b->up, F), gate = rows(k, k->b->gate, F);
     bool gated = w[TENSOR_FFN_GATE].weight.packed != NULL;
     kernel_matmul(k->stream, &up, hidden, &w[TENSOR_FFN_UP].weight, &w[TENSOR_FFN_UP_BIAS].vector);
     if (gated)
@@ -146,7 +163,7 @@ static void routed_ffn(const struct block *k, struct tensor *hidden)
     const struct model_params *p = &k->m->params;
     const struct model_tensor *w = k->w;
     struct device *device = k->m->device;
-    int64_t used = p->experts_used, F = p->expert_ffn;
+    int64_t used = p->experts_used, F = k->m->part.expert_ffn.count;
     struct tensor logits = rows(k, k->b->router, p->experts), weights = rows(k, k->b->expert_weights, used);
     struct tensor ids = tensor_2d(device, DTYPE_I32, k->b->expert_ids, k->T, used);
     struct tensor gate = tensor_2d(device, DTYPE_F32, k->b->gate, k->T * used, F);
@@ -162,7 +179,7 @@ static void routed_ffn(const struct block *k, struct tensor *hidden)
 }
 
 /* x += post(ffn(norm(x))) */
-static void ffn_half(const struct block *k, struct tensor *x)
+static int ffn_half(const struct block *k, struct tensor *x, struct err *err)
 {
     const struct model_tensor *w = k->w;
     struct tensor hidden = rows(k, k->b->hidden, k->m->params.embed);
@@ -171,14 +188,18 @@ static void ffn_half(const struct block *k, struct tensor *x)
         routed_ffn(k, &hidden);
     else
         dense_ffn(k, &hidden);
+    if (sum(k, &hidden, err))
+        return -1;
     if (w[TENSOR_FFN_POST_NORM].vector.data)
         block_norm(k->m, k->stream, &hidden, &hidden, &w[TENSOR_FFN_POST_NORM].vector, NULL);
     trace(k, "ffn", &hidden);
     kernel_add(k->stream, x, &hidden);
+    return 0;
 }
 
-void block_forward(const struct model *m, int64_t layer, struct stream *stream, struct tensor *x,
-                   const struct seq_view *view, struct kv_layer *kv, struct block_scratch *scratch)
+int block_forward(const struct model *m, int64_t layer, struct stream *stream, struct tensor *x,
+                  const struct seq_view *view, struct kv_layer *kv, struct block_scratch *scratch,
+                  struct err *err)
 {
     ASSERT(x->dim[0] <= scratch->max_tokens);
     struct block k = {.m = m,
@@ -187,7 +208,8 @@ void block_forward(const struct model *m, int64_t layer, struct stream *stream, 
                       .b = scratch,
                       .layer = m->slice.first_layer + layer,
                       .T = x->dim[0]};
-    attention_half(&k, x, view, kv);
-    ffn_half(&k, x);
+    if (attention_half(&k, x, view, kv, err) || ffn_half(&k, x, err))
+        return -1;
     trace(&k, "block", x);
+    return 0;
 }

@@ -11,6 +11,12 @@ struct place {
     bool each;                    /* spread over one tensor for each expert, of which `tensor` is the first */
 };
 
+/* What of a place this rank holds: of each of `matrices` (experts, or one) some rows and columns. */
+struct cut {
+    int64_t matrices;
+    struct slice_run rows, columns;
+};
+
 static void tensor_name(char out[128], const char *name, int64_t layer)
 {
     if (layer < 0)
@@ -143,34 +149,56 @@ static uint64_t row_bytes(const struct place *at)
     return bytes;
 }
 
-static int load_vector(struct model *m, struct model_tensor *out, const struct place *at, struct err *err)
+static struct cut cut_of(const struct model *m, const struct arch_tensor_row *row, int tensor)
+{
+    return (struct cut){.matrices = row->stacked ? m->params.experts : 1,
+                        .rows = slice_run(&m->part, &m->params, tensor, row->rows),
+                        .columns = slice_run(&m->part, &m->params, tensor, row->columns)};
+}
+
+static int load_vector(struct model *m, struct model_tensor *out, const struct place *at,
+                       const struct cut *cut, struct err *err)
 {
     uint32_t bytes = dtype_info(at->tensor->dtype)->block_bytes;
-    float *values = xmalloc((size_t)at->rows * sizeof(float));
+    float *values = xmalloc((size_t)cut->rows.count * sizeof(float));
     dtype_to_f32(at->tensor->dtype,
-                 (const char *)gguf_tensor_data(m->gguf, at->tensor) + (uint64_t)at->first * bytes, values,
-                 (uint64_t)at->rows);
-    int result = upload_floats(&out->vector, m->device, values, at->rows, err);
+                 (const char *)gguf_tensor_data(m->gguf, at->tensor) +
+                     (uint64_t)(at->first + cut->rows.first) * bytes,
+                 values, (uint64_t)cut->rows.count);
+    int result = upload_floats(&out->vector, m->device, values, cut->rows.count, err);
     free(values);
     return result;
 }
 
-/* The experts of a file that keeps a tensor for each, one behind the other as `weight` wants them. */
-static void *gather_experts(const struct model *m, const struct place *at, const struct arch_tensor_row *row,
-                            int64_t layer)
+/* The bytes of a cut as `weight` wants them: row after row, matrix after matrix. Where they do not lie so in
+ * the file they are gathered into memory of *own. */
+static const void *cut_data(const struct model *m, const struct place *at, const struct arch_tensor_row *row,
+                            const struct cut *cut, int64_t layer, void **own)
 {
-    uint64_t bytes = at->tensor->bytes;
-    char *all = xmalloc(bytes * (uint64_t)m->params.experts);
-    for (int e = 0; e < m->params.experts; e++) {
+    const char *data = gguf_tensor_data(m->gguf, at->tensor);
+    int64_t rows = at->rows / cut->matrices;
+    uint64_t matrix_bytes = (uint64_t)rows * row_bytes(at);
+    bool whole_rows = cut->columns.count == at->columns;
+    if (!at->each && whole_rows && (cut->matrices == 1 || cut->rows.count == rows))
+        return data + (uint64_t)(at->first + cut->rows.first) * row_bytes(at);
+    uint64_t cut_bytes = 0;
+    int rc = dtype_row_bytes(at->tensor->dtype, (uint64_t)cut->columns.count, &cut_bytes);
+    ASSERT(rc == 0); /* slice_part cuts at block borders */
+    char *to = *own = xmalloc(cut_bytes * (uint64_t)(cut->matrices * cut->rows.count));
+    data += (uint64_t)at->first * row_bytes(at);
+    for (int64_t i = 0; i < cut->matrices; i++) {
         char name[128];
-        const struct gguf_tensor *t = expert_tensor(m->gguf, row, layer, e, name);
-        memcpy(all + (uint64_t)e * bytes, gguf_tensor_data(m->gguf, t), bytes);
-        gguf_tensor_drop(m->gguf, t);
+        const struct gguf_tensor *t =
+            at->each ? expert_tensor(m->gguf, row, layer, (int)i, name) : at->tensor;
+        const char *from = at->each ? gguf_tensor_data(m->gguf, t) : data + (uint64_t)i * matrix_bytes;
+        to = slice_copy(to, t->dtype, from, at->columns, cut->rows, cut->columns);
+        if (at->each)
+            gguf_tensor_drop(m->gguf, t);
     }
-    return all;
+    return *own;
 }
 
-/* The check of what is not read in one pass: vectors, experts that are gathered. Rows that share a tensor
+/* The check of what is not read in one pass: vectors, what is gathered or cut. Rows that share a tensor
  * have it checked with the first of them. */
 static int check_place(const struct model *m, const struct place *at, const struct arch_tensor_row *row,
                        int64_t layer, struct err *err)
@@ -184,6 +212,11 @@ static int check_place(const struct model *m, const struct place *at, const stru
             return -1;
     }
     return at->each ? 0 : c->tensor(c->context, m->gguf, at->tensor, err);
+}
+
+static bool checked_before(const struct model *m, const struct place *at)
+{
+    return at->each || m->part.width > 1;
 }
 
 /* A matrix on its way from the file to the device. */
@@ -218,50 +251,55 @@ static int pack_checked(struct model *m, struct weight *out, const struct tensor
     return c->tensor ? c->end(c->context, err) : 0;
 }
 
+/* What lies in the file as the device wants it is checked in the pass that packs it; what is gathered, or is
+ * a tensor slot's part, was checked before. */
 static int load_matrix(struct model *m, struct model_tensor *out, const struct place *at,
-                       const struct arch_tensor_row *row, int64_t layer, struct err *err)
+                       const struct arch_tensor_row *row, const struct cut *cut, int64_t layer,
+                       struct err *err)
 {
     const struct gguf_tensor *t = at->tensor;
     uint64_t begin = (uint64_t)at->first * row_bytes(at);
-    if (at->each)
-        out->gathered = gather_experts(m, at, row, layer);
-    else
+    if (!at->each)
         gguf_tensor_ask(m->gguf, t);
     /* The mapping is read-only; weight_pack reads it or keeps it, and never writes. */
-    const char *data = at->each ? out->gathered : (const char *)gguf_tensor_data(m->gguf, t) + begin;
-    struct tensor host = tensor_2d(NULL, t->dtype, (void *)(uintptr_t)data, at->rows, at->columns);
-    if (!at->each && pack_checked(m, &out->weight, &host, t, begin, err))
+    const void *data = cut_data(m, at, row, cut, layer, &out->gathered);
+    struct tensor host = tensor_2d(NULL, t->dtype, (void *)(uintptr_t)data, cut->matrices * cut->rows.count,
+                                   cut->columns.count);
+    if (checked_before(m, at) ? weight_pack(&out->weight, m->device, &host, err) && pack_failed(m, t, err)
+                              : pack_checked(m, &out->weight, &host, t, begin, err))
         return -1;
-    if (at->each && weight_pack(&out->weight, m->device, &host, err))
-        return pack_failed(m, t, err);
     if (out->weight.packed != data) { /* the device has a copy of its own */
         free(out->gathered);
         out->gathered = NULL;
-        if (!at->each && begin + tensor_bytes(&host) == t->bytes) /* the last that share it */
+        if (!checked_before(m, at) && begin + tensor_bytes(&host) == t->bytes) /* the last that share it */
             gguf_tensor_drop(m->gguf, t);
     }
     return 0;
 }
 
+/* Loads what table[row] names as `tensor`: the row's own, or the output matrix from the token embedding. */
 static int load_tensor(struct model *m, struct model_tensor *tensors, const struct arch_tensor_row *table,
-                       int count, int row, int64_t layer, struct err *err)
+                       int count, int row, int tensor, int64_t layer, struct err *err)
 {
     struct place at;
-    struct model_tensor *out = &tensors[table[row].tensor];
+    struct model_tensor *out = &tensors[tensor];
     int found = find_tensor(m->gguf, &m->params, table, count, row, layer, &at, err);
     if (found <= 0)
         return found;
     bool vector = table[row].columns == DIM_NONE;
-    if ((vector || at.each) && check_place(m, &at, &table[row], layer, err))
+    if ((vector || checked_before(m, &at)) && check_place(m, &at, &table[row], layer, err))
         return -1;
-    return vector ? load_vector(m, out, &at, err) : load_matrix(m, out, &at, &table[row], layer, err);
+    struct cut cut = cut_of(m, &table[row], tensor);
+    return vector ? load_vector(m, out, &at, &cut, err)
+                  : load_matrix(m, out, &at, &table[row], &cut, layer, err);
 }
 
-static bool row_wanted(const struct model_slice *s, int tensor, bool tied)
+static bool row_wanted(const struct model *m, int tensor, bool tied)
 {
+    const struct model_slice *s = &m->slice;
     switch (tensor) {
     case TENSOR_TOKEN_EMBED:
-        return s->embed || (s->head && tied);
+        return s->embed || (s->head && tied && m->part.width == 1);
     case TENSOR_POSITION_EMBED:
         return s->embed;
     case TENSOR_ROPE_DIVISORS: /* these are in the frequencies already */
@@ -286,6 +324,18 @@ static int check_divisors(const struct model *m, struct err *err)
     return 0;
 }
 
+/* The output matrix of a model without one: the token embedding itself, or this slot's rows of it. */
+static int load_tied_output(struct model *m, struct err *err)
+{
+    const struct arch *a = m->params.arch;
+    int row = (int)(arch_global(a, TENSOR_TOKEN_EMBED) - a->global);
+    if (m->part.width > 1)
+        return load_tensor(m, m->global, a->global, a->global_count, row, TENSOR_OUTPUT, -1, err);
+    m->global[TENSOR_OUTPUT].weight = m->global[TENSOR_TOKEN_EMBED].weight;
+    m->global[TENSOR_OUTPUT].weight.owned = false; /* the embedding releases it */
+    return 0;
+}
+
 static int load_slice(struct model *m, struct err *err)
 {
     const struct arch *a = m->params.arch;
@@ -293,17 +343,16 @@ static int load_slice(struct model *m, struct err *err)
     if (check_divisors(m, err))
         return -1;
     for (int i = 0; i < a->global_count; i++)
-        if (row_wanted(&m->slice, a->global[i].tensor, tied) &&
-            load_tensor(m, m->global, a->global, a->global_count, i, -1, err))
+        if (row_wanted(m, a->global[i].tensor, tied) &&
+            load_tensor(m, m->global, a->global, a->global_count, i, a->global[i].tensor, -1, err))
             return -1;
-    if (tied && m->slice.head) {
-        m->global[TENSOR_OUTPUT].weight = m->global[TENSOR_TOKEN_EMBED].weight;
-        m->global[TENSOR_OUTPUT].weight.owned = false; /* the embedding releases it */
-    }
+    if (tied && m->slice.head && load_tied_output(m, err))
+        return -1;
     for (int64_t layer = m->slice.first_layer; layer < m->slice.last_layer; layer++)
         for (int i = 0; i < a->layer_count; i++)
-            if (load_tensor(m, m->layer[layer - m->slice.first_layer], a->layer, a->layer_count, i, layer,
-                            err))
+            if (!slice_leaves_out(&m->part, a->layer[i].tensor) &&
+                load_tensor(m, m->layer[layer - m->slice.first_layer], a->layer, a->layer_count, i,
+                            a->layer[i].tensor, layer, err))
                 return -1;
     return 0;
 }
@@ -327,11 +376,14 @@ int model_open_checked(struct model **out, const struct gguf *g, struct device *
         free(m);
         return -1;
     }
-    m->slice = slice ? *slice : (struct model_slice){0, m->params.layers, true, true, 0};
+    m->slice =
+        slice ? *slice : (struct model_slice){.last_layer = m->params.layers, .embed = true, .head = true};
     ASSERT(m->slice.first_layer >= 0 && m->slice.first_layer <= m->slice.last_layer &&
            m->slice.last_layer <= m->params.layers);
     m->layer = xcalloc((size_t)(m->slice.last_layer - m->slice.first_layer), sizeof(*m->layer));
-    if (load_slice(m, err) ||
+    struct slice_blocks blocks = slice_blocks(&m->params, g);
+    if (slice_part(&m->part, &m->params, &blocks, m->slice.width ? m->slice.width : 1, m->slice.slot, err) ||
+        load_slice(m, err) ||
         (m->params.rope_length && upload_floats(&m->rope_frequency, device, m->params.rope_frequencies,
                                                 m->params.rope_length / 2, err))) {
         model_close(&m);

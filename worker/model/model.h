@@ -1,19 +1,20 @@
 /* model: the weights of a run of layers, ready for a device, and the sizes that go with them.
  *
- * A rank opens only its slice: layers [first, last), the token embedding when it holds the first stage, the
- * output norm and matrix when it holds the last. Tensors stay in the file's mapping where the device uses
- * them as stored. Every tensor's presence, shape and type is checked against the family's table before any is
- * used. */
+ * A rank opens only its slice: layers [first, last), of them its tensor slot's part (slice.h), the token
+ * embedding when it holds the first stage, the output norm and matrix when it holds the last. Tensors stay in
+ * the file's mapping where the device uses them as stored. Every tensor's presence, shape and type is checked
+ * against the family's table before any is used. */
 #ifndef LEPTON_WORKER_MODEL_MODEL_H
 #define LEPTON_WORKER_MODEL_MODEL_H
 
-#include "worker/model/arch.h"
+#include "worker/model/slice.h"
 
 struct model_slice {
     int64_t first_layer, last_layer; /* [first, last) */
     bool embed;                      /* the token embedding */
     bool head;                       /* output norm and output matrix */
     int64_t context;                 /* most positions of a sequence that will be served; 0 = the model's */
+    int width, slot; /* tensor slots, and which of them; width 0 = 1 = the whole of each layer */
 };
 
 /* Asked for every tensor of the file before it is used; -1 refuses the model. A matrix whose rows are packed
@@ -32,15 +33,17 @@ struct model_check {
 struct model_tensor {
     struct weight weight;
     struct tensor vector;
-    void *gathered; /* host memory that `weight` lies in: experts whose file keeps a tensor for each */
+    void *gathered; /* host memory that `weight` lies in when it does not lie so in the file: columns of a
+                       tensor slot, experts whose file keeps a tensor for each */
 };
 
 struct model {
-    struct model_params params;
+    struct model_params params; /* of the whole model */
     struct model_slice slice;
-    struct device *device;        /* borrowed */
-    const struct gguf *gguf;      /* borrowed: must outlive the model */
-    struct model_check check;     /* while it is opened; .tensor NULL = none */
+    struct model_part part;   /* what of each layer is here: the heads and lengths that its operations have */
+    struct device *device;    /* borrowed */
+    const struct gguf *gguf;  /* borrowed: must outlive the model */
+    struct model_check check; /* while it is opened; .tensor NULL = none */
     struct tensor rope_frequency; /* [rope_length / 2] F32 on the device */
     struct model_tensor global[TENSOR_GLOBAL_COUNT];
     struct model_tensor (*layer)[TENSOR_LAYER_COUNT]; /* [last - first] */

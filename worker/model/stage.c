@@ -2,6 +2,25 @@
 
 #include <stdlib.h>
 
+/* What the last stage computes logits in. */
+static int open_logits(struct stage *s, struct err *err)
+{
+    const struct model *m = s->model;
+    size_t columns = (size_t)s->max_logits * sizeof(float), width = (size_t)m->part.width;
+    size_t row = (size_t)m->params.embed * sizeof(float);
+    if (!(s->rows_memory = device_alloc(m->device, (size_t)s->max_logits * row, err)) ||
+        !(s->logits_memory = device_alloc(m->device, columns * (size_t)m->params.vocab, err)))
+        return -1;
+    if (width == 1)
+        return 0;
+    s->widest_part = slice_widest_vocab(&m->params, m->part.width);
+    columns *= (size_t)s->widest_part;
+    return (s->part_memory = device_alloc(m->device, columns, err)) &&
+                   (s->parts_memory = device_alloc(m->device, columns * width, err))
+               ? 0
+               : -1;
+}
+
 int stage_open(struct stage **out, const struct model *model, struct stream *stream, int64_t max_tokens,
                int64_t max_logits, struct err *err)
 {
@@ -13,21 +32,14 @@ int stage_open(struct stage **out, const struct model *model, struct stream *str
     s->max_logits = max_logits;
     const struct model_params *p = &model->params;
     size_t row = (size_t)p->embed * sizeof(float);
-    if (block_scratch_init(&s->scratch, p, model->device, max_tokens, err))
-        goto fail;
-    if (!(s->x_memory = device_alloc(model->device, (size_t)max_tokens * row, err)))
-        goto fail;
-    if (model->slice.head) {
-        size_t logits = (size_t)max_logits * (size_t)p->vocab * sizeof(float);
-        if (!(s->rows_memory = device_alloc(model->device, (size_t)max_logits * row, err)) ||
-            !(s->logits_memory = device_alloc(model->device, logits, err)))
-            goto fail;
+    if (block_scratch_init(&s->scratch, model, max_tokens, err) ||
+        !(s->x_memory = device_alloc(model->device, (size_t)max_tokens * row, err)) ||
+        (model->slice.head && open_logits(s, err))) {
+        stage_close(&s);
+        return -1;
     }
     *out = s;
     return 0;
-fail:
-    stage_close(&s);
-    return -1;
 }
 
 void stage_close(struct stage **ps)
@@ -39,6 +51,8 @@ void stage_close(struct stage **ps)
     device_free(s->model->device, s->x_memory);
     device_free(s->model->device, s->rows_memory);
     device_free(s->model->device, s->logits_memory);
+    device_free(s->model->device, s->part_memory);
+    device_free(s->model->device, s->parts_memory);
     free(s);
     *ps = NULL;
 }
@@ -72,8 +86,8 @@ int stage_forward(struct stage *s, const struct tensor *ids, const struct seq_vi
     if (ids)
         embed(s, &x, ids, &view->positions);
     for (int64_t layer = 0; layer < m->slice.last_layer - m->slice.first_layer; layer++) {
-        block_forward(m, layer, s->stream, &x, view, &kv[layer], &s->scratch);
-        if (s->between && s->between(s->between_context, err))
+        if (block_forward(m, layer, s->stream, &x, view, &kv[layer], &s->scratch, err) ||
+            (s->between && s->between(s->between_context, err)))
             return -1;
     }
     return 0;
@@ -87,7 +101,8 @@ struct tensor stage_logits(struct stage *s, int64_t tokens, const struct tensor 
     ASSERT(m->slice.head && B <= s->max_logits);
     struct tensor x = stage_rows(s, tokens);
     struct tensor picked = tensor_2d(m->device, DTYPE_F32, s->rows_memory, B, p->embed);
-    struct tensor logits = tensor_2d(m->device, DTYPE_F32, s->logits_memory, B, p->vocab);
+    void *memory = m->part.width > 1 ? s->part_memory : s->logits_memory;
+    struct tensor logits = tensor_2d(m->device, DTYPE_F32, memory, B, m->part.vocab.count);
     kernel_gather_rows(s->stream, &picked, &x, rows);
     block_norm(m, s->stream, &picked, &picked, &m->global[TENSOR_OUTPUT_NORM].vector,
                &m->global[TENSOR_OUTPUT_NORM_BIAS].vector);
@@ -95,4 +110,27 @@ struct tensor stage_logits(struct stage *s, int64_t tokens, const struct tensor 
     if (p->logit_softcap > 0)
         kernel_softcap(s->stream, &logits, p->logit_softcap);
     return logits;
+}
+
+int stage_join_logits(struct stage *s, struct tensor *logits, struct err *err)
+{
+    const struct model *m = s->model;
+    int64_t B = logits->dim[0], V = m->params.vocab;
+    size_t part_bytes = (size_t)(B * s->widest_part) * sizeof(float);
+    if (m->part.width == 1)
+        return 0;
+    ASSERT(s->gather && logits->data == s->part_memory);
+    if (s->gather(s->gather_context, s->stream, s->part_memory, s->parts_memory, part_bytes, err))
+        return -1;
+    if (m->part.slot != 0)
+        return 0;
+    for (int slot = 0; slot < m->part.width; slot++) {
+        struct slice_run run = slice_vocab(&m->params, m->part.width, slot);
+        const float *part = (const float *)(void *)((char *)s->parts_memory + (size_t)slot * part_bytes);
+        for (int64_t b = 0; b < B; b++)
+            stream_copy(s->stream, (float *)s->logits_memory + b * V + run.first, part + b * run.count,
+                        (size_t)run.count * sizeof(float));
+    }
+    *logits = tensor_2d(m->device, DTYPE_F32, s->logits_memory, B, V);
+    return 0;
 }

@@ -121,10 +121,11 @@ static const struct dimension dimensions[DIMENSIONS] = {
 };
 
 /* What may change the numbers; each line has its own reference. */
-static const char *const classes[][4] = {
-    {"--kernels", "auto", "--kv-type", "f32"},
-    {"--kernels", "auto", "--kv-type", "f16"},
-    {"--kernels", "reference", "--kv-type", "f32"},
+static const char *const classes[][6] = {
+    {"--kernels", "auto", "--kv-type", "f32", "--tensor", "1"},
+    {"--kernels", "auto", "--kv-type", "f16", "--tensor", "1"},
+    {"--kernels", "reference", "--kv-type", "f32", "--tensor", "1"},
+    {"--kernels", "auto", "--kv-type", "f32", "--tensor", "2"},
 };
 
 struct cell {
@@ -147,7 +148,7 @@ static bool cell_is(const struct cell *c, const char *name, const char *value)
 /* The cell in words: the values that are not the reference's. */
 static const char *cell_name(const struct cell *c, int class, char out[256])
 {
-    int n = snprintf(out, 256, "%s %s", classes[class][1], classes[class][3]);
+    int n = snprintf(out, 256, "%s %s tensor %s", classes[class][1], classes[class][3], classes[class][5]);
     for (int d = 0; d < DIMENSIONS; d++)
         if (c->value[d])
             n += snprintf(out + n, 256 - (size_t)n, " %s %s", dimensions[d].name,
@@ -387,9 +388,11 @@ static void run_matrix(const char *path, const char *model)
 
 static void run_tiny(enum dtype dtype, const char *name)
 {
+    /* Two blocks of every type in a row, so that rows of two tensor slots can be cut. */
+    int64_t row = 2 * dtype_info(dtype)->block_elements > 256 ? 512 : 256;
     const struct tiny_shape shape = {.layers = 3,
-                                     .embed = 256,
-                                     .ffn = 256,
+                                     .embed = row,
+                                     .ffn = row,
                                      .heads = 4,
                                      .kv_heads = 2,
                                      .vocab = 384,

@@ -83,7 +83,10 @@ static void generate_in_stages(int32_t *ids, int stages)
 {
     struct tiny_engine e[4];
     for (int s = 0; s < stages; s++) {
-        struct model_slice slice = {4 * s / stages, 4 * (s + 1) / stages, s == 0, s == stages - 1, 0};
+        struct model_slice slice = {.first_layer = 4 * s / stages,
+                                    .last_layer = 4 * (s + 1) / stages,
+                                    .embed = s == 0,
+                                    .head = s == stages - 1};
         tiny_engine_open(&e[s], path, 1, 16, &slice);
     }
     int32_t fed = 0;
