@@ -1,33 +1,14 @@
-/* prefix: who has what cached. An approximate index over prompt bytes: a prompt is cut at fixed places, each
- * place is named by a hash of everything before it and of the tenant's salt, and the index remembers which
- * groups last saw a prompt through that place. PURE and bounded: the oldest places make room for new ones;
- * a wrong or missing entry costs a prefill, never an answer, since groups compare tokens themselves.
- *
- *   cuts: every 256 bytes up to 4 KiB, then each an eighth further than the last, so that a prompt of a
- * megabyte has 64 of them and a match is at most an eighth too short. */
+/* prefix: who has what cached. An approximate index over the beginnings of prompts (common/prefix_key.h): it
+ * remembers which groups last saw a prompt through each place. PURE and bounded: the oldest places make room
+ * for new ones; a wrong or missing entry costs a prefill, never an answer, since groups compare tokens
+ * themselves.
+ */
 #ifndef LEPTON_COORDINATOR_PREFIX_H
 #define LEPTON_COORDINATOR_PREFIX_H
 
-#include "common/base.h"
+#include "common/prefix_key.h"
 
-#define PREFIX_CUTS   64 /* of a prompt */
-#define PREFIX_GROUPS 4  /* remembered for a place */
-
-/* The places of one prompt, shortest first. */
-struct prefix_key {
-    uint32_t count;
-    uint64_t place[PREFIX_CUTS];
-};
-
-/* The length in bytes before cut i (0-based). */
-uint64_t prefix_cut(uint32_t i);
-/* A salt from a tenant's name. */
-uint64_t prefix_salt(const char *tenant);
-/* Hashes a prompt. `salt` keeps tenants apart. */
-void prefix_key_make(struct prefix_key *out, uint64_t salt, const void *prompt, uint64_t bytes);
-/* The next place from the place before it and a name for the content between: for prompts that exist only as
- * numbers (simulations, traces of block hashes). */
-uint64_t prefix_place_after(uint64_t place, uint64_t content);
+#define PREFIX_GROUPS 4 /* remembered for a place */
 
 struct prefix_match {
     uint32_t group;

@@ -8,17 +8,16 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "tools/sim/demand.h"
 #include "tools/sim/report.h"
 #include "tools/sim/speed.h"
 
 struct sim_settings {
-    int64_t groups, requests, seed, tenants, turns, prompt_tokens, output_tokens, system_tokens;
-    int64_t queue, queue_ms, prefix_weight, prefix_places, max_sequences, kv_tokens, check;
-    int64_t realtime_ms, interactive_ms, batch_ms;
-    double rate, load, greedy, realtime, interactive, batch, think_s, slow, slow_factor, mtbf_s, repair_s;
-    double duration_s;
-    char *arrivals, *policy, *trace, *speed, *svg;
-    bool json, measured;
+    struct demand demand;
+    int64_t groups, queue, queue_ms, prefix_weight, prefix_places, max_sequences, kv_tokens, check;
+    double load, slow, slow_factor, mtbf_s, repair_s;
+    char *policy, *speed, *svg;
+    bool json, measured, announced;
 };
 
 #define INT(member, low, high, preset, value_, text)                                                      \
@@ -43,26 +42,9 @@ struct sim_settings {
 
 static const struct config_option options[] = {
     INT(groups, 1, 100000, "8", "N", "Worker groups."),
-    INT(requests, 1, 1e9, "20000", "N", "Requests, all turns of conversations counted."),
-    INT(seed, 0, 9223372036854775807.0, "1", "S", "Everything follows from it."),
-    TEXT(trace, NULL, "FILE", NULL, "Replay the arrivals of a file of JSON lines (docs/operations.md)."),
-    REAL(rate, 0, 1e9, "0", "R", "Requests per second; 0: by --load."),
-    REAL(load, 0.001, 1000, "0.8", "X", "Arrivals as a multiple of what the groups can serve, about."),
-    TEXT(arrivals, "poisson", "NAME", "poisson|bursty", "How conversations arrive."),
-    REAL(duration_s, 0, 1e9, "0", "S", "No new requests after so many simulated seconds; 0: no end."),
-    INT(turns, 1, 1000, "1", "N", "Mean turns of a conversation."),
-    REAL(think_s, 0, 1e6, "5", "S", "Mean time between an answer and the next turn."),
-    INT(prompt_tokens, 1, 1000000, "500", "N", "Mean tokens that a turn adds to its prompt."),
-    INT(output_tokens, 1, 1000000, "100", "N", "Mean tokens of an answer."),
-    INT(system_tokens, 0, 1000000, "0", "N", "Tokens at the beginning of every prompt of a tenant."),
-    INT(tenants, 1, 1000000, "4", "N", "Tenants."),
-    REAL(greedy, 0.001, 1e6, "1", "X", "The first tenant asks so many times as much as another."),
-    REAL(realtime, 0, 1, "0", "SHARE", "Share of the requests in class realtime."),
-    REAL(interactive, 0, 1, "1", "SHARE", "Share in class interactive."),
-    REAL(batch, 0, 1, "0", "SHARE", "Share in class batch."),
-    INT(realtime_ms, 1, 1e9, "10000", "MS", "Deadline of a realtime request."),
-    INT(interactive_ms, 1, 1e9, "60000", "MS", "Deadline of an interactive request."),
-    INT(batch_ms, 1, 1e9, "3600000", "MS", "Deadline of a batch request."),
+    DEMAND_OPTIONS(struct sim_settings, demand),
+    REAL(load, 0.001, 1000, "0.8", "X",
+         "Without --rate: arrivals as a multiple of what the groups can serve, about."),
     TEXT(policy, "prefix", "NAME", "prefix|least-load|two-choices|round-robin", "How the balancer chooses."),
     INT(prefix_weight, 0, 10000, "100", "PERCENT", "How much a cached prefix counts."),
     INT(prefix_places, 0, 1 << 28, "262144", "N", "Places of the prefix index."),
@@ -73,6 +55,7 @@ static const struct config_option options[] = {
     INT(max_sequences, 0, 65536, "0", "N", "Sequences of a group at once; 0: as --speed says, else 32."),
     INT(kv_tokens, 0, 1e12, "0", "N", "KV cache of a group, in tokens; 0: as --speed says, else 200000."),
     FLAG(measured, "Groups do not say how fast they are: the scheduler learns it."),
+    FLAG(announced, "max_tokens of a request is the length of its answer, as lepton load sends it."),
     REAL(slow, 0, 1, "0", "SHARE", "Share of the groups that are slow."),
     REAL(slow_factor, 1, 1000, "2", "X", "How many times slower they are."),
     REAL(mtbf_s, 0, 1e9, "0", "S", "Mean time between failures of a group; 0: none fails."),
@@ -101,37 +84,16 @@ static const struct config_table table = {
 /* Requests/s that a group serves when it is full: prefills take their time, decoding is shared. */
 static double group_rate(const struct sim_settings *s, const struct engine_speed *v)
 {
-    double conversation = s->turns > 1 ? (s->turns - 1) / 2.0 : 0;
-    double prompt =
-        s->system_tokens + s->prompt_tokens + conversation * (s->prompt_tokens + s->output_tokens);
-    double sequences = v->max_sequences, kv = (double)v->kv_tokens / (prompt + s->output_tokens);
+    double conversation = s->demand.turns > 1 ? (s->demand.turns - 1) / 2.0 : 0;
+    double prompt = s->demand.system_tokens + s->demand.prompt_tokens +
+                    conversation * (s->demand.prompt_tokens + s->demand.output_tokens);
+    double sequences = v->max_sequences, kv = (double)v->kv_tokens / (prompt + s->demand.output_tokens);
     if (kv >= 1 && kv < sequences)
         sequences = kv;
-    double decode_us = s->output_tokens * (v->base_us / sequences + v->decode_us);
-    double arithmetic_us = s->output_tokens * v->prefill_us;
-    double fresh = v->cache_places && s->turns > 1 ? s->prompt_tokens : prompt;
+    double decode_us = s->demand.output_tokens * (v->base_us / sequences + v->decode_us);
+    double arithmetic_us = s->demand.output_tokens * v->prefill_us;
+    double fresh = v->cache_places && s->demand.turns > 1 ? s->demand.prompt_tokens : prompt;
     return 1e6 / (fresh * v->prefill_us + (decode_us > arithmetic_us ? decode_us : arithmetic_us));
-}
-
-static void fill_workload(struct workload_options *o, const struct sim_settings *s,
-                          const struct engine_speed *v)
-{
-    double slow = s->slow / s->slow_factor + (1 - s->slow);
-    *o = (struct workload_options){
-        .requests = (uint64_t)s->requests,
-        .seed = (uint64_t)s->seed,
-        .rate = s->rate > 0 ? s->rate : s->load * group_rate(s, v) * (double)s->groups * slow,
-        .arrivals = strcmp(s->arrivals, "bursty") == 0 ? ARRIVALS_BURSTY : ARRIVALS_POISSON,
-        .tenants = (uint32_t)s->tenants,
-        .greedy = s->greedy,
-        .class_share = {s->realtime, s->interactive, s->batch},
-        .deadline_ms = {(uint64_t)s->realtime_ms, (uint64_t)s->interactive_ms, (uint64_t)s->batch_ms},
-        .turns = (uint32_t)s->turns,
-        .think_s = s->think_s,
-        .prompt_tokens = (double)s->prompt_tokens,
-        .output_tokens = (double)s->output_tokens,
-        .system_tokens = (uint32_t)s->system_tokens,
-        .max_prompt_tokens = v->kv_tokens < 1u << 24 ? (uint32_t)v->kv_tokens / 2 + 4 : 1u << 23};
 }
 
 static void fill_simulation(struct sim_options *o, const struct sim_settings *s, const struct engine_speed *v)
@@ -146,33 +108,28 @@ static void fill_simulation(struct sim_options *o, const struct sim_settings *s,
                               .prefix_weight = (uint32_t)s->prefix_weight,
                               .queue_requests = (uint32_t)s->queue,
                               .queue_ms = (uint64_t)s->queue_ms,
-                              .tenants_remembered = (uint32_t)(4 * s->tenants + 64),
+                              .tenants_remembered = (uint32_t)(4 * s->demand.tenants + 64),
                               .prefix_places = (uint32_t)s->prefix_places,
+                              .announced = s->announced,
                               .tell_speeds = !s->measured,
-                              .until_us = (uint64_t)(s->duration_s * 1e6),
-                              .seed = (uint64_t)s->seed};
+                              .until_us = (uint64_t)(s->demand.duration_s * 1e6),
+                              .seed = (uint64_t)s->demand.seed};
 }
 
 static int simulate(const struct sim_settings *s, struct err *err)
 {
     struct engine_speed speed = engine_standard_speed;
-    struct workload_options wo;
     struct sim_options so;
     struct workload *w = NULL;
     if (s->speed && speed_read(&speed, s->speed, err))
         return -1;
     speed.max_sequences = s->max_sequences ? (uint32_t)s->max_sequences : speed.max_sequences;
     speed.kv_tokens = s->kv_tokens ? (uint64_t)s->kv_tokens : speed.kv_tokens;
-    if (s->realtime + s->interactive + s->batch <= 0)
-        return err_set(err, "--realtime, --interactive, --batch: expected at least one share above 0");
-    fill_workload(&wo, s, &speed);
     fill_simulation(&so, s, &speed);
-    if (s->trace) {
-        if (workload_trace(&w, &wo, s->trace, err))
-            return -1;
-    } else {
-        w = workload_new(&wo);
-    }
+    double fast = s->slow / s->slow_factor + (1 - s->slow);
+    uint32_t longest = speed.kv_tokens < 1u << 24 ? (uint32_t)speed.kv_tokens / 2 + 4 : 1u << 23;
+    if (demand_open(&w, &s->demand, s->load * group_rate(s, &speed) * (double)s->groups * fast, longest, err))
+        return -1;
     struct sim_result result;
     struct sim_report report;
     simulation_run(&result, &so, w);
@@ -256,7 +213,7 @@ static int check(const struct sim_settings *s, struct err *err)
         struct sim_options so;
         struct workload_options wo;
         struct sim_result r;
-        checked_seed = (uint64_t)s->seed + (uint64_t)i;
+        checked_seed = (uint64_t)s->demand.seed + (uint64_t)i;
         random_cluster(checked_seed, &so, &wo);
         struct workload *w = workload_new(&wo);
         simulation_run(&r, &so, w);

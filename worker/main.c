@@ -14,6 +14,7 @@
 #include "worker/infer/serve.h"
 #include "worker/layout.h"
 #include "worker/link.h"
+#include "worker/mock/run.h"
 #include "worker/model/registry.h"
 #include "worker/settings.h"
 
@@ -339,6 +340,14 @@ static struct serve_options serve_options(struct worker *w)
                                   .is_end = w->is_end};
 }
 
+/* From now on signals drain this link; NULL: no link. A drain that was asked for before is not lost. */
+static void serving(struct link *link)
+{
+    signal_link = link;
+    if (link && drain_asked)
+        link_drain(link);
+}
+
 static int lead(struct worker *w, struct err *err)
 {
     char fingerprint[48];
@@ -353,15 +362,13 @@ static int lead(struct worker *w, struct err *err)
     struct serve_options options = serve_options(w);
     int code = link_start(&w->link, &link, err);
     if (code == 0) {
-        signal_link = w->link;
-        if (drain_asked)
-            link_drain(w->link);
+        serving(w->link);
         code = serve_leader(&options, err);
     } else {
         err->code = EXIT_CONFIG; /* an endpoint that cannot be one */
     }
     if (code == 0) {
-        signal_link = NULL;
+        serving(NULL);
         link_stop(&w->link);
     }
     free(stages);
@@ -416,6 +423,15 @@ int main(int argc, char **argv)
     struct err err = {0};
     config_main(&worker_table, &w.settings, argc, argv, NULL, 0);
     setup_log(&w.settings, 0);
+    if (w.settings.mock) {
+        install_signals();
+        if (mock_run(&w.settings, serving, &err)) {
+            log_error("worker", "%s", err.message);
+            return EXIT_CONFIG;
+        }
+        config_release(&worker_table, &w.settings);
+        return 0;
+    }
     if (!w.settings.model) {
         fprintf(stderr, "lepton-worker: --model: expected the path of a GGUF file or a registered name\n");
         return 2;

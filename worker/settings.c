@@ -15,6 +15,8 @@ static const struct config_option options[] = {
      "the model: a GGUF file or a Hugging Face directory that every rank can read, or a name of `lepton "
      "models`",
      false},
+    {"mock", 0, CONFIG_STRING, OPTION(mock), 0, 0, NULL, "SPEED", NULL,
+     "for load tests: no model, but answers at the speed that this file gives (docs/scheduling.md)", false},
     {"models", 0, CONFIG_STRING, OPTION(models), 0, 0, NULL, "DIR", NULL,
      "the directory of registered models (default: as of `lepton models`)", false},
     {"verify", 0, CONFIG_STRING, OPTION(verify), 0, 0, "registered", "WHEN", REGISTRY_VERIFY_CHOICES,

@@ -7,7 +7,7 @@
 #include "worker/infer/execute.h"
 
 struct worker_settings {
-    char *config, *model, *models, *verify, *model_name, *group, *endpoint, *server_key, *key, *device,
+    char *config, *mock, *model, *models, *verify, *model_name, *group, *endpoint, *server_key, *key, *device,
         *kernels, *kv_type, *comm, *nccl_library, *log_level, *log_format;
     int64_t threads, tensor, context, max_sequences, step_tokens, mixed_tokens, page_tokens, kv_bytes,
         priority_step_ms;

@@ -147,13 +147,18 @@ static void print_row(FILE *out, const struct sim_class_report *c)
             c->ttft_ms.p99, c->e2e_ms.mean, c->e2e_ms.p99);
 }
 
-void sim_report_print(FILE *out, const struct sim_report *p, const struct sim_result *r)
+void sim_report_table(FILE *out, const struct sim_report *p)
 {
     fprintf(out, "%-12s %9s %9s %8s %7s %6s %8s %8s %8s %9s %9s\n", "class", "requests", "complete",
             "refused", "missed", "lost", "TTFT ms", "p50", "p99", "E2E ms", "p99");
     for (int c = 0; c < WORKLOAD_CLASSES; c++)
         print_row(out, &p->class[c]);
     print_row(out, &p->all);
+}
+
+void sim_report_print(FILE *out, const struct sim_report *p, const struct sim_result *r)
+{
+    sim_report_table(out, p);
     fprintf(out, "\nsimulated        %.1f s in %.1f s: %llu requests, %llu failures of groups\n", r->end_s,
             r->wall_s, (unsigned long long)r->count, (unsigned long long)r->failures);
     fprintf(out, "output           %.0f tokens/s, %.0f of them of requests in time (goodput)\n",

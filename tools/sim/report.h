@@ -35,6 +35,8 @@ struct sim_report {
 };
 
 void sim_report_make(struct sim_report *out, const struct sim_result *r);
+/* The latencies by class alone. */
+void sim_report_table(FILE *out, const struct sim_report *p);
 void sim_report_print(FILE *out, const struct sim_report *p, const struct sim_result *r);
 void sim_report_json(FILE *out, const struct sim_report *p, const struct sim_result *r);
 /* -1: the file could not be written. */

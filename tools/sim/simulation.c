@@ -193,7 +193,7 @@ static void arrive(struct simulation *m)
                                       .tenant = tenant,
                                       .class = item.class,
                                       .bytes = (uint64_t)item.prompt_tokens * WORKLOAD_TOKEN_BYTES,
-                                      .max_tokens = 0,
+                                      .max_tokens = m->o->announced ? item.output_tokens : 0,
                                       .deadline_ms = (item.arrival_us + item.deadline_us) / 1000,
                                       .prefix = &key};
     uint64_t entered = enter();

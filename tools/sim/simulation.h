@@ -16,6 +16,7 @@ struct sim_options {
     uint32_t queue_requests;
     uint64_t queue_ms;
     uint32_t tenants_remembered, prefix_places;
+    bool announced;    /* max_tokens is the answer's length; else nothing is known of it */
     bool tell_speeds;  /* groups say how fast they are, instead of being measured */
     bool check;        /* every invariant after every event */
     uint64_t until_us; /* the end of new requests; 0: none */

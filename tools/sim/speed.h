@@ -4,7 +4,8 @@
 
 #include "worker/mock/engine.h"
 
-/* *speed keeps what the file does not say. The file is JSON: either
+/* *speed keeps what the file does not say. A .cfg file is what a mock group takes (worker/mock/speed.h). Any
+ * other is JSON: either
  *   {"results":[{"test":"pp512","batch":1,"tokens_per_second":…}, {"test":"tg128","batch":8,…}]}
  * (prompts give prefill_us; generation over batches gives base_us and decode_us, by least squares), or
  *   {"base_us", "decode_us", "prefill_us", "step_tokens", "max_sequences", "kv_tokens", "cache_places"}. */

@@ -265,6 +265,29 @@ void workload_prefix(const struct workload_item *item, struct prefix_key *key,
     }
 }
 
+/* `bytes` letters that follow from a name; a space now and then, as words have it. */
+static void append_letters(struct buffer *out, uint64_t name, uint64_t bytes)
+{
+    char word[8];
+    for (uint64_t i = 0; i < bytes; i += sizeof(word)) {
+        uint64_t z = mix(name + i * 0x9e3779b97f4a7c15ull);
+        for (size_t k = 0; k < sizeof(word); k++, z >>= 8)
+            word[k] = k == sizeof(word) - 1 ? ' ' : (char)('a' + z % 26);
+        buffer_append(out, word, bytes - i < sizeof(word) ? (size_t)(bytes - i) : sizeof(word));
+    }
+}
+
+void workload_prompt(const struct workload_item *item, struct buffer *out)
+{
+    uint64_t bytes = (uint64_t)item->prompt_tokens * WORKLOAD_TOKEN_BYTES, from = 0;
+    out->size = 0;
+    for (uint32_t i = 0; i < PREFIX_CUTS && prefix_cut(i) <= bytes; i++) {
+        append_letters(out, content(item, i, from, prefix_cut(i)), prefix_cut(i) - from);
+        from = prefix_cut(i);
+    }
+    append_letters(out, mix(item->conversation + item->turn + 1), bytes - from);
+}
+
 /* ---- traces ---- */
 static int number_of(const json_t *o, const char *name, const char *other, bool needed, double *out,
                      struct err *err)

@@ -5,7 +5,7 @@
 #ifndef LEPTON_TOOLS_SIM_WORKLOAD_H
 #define LEPTON_TOOLS_SIM_WORKLOAD_H
 
-#include "coordinator/prefix.h"
+#include "common/prefix_key.h"
 #include "worker/mock/engine.h"
 
 #define WORKLOAD_CLASSES     3
@@ -56,5 +56,7 @@ uint64_t workload_left(const struct workload *w); /* requests that are still to 
 /* The prompt's beginnings, as the coordinator names them by bytes and the engine by tokens. */
 void workload_prefix(const struct workload_item *item, struct prefix_key *key,
                      struct engine_place places[ENGINE_PLACES]);
+/* The same prompt as text: letters, equal where the names above are equal. Replaces *out. */
+void workload_prompt(const struct workload_item *item, struct buffer *out);
 
 #endif

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 /* A growing ring of fixed-size items. */
@@ -58,7 +59,11 @@ void mailbox_open(struct mailbox **out)
 {
     struct mailbox *m = xcalloc(1, sizeof(*m));
     pthread_mutex_init(&m->lock, NULL);
-    pthread_cond_init(&m->command_ready, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&m->command_ready, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     pthread_cond_init(&m->event_room, NULL);
     m->commands.item_bytes = sizeof(struct command);
     m->events.item_bytes = sizeof(struct event);
@@ -107,6 +112,20 @@ void mailbox_wait(struct mailbox *m)
     pthread_mutex_lock(&m->lock);
     while (m->commands.count == 0)
         pthread_cond_wait(&m->command_ready, &m->lock);
+    pthread_mutex_unlock(&m->lock);
+}
+
+void mailbox_wait_until(struct mailbox *m, uint64_t until_us)
+{
+    struct timespec until = {.tv_sec = (time_t)(until_us / 1000000),
+                             .tv_nsec = (long)(until_us % 1000000) * 1000};
+    if (until_us == UINT64_MAX) {
+        mailbox_wait(m);
+        return;
+    }
+    pthread_mutex_lock(&m->lock);
+    while (m->commands.count == 0 && pthread_cond_timedwait(&m->command_ready, &m->lock, &until) == 0) {
+    }
     pthread_mutex_unlock(&m->lock);
 }
 

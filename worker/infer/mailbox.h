@@ -86,6 +86,8 @@ void mailbox_send(struct mailbox *m, const struct command *command);
 bool mailbox_take(struct mailbox *m, struct command *out);
 /* Step thread: sleeps until there is a command. */
 void mailbox_wait(struct mailbox *m);
+/* The same, but no longer than to `until_us` (clock_now_us); UINT64_MAX: without end. */
+void mailbox_wait_until(struct mailbox *m, uint64_t until_us);
 
 /* step -> link; waits while MAILBOX_MAX_EVENTS are pending. */
 #define MAILBOX_MAX_EVENTS 65536

@@ -31,16 +31,6 @@ static uint64_t has(struct prefix_index *x, uint32_t group, uint64_t salt, uint6
     return 0;
 }
 
-static void test_cuts(void)
-{
-    CHECK_INT(prefix_cut(0), 256);
-    CHECK_INT(prefix_cut(15), 4096);
-    for (uint32_t i = 1; i < PREFIX_CUTS; i++)
-        CHECK(prefix_cut(i) > prefix_cut(i - 1) &&
-              prefix_cut(i) - prefix_cut(i - 1) <= 256 + prefix_cut(i - 1) / 8);
-    CHECK(prefix_cut(PREFIX_CUTS - 1) > 1000000);
-}
-
 static void test_longest_first(void)
 {
     struct prefix_index *x = prefix_new(4096);
@@ -158,7 +148,6 @@ static void test_snapshot(void)
 
 int main(void)
 {
-    TEST(test_cuts, "cuts are at most an eighth apart and reach a megabyte");
     TEST(test_longest_first, "the longest common beginning comes first");
     TEST(test_differing_prompts_do_not_match, "a match ends where prompts differ");
     TEST(test_salt_keeps_tenants_apart, "another salt finds nothing");

@@ -1,0 +1,125 @@
+#!/usr/bin/python3
+"""Mock groups and lepton load: the real coordinator, worker link and client, answers without a model."""
+import atexit
+import json
+import signal
+import subprocess
+import sys
+
+sys.path.insert(0, __file__.rsplit("/", 1)[0])
+from coordinator_harness import BUILD, run  # noqa: E402
+
+FAST = "base_us = 2000.0; decode_us = 10.0; prefill_us = 5.0; max_sequences = 8; kv_tokens = 20000;"
+
+
+def groups(c):
+    """The groups of the status, as dicts."""
+    return c.status().fields.get("groups", [])
+
+
+class Mocks:
+    """One mock group for each name."""
+
+    def __init__(self, c, names=("g0", "g1"), speed=FAST):
+        with open(c.path("speed.cfg"), "w") as f:
+            f.write(speed)
+        self.c = c
+        self.processes = {n: self.start(n) for n in names}
+        c.until(lambda: len([g for g in groups(c) if g["state"] == "ready"]) == len(names), "the mock groups to be ready")
+
+    def start(self, name):
+        process = subprocess.Popen([BUILD + "/lepton-worker", "--mock", self.c.path("speed.cfg"), "--group", name, "--endpoint",
+                                 self.c.endpoint, "--server-key", self.c.path("keys/coordinator.pub"), "--key",
+                                 self.c.path("keys/%s.key" % name)], stderr=subprocess.DEVNULL)
+        atexit.register(process.kill)
+        return process
+
+    def stop(self):
+        codes = []
+        for p in self.processes.values():
+            p.send_signal(signal.SIGTERM)
+        for p in self.processes.values():
+            codes.append(p.wait(10))
+        return codes
+
+
+def load(c, *args, code=0):
+    p = subprocess.run([BUILD + "/lepton", "load", "--json", "--endpoint", c.endpoint, "--server-key",
+                        c.path("keys/coordinator.pub"), "--key", c.path("keys/client.key"), *map(str, args)],
+                       capture_output=True, text=True, timeout=120)
+    assert p.returncode == code, (p.returncode, p.stderr)
+    return json.loads(p.stdout) if code == 0 else p.stderr
+
+
+def test_load(c):
+    """a load of conversations runs over two mock groups: every answer comes, and prompts that begin alike are cached"""
+    mocks = Mocks(c)
+    r = load(c, "--rate", 200, "--requests", 300, "--prompt-tokens", 200, "--output-tokens", 20, "--turns", 3, "--think-s", 0.05)
+    a = r["all"]
+    assert a["requests"] == a["complete"] == 300, a
+    assert a["ttft_ms"]["p50"] > 0 and a["e2e_ms"]["max"] >= a["ttft_ms"]["max"]
+    assert r["cache_hit"] > 0.1, r["cache_hit"]
+    c.until(lambda: sum(g["tokens_generated"] for g in groups(c)) >= a["output_tokens"], "the groups' heartbeats")
+    assert all(g["tokens_generated"] > 0 for g in groups(c))
+    assert mocks.stop() == [0, 0]
+
+
+def test_repeats(c):
+    """a mock's answer follows from its seed: the same twice, another with another"""
+    mocks = Mocks(c, ("g0",))
+
+    def text(seed, n):
+        client = c.client()
+        client.send("generate", request="q", prompt="Once", max_tokens=n, seed=seed)
+        client.expect("accepted")
+        pieces = []
+        while True:
+            m = client.expect("token", "done")
+            pieces.append(m.get("text", ""))
+            if m.name == "done":
+                break
+        client.close()
+        assert m.completion_tokens == n and m.finish_reason == "length"
+        return "".join(pieces)
+    assert text(1, 40) == text(1, 40) != text(2, 40)
+    assert len(text(3, 25)) == 25
+    mocks.stop()
+
+
+def test_killed_mock(c):
+    """a mock that is killed under load loses its requests with a code, the other goes on, and comes back"""
+    mocks = Mocks(c)
+    p = subprocess.Popen([BUILD + "/lepton", "load", "--json", "--endpoint", c.endpoint, "--server-key",
+                          c.path("keys/coordinator.pub"), "--key", c.path("keys/client.key"), "--rate", "100", "--requests", "400",
+                          "--output-tokens", "100"], stdout=subprocess.PIPE, text=True)
+    c.until(lambda: all(g["assigned"] > 2 for g in groups(c)), "both groups to be at work")
+    mocks.processes["g0"].kill()
+    mocks.processes["g0"].wait()
+    mocks.processes["g0"] = mocks.start("g0")
+    a = json.loads(p.communicate(timeout=100)[0])["all"]
+    assert a["requests"] == 400 and a["complete"] + a["lost"] + a["refused"] + a["missed"] == 400, a
+    assert 0 < a["lost"] <= 8, a
+    assert sorted(mocks.stop()) == [0, 0]
+
+
+test_killed_mock.options = dict(lease_ms=1000)
+
+
+def test_bad_input(c):
+    """bad speeds and an unreachable coordinator are named"""
+    with open(c.path("bad.cfg"), "w") as f:
+        f.write("base_us = -1.0;")
+    p = subprocess.run([BUILD + "/lepton-worker", "--mock", c.path("bad.cfg"), "--server-key", c.path("keys/coordinator.pub"),
+                        "--key", c.path("keys/g0.key")], capture_output=True, text=True, timeout=20)
+    assert p.returncode == 78 and "base_us" in p.stderr, (p.returncode, p.stderr)
+    p = subprocess.run([BUILD + "/lepton-worker", "--mock", c.path("none.cfg"), "--server-key", c.path("keys/coordinator.pub"),
+                        "--key", c.path("keys/g0.key")], capture_output=True, text=True, timeout=20)
+    assert p.returncode == 78 and "none.cfg" in p.stderr, (p.returncode, p.stderr)
+    p = subprocess.run([BUILD + "/lepton", "load", "--endpoint", "tcp://127.0.0.1:1", "--server-key",
+                        c.path("keys/coordinator.pub"), "--key", c.path("keys/client.key")], capture_output=True, text=True, timeout=60)
+    assert p.returncode == 3 and "nothing listens" in p.stderr, (p.returncode, p.stderr)
+
+TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]
+
+if __name__ == "__main__":
+    sys.exit(run([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]]))

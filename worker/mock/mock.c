@@ -1,0 +1,218 @@
+#include "worker/mock/mock.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/prefix_key.h"
+
+#define TOKEN_BYTES 4 /* of a prompt, for each token that it counts */
+#define FIRST_BYTE  3 /* the id of byte 0 in the vocabulary */
+
+int mock_tokenizer(struct tokenizer **tokenizer, struct gguf **gguf, struct err *err)
+{
+    enum { COUNT = FIRST_BYTE + 256 };
+    static char names[COUNT][8];
+    static struct buffer header; /* the parsed file borrows it */
+    const char *pieces[COUNT];
+    float scores[COUNT] = {0};
+    int32_t types[COUNT];
+    struct gguf_writer *w = gguf_writer_new("mock vocabulary");
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(names[i], sizeof(names[i]), "<0x%02X>", i >= FIRST_BYTE ? i - FIRST_BYTE : 0);
+        pieces[i] = names[i];
+        types[i] = 6; /* a byte, as llama.cpp numbers the types of tokens */
+    }
+    pieces[0] = "<unk>";
+    pieces[1] = "<s>";
+    pieces[2] = "</s>";
+    types[0] = 2;
+    types[1] = types[2] = 3;
+    gguf_writer_string(w, "general.architecture", "llama");
+    gguf_writer_string(w, "tokenizer.ggml.model", "llama");
+    gguf_writer_strings(w, "tokenizer.ggml.tokens", pieces, COUNT);
+    gguf_writer_floats(w, "tokenizer.ggml.scores", scores, COUNT);
+    gguf_writer_ints(w, "tokenizer.ggml.token_type", types, COUNT);
+    gguf_writer_uint(w, "tokenizer.ggml.bos_token_id", 1);
+    gguf_writer_uint(w, "tokenizer.ggml.eos_token_id", 2);
+    gguf_writer_bool(w, "tokenizer.ggml.add_bos_token", false);
+    gguf_writer_bool(w, "tokenizer.ggml.add_space_prefix", false);
+    int code = gguf_writer_header(w, &header, err);
+    gguf_writer_free(&w);
+    if (code || gguf_parse(gguf, header.data, header.size, "mock vocabulary", err))
+        return -1;
+    return tokenizer_open(tokenizer, *gguf, err);
+}
+
+/* One choice of one request. */
+struct answer {
+    bool used, cancelled, silent;
+    uint64_t handle, seed, arrived_us, first_us;
+    int32_t choice, prompt_tokens, sent;
+};
+
+struct mock {
+    struct mailbox *mailbox;
+    struct engine *engine;
+    struct answer *answers;
+    uint32_t count, live; /* slots; of them used */
+    bool draining;
+    struct serve_stats stats;
+};
+
+static uint32_t take_slot(struct mock *m)
+{
+    for (uint32_t i = 0; i < m->count; i++)
+        if (!m->answers[i].used)
+            return i;
+    m->answers = xrealloc(m->answers, (m->count + 1) * sizeof(*m->answers));
+    return m->count++;
+}
+
+/* The prompt's beginnings by its bytes, each named for its tenant. */
+static uint32_t find_places(const struct sequence_request *r, struct engine_place places[ENGINE_PLACES])
+{
+    struct prefix_key key;
+    char *text = xmalloc((size_t)r->prompt_tokens + 1);
+    for (int32_t i = 0; i < r->prompt_tokens; i++)
+        text[i] = (char)(r->prompt[i] - FIRST_BYTE);
+    prefix_key_make(&key, r->salt, text, (uint64_t)r->prompt_tokens);
+    free(text);
+    for (uint32_t i = 0; i < key.count; i++)
+        places[i] =
+            (struct engine_place){.name = key.place[i], .tokens = (uint32_t)(prefix_cut(i) / TOKEN_BYTES)};
+    return key.count;
+}
+
+static void submit(struct mock *m, const struct sequence_request *r, uint64_t now_us)
+{
+    struct engine_place places[ENGINE_PLACES];
+    uint32_t place_count = find_places(r, places);
+    uint32_t tokens = ((uint32_t)r->prompt_tokens + TOKEN_BYTES - 1) / TOKEN_BYTES;
+    for (int32_t c = 0; c < r->choices; c++) {
+        uint32_t slot = take_slot(m);
+        m->answers[slot] = (struct answer){.used = true,
+                                           .handle = r->handle,
+                                           .seed = r->sampling.seed,
+                                           .arrived_us = now_us,
+                                           .choice = c,
+                                           .prompt_tokens = (int32_t)(tokens ? tokens : 1)};
+        m->live++;
+        engine_submit(m->engine,
+                      &(struct engine_request){.id = slot,
+                                               .prompt_tokens = tokens ? tokens : 1,
+                                               .output_tokens = (uint32_t)r->max_tokens,
+                                               .place_count = place_count,
+                                               .places = places},
+                      now_us);
+    }
+}
+
+static void cancel(struct mock *m, const struct sequence_request *r, bool all, uint64_t now_us)
+{
+    for (uint32_t i = 0; i < m->count; i++) {
+        struct answer *a = &m->answers[i];
+        if (!a->used || !(all || (a->handle == r->handle && (r->choice < 0 || a->choice == r->choice))))
+            continue;
+        a->cancelled = true;
+        a->silent |= all;
+        engine_cancel(m->engine, i, now_us);
+    }
+}
+
+static void take_commands(struct mock *m)
+{
+    struct command c;
+    while (mailbox_take(m->mailbox, &c)) {
+        uint64_t now_us = clock_now_us();
+        if (c.kind == COMMAND_SUBMIT)
+            submit(m, &c.request, now_us);
+        else if (c.kind == COMMAND_CANCEL || c.kind == COMMAND_CANCEL_ALL)
+            cancel(m, &c.request, c.kind == COMMAND_CANCEL_ALL, now_us);
+        else
+            m->draining = true;
+        sequence_request_release(&c.request);
+    }
+}
+
+/* Letters that follow from who asks and where they stand, so that a stream can be checked. */
+static int32_t letter(const struct answer *a, int32_t index)
+{
+    uint64_t z =
+        (a->seed + (uint64_t)a->choice * 0x9e3779b97f4a7c15ull + (uint64_t)index) * 0xbf58476d1ce4e5b9ull;
+    z ^= z >> 31;
+    return FIRST_BYTE + (z % 7 == 0 ? ' ' : 'a' + (int32_t)(z % 26));
+}
+
+static void emit_tokens(struct mock *m, struct answer *a, uint32_t tokens)
+{
+    if (!a->first_us && tokens)
+        a->first_us = clock_now_us();
+    for (; a->sent < (int32_t)tokens; a->sent++) {
+        struct event e = {.kind = EVENT_TOKEN,
+                          .handle = a->handle,
+                          .choice = a->choice,
+                          .index = a->sent,
+                          .id = letter(a, a->sent)};
+        m->stats.tokens_generated++;
+        if (!a->silent && !a->cancelled)
+            mailbox_emit(m->mailbox, &e);
+    }
+}
+
+static void happened(struct mock *m, const struct engine_event *v)
+{
+    struct answer *a = &m->answers[v->id];
+    if (!a->cancelled)
+        emit_tokens(m, a, v->tokens);
+    if (v->kind == ENGINE_TOKENS)
+        return;
+    uint64_t now_us = clock_now_us(), first_us = a->first_us ? a->first_us : now_us;
+    struct event e = {.kind = EVENT_DONE,
+                      .handle = a->handle,
+                      .choice = a->choice,
+                      .index = a->sent,
+                      .reason = v->kind == ENGINE_DONE && !a->cancelled ? FINISH_LENGTH : FINISH_CANCELLED,
+                      .prompt_tokens = a->prompt_tokens,
+                      .completion_tokens = a->sent,
+                      .cached_tokens = (int32_t)v->cached_tokens,
+                      .prefill_us = first_us - a->arrived_us,
+                      .decode_us = now_us - first_us};
+    if (!a->silent)
+        mailbox_emit(m->mailbox, &e);
+    a->used = false;
+    m->live--;
+}
+
+static void publish(struct mock *m)
+{
+    m->stats.running = engine_running(m->engine);
+    m->stats.waiting = engine_waiting(m->engine);
+    m->stats.pages_used = engine_kv_used(m->engine);
+    mailbox_set_stats(m->mailbox, &m->stats);
+}
+
+void mock_serve(struct mailbox *mailbox, const struct engine_speed *speed)
+{
+    struct mock m = {.mailbox = mailbox, .engine = engine_new(speed, 1)};
+    for (;;) {
+        take_commands(&m);
+        publish(&m);
+        uint64_t due = engine_due_us(m.engine);
+        if (due == ENGINE_NEVER && m.draining)
+            break;
+        if (due > clock_now_us()) {
+            mailbox_wait_until(mailbox, due);
+            continue;
+        }
+        const struct engine_event *events;
+        size_t count = engine_step(m.engine, &events);
+        m.stats.steps++;
+        for (size_t i = 0; i < count; i++)
+            happened(&m, &events[i]);
+    }
+    engine_free(&m.engine);
+    free(m.answers);
+    mailbox_emit(mailbox, &(struct event){.kind = EVENT_LEFT});
+}
