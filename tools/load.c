@@ -11,6 +11,7 @@
 #include "tools/interrupt.h"
 #include "tools/sim/demand.h"
 #include "tools/sim/report.h"
+#include "worker/mock/mock.h"
 
 #define CONNECT_MS 10000
 /* Answers that are still missing when so long nothing came are given up. */
@@ -20,7 +21,7 @@ struct load_settings {
     struct client_settings client;
     struct demand demand;
     char *model, *svg;
-    bool json;
+    bool json, stamps;
 };
 
 static const struct config_option options[] = {
@@ -37,6 +38,11 @@ static const struct config_option options[] = {
      .kind = CONFIG_BOOL,
      .offset = offsetof(struct load_settings, json),
      .help = "Print one JSON object."},
+    {.name = "stamps",
+     .kind = CONFIG_BOOL,
+     .offset = offsetof(struct load_settings, stamps),
+     .help =
+         "Measure how long each token was under way, from mock groups on this machine with stamps = true."},
     {.name = "svg",
      .kind = CONFIG_STRING,
      .offset = offsetof(struct load_settings, svg),
@@ -76,6 +82,8 @@ struct load {
     uint64_t count, capacity, open;
     uint64_t started_us, next_sample_us, last_us; /* last_us: when something came */
     struct buffer prompt;
+    float *ways_ms; /* with --stamps: of each token */
+    uint64_t way_count, way_capacity;
 };
 
 static int send_request(struct load *l, struct err *err)
@@ -139,6 +147,19 @@ static struct flight *flight_of(struct load *l, struct wire_str request)
     return &l->flights[number];
 }
 
+/* A mock group's token says when it was made (worker/mock/mock.h). */
+static void take_stamp(struct load *l, uint64_t id)
+{
+    if (id < MOCK_STAMP || id >= MOCK_STAMP + MOCK_STAMPS)
+        return;
+    if (l->way_count == l->way_capacity) {
+        l->way_capacity = l->way_capacity ? 2 * l->way_capacity : 4096;
+        l->ways_ms = xrealloc(l->ways_ms, l->way_capacity * sizeof(*l->ways_ms));
+    }
+    uint64_t ago = (l->last_us / MOCK_STAMP_US - (id - MOCK_STAMP)) % MOCK_STAMPS;
+    l->ways_ms[l->way_count++] = (float)(ago * MOCK_STAMP_US) / 1000;
+}
+
 static int take_message(struct load *l, const struct wire_message *m, struct err *err)
 {
     struct flight *f = NULL;
@@ -148,6 +169,8 @@ static int take_message(struct load *l, const struct wire_message *m, struct err
         f = flight_of(l, m->token.request);
         if (f && !f->first_us)
             f->first_us = l->last_us;
+        if (f && l->s->stamps)
+            take_stamp(l, m->token.id);
         return 0;
     case WIRE_DONE:
         f = flight_of(l, m->done.request);
@@ -223,6 +246,11 @@ static void report(struct load *l)
     struct sim_report p;
     l->result.end_s = l->result.wall_s = (double)(clock_now_us() - l->started_us) / 1e6;
     sim_report_make(&p, &l->result);
+    struct sim_percentiles ways = sim_percentiles_of(l->ways_ms, l->way_count);
+    if (l->s->stamps)
+        fprintf(l->s->json ? stderr : stdout,
+                "%llu tokens under way for %.3f ms (median), %.3f (p99), %.3f at most\n",
+                (unsigned long long)l->way_count, ways.p50, ways.p99, ways.max);
     if (l->s->json) {
         sim_report_json(stdout, &p, &l->result);
         return;
@@ -260,6 +288,7 @@ int command_load(int argc, char **argv)
     sim_result_release(&l.result);
     free(l.flights);
     buffer_release(&l.prompt);
+    free(l.ways_ms);
     config_release(&table, &s);
     return code;
 }

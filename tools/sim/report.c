@@ -14,8 +14,7 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* Nearest rank. Sorts the values. */
-static struct sim_percentiles percentiles(float *v, uint64_t count)
+struct sim_percentiles sim_percentiles_of(float *v, uint64_t count)
 {
     struct sim_percentiles p = {0};
     if (count == 0)
@@ -74,15 +73,15 @@ static struct sim_class_report class_report(const struct sim_result *r, const st
         if (q->code == 0)
             values[ttft++] = q->ttft_ms;
     }
-    c.ttft_ms = percentiles(values, ttft);
+    c.ttft_ms = sim_percentiles_of(values, ttft);
     for (uint64_t i = 0; i < r->count; i++)
         if (r->requests[i].code == 0 && passes(f, &r->requests[i]))
             values[e2e++] = r->requests[i].e2e_ms;
-    c.e2e_ms = percentiles(values, e2e);
+    c.e2e_ms = sim_percentiles_of(values, e2e);
     for (uint64_t i = 0; i < r->count; i++)
         if (refused(&r->requests[i]) && passes(f, &r->requests[i]))
             values[refusals++] = r->requests[i].e2e_ms;
-    c.refusal_ms = percentiles(values, refusals);
+    c.refusal_ms = sim_percentiles_of(values, refusals);
     return c;
 }
 
@@ -283,7 +282,7 @@ static void latency_curves(const struct sim_result *r, struct curve *median, str
         if (r->requests[i].code == 0)
             values[at[bucket_of(r->requests[i].arrival_s, r->end_s)]++] = r->requests[i].ttft_ms;
     for (int b = 0; b < BUCKETS; b++) {
-        struct sim_percentiles p = percentiles(values + counts[b], counts[b + 1] - counts[b]);
+        struct sim_percentiles p = sim_percentiles_of(values + counts[b], counts[b + 1] - counts[b]);
         median->value[b] = p.p50;
         p99->value[b] = p.p99;
     }

@@ -11,6 +11,9 @@ struct sim_percentiles {
     double mean, p50, p90, p99, max;
 };
 
+/* By nearest rank; sorts the values. */
+struct sim_percentiles sim_percentiles_of(float *values, uint64_t count);
+
 /* Of all requests, of one class, or of one tenant. */
 struct sim_class_report {
     char name[24];

@@ -85,7 +85,7 @@ int speed_read(struct engine_speed *speed, const char *path, struct err *err)
 {
     const char *ending = strrchr(path, '.');
     if (ending && strcmp(ending, ".cfg") == 0)
-        return engine_speed_load(speed, path, err);
+        return engine_speed_load(speed, NULL, path, err);
     json_error_t where;
     json_t *o = json_load_file(path, 0, &where);
     if (!o)

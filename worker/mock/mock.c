@@ -10,36 +10,63 @@
 #define TOKEN_BYTES 4 /* of a prompt, for each token that it counts */
 #define FIRST_BYTE  3 /* the id of byte 0 in the vocabulary */
 
-int mock_tokenizer(struct tokenizer **tokenizer, struct gguf **gguf, struct err *err)
+/* The pieces, their scores and types (as llama.cpp numbers them: 2 unknown, 3 control, 6 byte, 1 normal). */
+struct vocabulary {
+    int count;
+    char (*names)[8];
+    const char **pieces;
+    float *scores;
+    int32_t *types;
+};
+
+static void fill_vocabulary(struct vocabulary *v)
 {
-    enum { COUNT = FIRST_BYTE + 256 };
-    static char names[COUNT][8];
-    static struct buffer header; /* the parsed file borrows it */
-    const char *pieces[COUNT];
-    float scores[COUNT] = {0};
-    int32_t types[COUNT];
-    struct gguf_writer *w = gguf_writer_new("mock vocabulary");
-    for (int i = 0; i < COUNT; i++) {
-        snprintf(names[i], sizeof(names[i]), "<0x%02X>", i >= FIRST_BYTE ? i - FIRST_BYTE : 0);
-        pieces[i] = names[i];
-        types[i] = 6; /* a byte, as llama.cpp numbers the types of tokens */
+    for (int i = 0; i < v->count; i++) {
+        if (i < MOCK_STAMP)
+            snprintf(v->names[i], sizeof(v->names[i]), "<0x%02X>", i >= FIRST_BYTE ? i - FIRST_BYTE : 0);
+        else
+            snprintf(v->names[i], sizeof(v->names[i]), "t%04X", (unsigned)(i - MOCK_STAMP) & 0xffff);
+        v->pieces[i] = v->names[i];
+        v->types[i] = i < MOCK_STAMP ? 6 : 1;
     }
-    pieces[0] = "<unk>";
-    pieces[1] = "<s>";
-    pieces[2] = "</s>";
-    types[0] = 2;
-    types[1] = types[2] = 3;
+    v->pieces[0] = "<unk>";
+    v->pieces[1] = "<s>";
+    v->pieces[2] = "</s>";
+    v->types[0] = 2;
+    v->types[1] = v->types[2] = 3;
+}
+
+static int write_vocabulary(const struct vocabulary *v, struct buffer *header, struct err *err)
+{
+    struct gguf_writer *w = gguf_writer_new("mock vocabulary");
     gguf_writer_string(w, "general.architecture", "llama");
     gguf_writer_string(w, "tokenizer.ggml.model", "llama");
-    gguf_writer_strings(w, "tokenizer.ggml.tokens", pieces, COUNT);
-    gguf_writer_floats(w, "tokenizer.ggml.scores", scores, COUNT);
-    gguf_writer_ints(w, "tokenizer.ggml.token_type", types, COUNT);
+    gguf_writer_strings(w, "tokenizer.ggml.tokens", v->pieces, (uint64_t)v->count);
+    gguf_writer_floats(w, "tokenizer.ggml.scores", v->scores, (uint64_t)v->count);
+    gguf_writer_ints(w, "tokenizer.ggml.token_type", v->types, (uint64_t)v->count);
     gguf_writer_uint(w, "tokenizer.ggml.bos_token_id", 1);
     gguf_writer_uint(w, "tokenizer.ggml.eos_token_id", 2);
     gguf_writer_bool(w, "tokenizer.ggml.add_bos_token", false);
     gguf_writer_bool(w, "tokenizer.ggml.add_space_prefix", false);
-    int code = gguf_writer_header(w, &header, err);
+    int code = gguf_writer_header(w, header, err);
     gguf_writer_free(&w);
+    return code;
+}
+
+int mock_tokenizer(struct tokenizer **tokenizer, struct gguf **gguf, bool stamps, struct err *err)
+{
+    static struct buffer header; /* the parsed file borrows it: one mock a process */
+    struct vocabulary v = {.count = MOCK_STAMP + (stamps ? MOCK_STAMPS : 0)};
+    v.names = xcalloc((size_t)v.count, sizeof(*v.names));
+    v.pieces = xcalloc((size_t)v.count, sizeof(*v.pieces));
+    v.scores = xcalloc((size_t)v.count, sizeof(*v.scores));
+    v.types = xcalloc((size_t)v.count, sizeof(*v.types));
+    fill_vocabulary(&v);
+    int code = write_vocabulary(&v, &header, err);
+    free(v.names);
+    free(v.pieces);
+    free(v.scores);
+    free(v.types);
     if (code || gguf_parse(gguf, header.data, header.size, "mock vocabulary", err))
         return -1;
     return tokenizer_open(tokenizer, *gguf, err);
@@ -57,7 +84,7 @@ struct mock {
     struct engine *engine;
     struct answer *answers;
     uint32_t count, live; /* slots; of them used */
-    bool draining;
+    bool draining, stamps;
     struct serve_stats stats;
 };
 
@@ -145,6 +172,11 @@ static int32_t letter(const struct answer *a, int32_t index)
     return FIRST_BYTE + (z % 7 == 0 ? ' ' : 'a' + (int32_t)(z % 26));
 }
 
+static int32_t stamp(void)
+{
+    return MOCK_STAMP + (int32_t)(clock_now_us() / MOCK_STAMP_US % MOCK_STAMPS);
+}
+
 static void emit_tokens(struct mock *m, struct answer *a, uint32_t tokens)
 {
     if (!a->first_us && tokens)
@@ -154,7 +186,7 @@ static void emit_tokens(struct mock *m, struct answer *a, uint32_t tokens)
                           .handle = a->handle,
                           .choice = a->choice,
                           .index = a->sent,
-                          .id = letter(a, a->sent)};
+                          .id = m->stamps ? stamp() : letter(a, a->sent)};
         m->stats.tokens_generated++;
         if (!a->silent && !a->cancelled)
             mailbox_emit(m->mailbox, &e);
@@ -193,9 +225,9 @@ static void publish(struct mock *m)
     mailbox_set_stats(m->mailbox, &m->stats);
 }
 
-void mock_serve(struct mailbox *mailbox, const struct engine_speed *speed)
+void mock_serve(struct mailbox *mailbox, const struct engine_speed *speed, bool stamps)
 {
-    struct mock m = {.mailbox = mailbox, .engine = engine_new(speed, 1)};
+    struct mock m = {.mailbox = mailbox, .engine = engine_new(speed, 1), .stamps = stamps};
     for (;;) {
         take_commands(&m);
         publish(&m);

@@ -35,6 +35,7 @@ static struct wire_hello describe(const struct worker_settings *s, const struct 
 int mock_run(const struct worker_settings *s, void (*serving)(struct link *link), struct err *err)
 {
     struct engine_speed speed;
+    bool stamps;
     struct curve_key server = {0}, own = {0};
     struct tokenizer *tokenizer = NULL;
     struct gguf *vocabulary = NULL;
@@ -47,8 +48,8 @@ int mock_run(const struct worker_settings *s, void (*serving)(struct link *link)
         err_set(err, "server_key and key: both are needed to reach the coordinator (see lepton keygen)");
         return -1;
     }
-    if (engine_speed_load(&speed, s->mock, err) || curve_load(&server, s->server_key, true, err) ||
-        curve_load(&own, s->key, false, err) || mock_tokenizer(&tokenizer, &vocabulary, err))
+    if (engine_speed_load(&speed, &stamps, s->mock, err) || curve_load(&server, s->server_key, true, err) ||
+        curve_load(&own, s->key, false, err) || mock_tokenizer(&tokenizer, &vocabulary, stamps, err))
         goto out;
     mailbox_open(&mailbox);
     struct link_options options = {.endpoint = s->endpoint,
@@ -63,7 +64,7 @@ int mock_run(const struct worker_settings *s, void (*serving)(struct link *link)
     log_info("worker", "mock group %s: %.0f us a step, %.1f us a prompt token, %u sequences", s->group,
              speed.base_us, speed.prefill_us, speed.max_sequences);
     serving(link);
-    mock_serve(mailbox, &speed);
+    mock_serve(mailbox, &speed, stamps);
     serving(NULL);
     link_stop(&link);
     code = 0;

@@ -5,6 +5,7 @@
 struct numbers {
     double base_us, decode_us, prefill_us;
     int64_t step_tokens, max_sequences, kv_tokens, cache_places;
+    bool stamps;
 };
 
 #define REAL(member, low, preset, text)                                                                \
@@ -26,6 +27,10 @@ static const struct config_option options[] = {
     INT(max_sequences, 1, 65536, "32", "Sequences at once."),
     INT(kv_tokens, 1, 1000000000000, "200000", "KV cache, in tokens."),
     INT(cache_places, 0, 1000000, "4096", "Beginnings of prompts that are remembered."),
+    {.name = "stamps",
+     .kind = CONFIG_BOOL,
+     .offset = offsetof(struct numbers, stamps),
+     .help = "Tokens say when they were made (lepton load --stamps)."},
 };
 
 static const struct config_table table = {
@@ -36,7 +41,7 @@ static const struct config_table table = {
     .settings_bytes = sizeof(struct numbers),
 };
 
-int engine_speed_load(struct engine_speed *speed, const char *path, struct err *err)
+int engine_speed_load(struct engine_speed *speed, bool *stamps, const char *path, struct err *err)
 {
     struct numbers n;
     config_defaults(&table, &n);
@@ -48,6 +53,8 @@ int engine_speed_load(struct engine_speed *speed, const char *path, struct err *
                                    .max_sequences = (uint32_t)n.max_sequences,
                                    .kv_tokens = (uint64_t)n.kv_tokens,
                                    .cache_places = (uint32_t)n.cache_places};
+    if (stamps)
+        *stamps = n.stamps;
     config_release(&table, &n);
     return code;
 }
