@@ -103,10 +103,11 @@ struct wire_generate {
     struct wire_str request; /* id, unique among the client's live requests */
     struct wire_str model;   /* empty = the only model served */
     struct wire_str prompt;
-    uint64_t max_tokens; /* 1..2^20, default 256 */
-    uint64_t timeout_ms; /* 1..86400000, default 0 = the coordinator's */
-    bool no_bos;         /* do not put the model's BOS token in front */
-    bool special;        /* special tokens written out in the prompt are those tokens */
+    uint64_t max_tokens;   /* 1..2^20, default 256 */
+    uint64_t timeout_ms;   /* 1..86400000, default 0 = the coordinator's */
+    struct wire_str class; /* "realtime", "interactive", "batch"; absent: interactive */
+    bool no_bos;           /* do not put the model's BOS token in front */
+    bool special;          /* special tokens written out in the prompt are those tokens */
     struct wire_sampling sampling;
     struct wire_service service;
 };

@@ -235,6 +235,12 @@ static const struct wire_field generate_fields[] = {
     BOOL_OPT(wire_generate, special, "special tokens written out in the prompt are those tokens"),
     SAMPLING(wire_generate, false),
     SERVICE(wire_generate),
+    {.name = "class",
+     .kind = WIRE_KIND_STRING,
+     .max = 32,
+     .choices = "realtime|interactive|batch",
+     .offset = offsetof(struct wire_generate, class),
+     .help = "which share of the cluster it belongs to; empty: interactive"},
 };
 static const struct wire_field cancel_fields[] = {
     ID_FIELD(wire_cancel, request, true, "the request to end"),

@@ -156,6 +156,13 @@ void dispatch_group_lost(struct dispatch *d, struct group *g, const char *why)
     scheduler_group_gone(d->scheduler, g->slot, clock_now_ms());
 }
 
+/* Inside a group the classes stand apart as well: 250 levels each. */
+static uint64_t group_priority(const struct request *q)
+{
+    int64_t p = (int64_t)q->service.priority + 250 * ((int64_t)q->class - SCHEDULER_INTERACTIVE);
+    return p < 0 ? 0 : p > 1000 ? 1000 : (uint64_t)p;
+}
+
 static bool send_assign(struct dispatch *d, struct request *q, struct group *g)
 {
     struct wire_message m;
@@ -169,6 +176,7 @@ static bool send_assign(struct dispatch *d, struct request *q, struct group *g)
     m.assign.special = q->special;
     m.assign.sampling = q->sampling;
     m.assign.service = q->service;
+    m.assign.service.priority = group_priority(q);
     m.assign.tenant = wire_string(q->client.name);
     return router_send(d->router, &g->peer, &m) == ROUTER_SENT;
 }
@@ -208,6 +216,15 @@ static void act_end(struct dispatch *d, const struct scheduler_action *action)
     dispatch_flush(d, q);
 }
 
+static void act_preempt(struct dispatch *d, const struct scheduler_action *action)
+{
+    struct request *q = requests_at(d->requests, action->request);
+    ASSERT(q);
+    log_debug("dispatch", "request %s makes room at group %s", q->id, q->group_name);
+    q->yielding = !q->cancelled; /* its client's cancel is under way: it leaves altogether */
+    dispatch_cancel_at_group(d, q);
+}
+
 /* One action at a time: carrying one out may find that a client or a group is gone, which changes the others.
  */
 static void act(struct dispatch *d, uint64_t now_ms)
@@ -216,6 +233,8 @@ static void act(struct dispatch *d, uint64_t now_ms)
     while (scheduler_step(d->scheduler, now_ms, &action, 1) == 1) {
         if (action.kind == SCHEDULER_ASSIGN)
             act_assign(d, &action);
+        else if (action.kind == SCHEDULER_PREEMPT)
+            act_preempt(d, &action);
         else
             act_end(d, &action);
     }

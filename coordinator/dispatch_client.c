@@ -76,15 +76,19 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
         reject(d, from, in->request, &err);
         return;
     }
+    q->class = SCHEDULER_INTERACTIVE;
+    for (uint32_t c = 0; c < ARRAY_LEN(scheduler_standard_classes); c++)
+        if (wire_str_is(in->class, scheduler_standard_classes[c].name))
+            q->class = c;
     uint64_t timeout_ms = in->timeout_ms ? in->timeout_ms : d->options.request_timeout_ms;
     struct prefix_key prefix;
     struct scheduler_admission admission;
     struct scheduler_submission submission = {.request = q->slot,
                                               .model = q->model,
                                               .tenant = q->client.name,
-                                              .class = SCHEDULER_INTERACTIVE,
+                                              .class = q->class,
                                               .bytes = q->prompt_bytes,
-                                              .max_tokens = q->max_tokens,
+                                              .max_tokens = q->max_tokens * q->sampling.n,
                                               .deadline_ms = now_us / 1000 + timeout_ms,
                                               .prefix = &prefix};
     prefix_key_make(&prefix, prefix_salt(q->client.name), q->prompt, q->prompt_bytes);
@@ -115,6 +119,7 @@ void dispatch_cancel(struct dispatch *d, const struct peer *from, const struct w
     if (!q || q->outcome != OUTCOME_NONE)
         return; /* it crossed the outcome on the wire; a second outcome would break I1 */
     if (!q->waits) {
+        q->yielding = false;            /* it was to make room: it leaves altogether */
         dispatch_cancel_at_group(d, q); /* the group's `done` will say what came out until then */
         return;
     }

@@ -132,7 +132,7 @@ void dispatch_token(struct dispatch *d, const struct peer *from, const struct wi
         dispatch_flush(d, q);
         break;
     case REQUEST_TOKEN_DUPLICATE:
-        if (throttle_allows(&d->token_log, clock_now_ms(), 10, &suppressed))
+        if (!q->again && throttle_allows(&d->token_log, clock_now_ms(), 10, &suppressed))
             log_warn("dispatch",
                      "group %s: dropped token %llu of request %s, which came before (%u not logged)", g->name,
                      (unsigned long long)in->index, q->id, suppressed);
@@ -178,7 +178,10 @@ void dispatch_done(struct dispatch *d, const struct peer *from, const struct wir
         dispatch_count_outcome(d, q);
     if (over && q->outcome == OUTCOME_ERROR)
         log_warn("dispatch", "group %s, request %s: %s", g->name, q->id, q->error_message);
-    if (request_let_go(q)) {
+    if (request_let_go(q) && q->yielding && q->outcome == OUTCOME_NONE) {
+        request_yielded(q);
+        scheduler_yielded(d->scheduler, q->slot);
+    } else if (request_let_go(q)) {
         report_usage(d, q);
         release(d, q);
     } else if (over) { /* what it said of one choice was wrong: it need not go on with the others */

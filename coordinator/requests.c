@@ -262,6 +262,15 @@ enum request_token_result request_token(struct request *q, const struct wire_tok
         return REQUEST_TOKEN_BROKEN;
     }
     struct request_choice *c = &q->choices[token->choice];
+    if (token->index < c->token_count && c->tokens[token->index].id == token->id)
+        return REQUEST_TOKEN_DUPLICATE;
+    if (token->index < c->token_count && q->again) {
+        err_set_code(
+            err, 500,
+            "after it gave way its token %llu came out another: group %s is of another numeric class",
+            (unsigned long long)token->index, q->group_name);
+        return REQUEST_TOKEN_BROKEN;
+    }
     if (token->index < c->token_count)
         return REQUEST_TOKEN_DUPLICATE;
     if (token->index != c->token_count)
@@ -303,16 +312,18 @@ bool request_done(struct request *q, const struct wire_done *done)
         return request_error(q, 500, "group %s ended choice %llu of %llu", q->group_name,
                              (unsigned long long)done->choice, (unsigned long long)q->sampling.n);
     struct request_choice *c = &q->choices[done->choice];
+    c->held = false;
     if (c->ended)
         return false;
-    c->held = false;
     c->done = *done; /* what it took counts even when its client has its outcome already */
     if (q->outcome != OUTCOME_NONE)
         return false;
     /* One more than was sent is right: the token that ends a text is generated, never sent. After a cancel
      * more may have been under way. */
     bool cancelled = wire_str_is(done->finish_reason, "cancelled");
-    if (done->completion_tokens < c->token_count ||
+    if (cancelled && q->yielding)
+        return false;
+    if ((done->completion_tokens < c->token_count && !(cancelled && q->again)) ||
         (!cancelled && done->completion_tokens > c->token_count + 1))
         return request_error(q, 500, "group %s says it generated %llu tokens, %llu came", q->group_name,
                              (unsigned long long)done->completion_tokens, (unsigned long long)c->token_count);
@@ -331,6 +342,14 @@ void request_done_unserved(struct request *q)
     m.done.finish_reason = wire_string("cancelled");
     for (; m.done.choice < q->sampling.n; m.done.choice++)
         request_done(q, &m.done);
+}
+
+void request_yielded(struct request *q)
+{
+    ASSERT(q->yielding && q->outcome == OUTCOME_NONE);
+    q->yielding = q->cancelled = false;
+    q->again = q->waits = true;
+    q->group = REQUEST_NO_GROUP;
 }
 
 bool request_let_go(const struct request *q)

@@ -76,6 +76,9 @@ struct request {
     uint64_t stage_count;             /* of that group */
     bool waits;                       /* not assigned yet */
     bool cancelled;                   /* the group was told to cancel */
+    bool yielding;                    /* and it waits again when the group has let go of it */
+    bool again;                       /* it ran before: what comes first was delivered already */
+    uint32_t class;
     uint64_t accepted_us, assigned_us;
     struct request_choice *choices; /* [sampling.n] */
     uint64_t stalled_ms;            /* since when the client does not read; 0 = it does */
@@ -111,8 +114,8 @@ struct request_place {
 void request_assigned(struct request *q, const struct request_place *place, uint64_t now_us);
 
 /* Logs a token. REQUEST_TOKEN_DUPLICATE: already delivered, changes nothing; REQUEST_TOKEN_BROKEN: it cannot
- * be part of this stream (a gap, too many, too much text), *err says what: the stream can never be whole
- * again. */
+ * be part of this stream (a gap, too many, too much text, or after a preemption another token than was
+ * delivered in its place), *err says what: the stream can never be whole again. */
 enum request_token_result { REQUEST_TOKEN_LOGGED, REQUEST_TOKEN_DUPLICATE, REQUEST_TOKEN_BROKEN };
 enum request_token_result request_token(struct request *q, const struct wire_token *token, struct err *err);
 
@@ -124,6 +127,8 @@ bool request_done(struct request *q, const struct wire_done *done);
 void request_done_unserved(struct request *q);
 /* Sets the outcome; false when there is one already. */
 bool request_error(struct request *q, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
+/* The group let go of a request that yields: it waits again. */
+void request_yielded(struct request *q);
 /* The group has ended every choice: it holds nothing of the request any more. */
 bool request_let_go(const struct request *q);
 /* Of a request that is done: was any choice cancelled? */

@@ -105,6 +105,7 @@ static int send_request(struct load *l, struct err *err)
     m.generate.prompt = (struct wire_str){(const char *)l->prompt.data, (uint32_t)l->prompt.size};
     m.generate.max_tokens = f->item.output_tokens;
     m.generate.timeout_ms = f->item.deadline_us / 1000;
+    m.generate.class = wire_string(sim_class_names[f->item.class]);
     m.generate.sampling.ignore_eos = true;
     l->count++;
     l->open++;
@@ -177,6 +178,7 @@ static int take_message(struct load *l, const struct wire_message *m, struct err
         if (!f)
             return 0;
         f->item.output_tokens = (uint32_t)m->done.completion_tokens;
+        f->cached = m->done.cached_tokens;
         record(l, f, 0);
         workload_answered(l->w, &f->item, l->last_us - l->started_us);
         return 0;

@@ -135,6 +135,7 @@ int prompt_fill(struct prompt_settings *s, const struct buffer *prompt, struct c
         (struct wire_str){prompt->size ? (const char *)prompt->data : "", (uint32_t)prompt->size};
     m.generate.max_tokens = (uint64_t)s->tokens;
     m.generate.timeout_ms = (uint64_t)s->timeout_ms;
+    m.generate.class = wire_string(s->class);
     m.generate.no_bos = s->no_bos;
     m.generate.special = s->special;
     m.generate.service = (struct wire_service){.priority = (uint64_t)s->priority,

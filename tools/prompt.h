@@ -11,6 +11,7 @@ struct prompt_settings {
     double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
     bool ignore_eos, no_bos, special, json, usage;
     struct config_strings stop;
+    char *class;
     char *logit_bias, *logprobs, *speculation, *cache_salt;
     /* what the strings above say, once prompt_fill has read them: what a job's request points to */
     struct wire_stop stops[WIRE_MAX_STOPS];
@@ -63,6 +64,12 @@ struct prompt_settings {
                       "Go on after the model's end-of-text token."),                                         \
         PROMPT_OPTION(type, member, timeout_ms, 0, CONFIG_INT, 0, 86400000, "0", "N",                        \
                       "Deadline in milliseconds; 0 leaves it to the coordinator."),                          \
+        {.name = "class",                                                                                    \
+         .kind = CONFIG_STRING,                                                                              \
+         .offset = offsetof(type, member.class),                                                             \
+         .standard = "interactive",                                                                          \
+         .choices = "realtime|interactive|batch",                                                            \
+         .help = "Realtime work may take the place of batch work (docs/scheduling.md)."},                    \
         PROMPT_OPTION(type, member, priority, 0, CONFIG_INT, 0, 1000, "500", "N",                            \
                       "The lower one goes first in its group."),                                             \
         {.name = "speculation",                                                                              \

@@ -742,6 +742,72 @@ def test_storm(c):
     assert outcomes["done"] > 50 and outcomes["error"] > 50, outcomes
 
 
+def test_realtime_takes_the_place_of_batch(c):
+    """a realtime request takes the place of a batch request, whose stream goes on where it was"""
+    worker, client = c.worker().join(sequences=1), c.client()
+    generate(client, "slow", **{"class": "batch"})
+    slow = worker.expect("assign")
+    for index in range(3):
+        worker.token(slow, index)
+        assert client.expect("token").index == index
+    generate(client, "now", **{"class": "realtime"})
+    assert worker.expect("cancel").request == slow.request
+    worker.token(slow, 3)  # it crossed the cancel
+    worker.done(slow, 4, reason="cancelled")
+    now = worker.expect("assign")
+    assert now.priority < slow.priority
+    worker.serve(now, 2)
+    again = worker.expect("assign")
+    assert again.request == slow.request and again.seed == slow.seed
+    worker.serve(again, 6)
+    seen = {"slow": [], "now": []}
+    for _ in range(2 + 3 + 2):  # slow's 3 to 5, now's 0 and 1, and what ended both
+        m = client.expect("token", "done")
+        seen[m.request].append(m.index if m.name == "token" else m.finish_reason)
+    assert seen == {"slow": [3, 4, 5, "length"], "now": [0, 1, "length"]}, seen
+
+
+def test_another_token_after_preemption(c):
+    """a stream that comes out another way after it gave way ends with a reason"""
+    worker, client = c.worker().join(sequences=1), c.client()
+    generate(client, "slow", **{"class": "batch"})
+    slow = worker.expect("assign")
+    worker.token(slow, 0)
+    client.expect("token")
+    generate(client, "now", **{"class": "realtime"})
+    worker.expect("cancel")
+    worker.done(slow, 1, reason="cancelled")
+    worker.serve(worker.expect("assign"), 1)
+    again = worker.expect("assign")
+    worker.send("token", group=worker.group, epoch=worker.epoch, request=again.request, index=0, id=999, text="x")
+    assert worker.expect("cancel").request == slow.request
+    worker.done(again, 1, reason="cancelled")
+    error = None
+    while error is None:
+        m = client.expect("token", "done", "error")
+        assert m.request == "now" or m.name == "error", m
+        error = m if m.name == "error" else None
+    assert error.request == "slow" and error.code == 500 and "numeric class" in error.message, error
+    c.until(lambda: c.status().live == 0, "both to be over")
+
+
+def test_cancelled_while_it_yields(c):
+    """a client may cancel a request that is giving way: it ends, and does not run again"""
+    worker, client = c.worker().join(sequences=1), c.client()
+    generate(client, "slow", **{"class": "batch"})
+    slow = worker.expect("assign")
+    generate(client, "now", **{"class": "realtime"})
+    worker.expect("cancel")
+    client.send("cancel", request="slow")
+    c.until(lambda: c.status().live == 2, "the cancel to arrive")
+    worker.done(slow, 0, reason="cancelled")
+    assert client.expect("done").request == "slow"
+    worker.serve(worker.expect("assign"), 1)
+    client.expect("token")
+    client.expect("done")
+    assert c.status().live == 0
+
+
 TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 #include "common/base.h"
 
-static const char *const class_names[WORKLOAD_CLASSES] = {"realtime", "interactive", "batch"};
+const char *const sim_class_names[WORKLOAD_CLASSES] = {"realtime", "interactive", "batch"};
 
 static int by_value(const void *a, const void *b)
 {
@@ -56,7 +56,7 @@ static struct sim_class_report class_report(const struct sim_result *r, const st
     struct sim_class_report c = {.name = "all"};
     uint64_t ttft = 0, e2e = 0, refusals = 0;
     if (f->class >= 0)
-        snprintf(c.name, sizeof(c.name), "%s", class_names[f->class]);
+        snprintf(c.name, sizeof(c.name), "%s", sim_class_names[f->class]);
     if (f->tenant >= 0)
         snprintf(c.name, sizeof(c.name), "tenant-%d", f->tenant);
     for (uint64_t i = 0; i < r->count; i++) {

@@ -7,6 +7,8 @@
 
 #include "tools/sim/simulation.h"
 
+extern const char *const sim_class_names[WORKLOAD_CLASSES];
+
 struct sim_percentiles {
     double mean, p50, p90, p99, max;
 };
