@@ -202,6 +202,7 @@ static void quantise_body(void *context, int64_t begin, int64_t end, int member)
 INLINE void tile(const struct spread *w, const struct ask *ask, const char *x, int64_t blocks, float *sums,
                  const int rows, const int panels, const int parts, const bool has_addends)
 {
+    const int each = parts == 1 ? SPREAD_CODES : SPREAD_CODES / 2;
     __m512 sum[TILE][PAIR];
     for (int t = 0; t < rows; t++)
         for (int p = 0; p < panels; p++)
@@ -224,7 +225,7 @@ INLINE void tile(const struct spread *w, const struct ask *ask, const char *x, i
                     isum[t][p] =
                         has_addends ? _mm512_setzero_si512() : _mm512_set1_epi32(x_sums[part * rows + t]);
 #pragma GCC unroll 8
-            for (int j = part * 8 / parts; j < (part + 1) * 8 / parts; j++) {
+            for (int j = part * each; j < (part + 1) * each; j++) {
                 __m512i codes[PAIR];
 #pragma GCC unroll 2
                 for (int p = 0; p < panels; p++)
