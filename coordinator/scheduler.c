@@ -16,6 +16,8 @@ const struct scheduler_class scheduler_standard_classes[3] = {
 #define LEARN 16
 /* Requests that a tenant may hold beyond twice another's before it makes room for it. */
 #define SHED_MARGIN 4
+/* Tokens expected in caches after which older ones count half. */
+#define PREFIX_MEMORY 1000000
 /* Tokens/s of one sequence of a group that has not said how fast it is: larger ones are taken for faster. */
 #define ASSUMED_SEQUENCE_RATE 125
 
@@ -423,6 +425,19 @@ static void learn_group(struct scheduler *s, struct entry *e, const struct sched
     group_refresh(s, e->group);
 }
 
+/* Caches evict, and the index does not see it: what was found against what was expected, of late. */
+static void learn_prefix(struct pool *p, const struct entry *e, const struct scheduler_usage *u)
+{
+    if (!e->cached_raw)
+        return;
+    p->cached_expected += e->cached_raw;
+    p->cached_found += u->cached_tokens < e->cached_raw ? u->cached_tokens : e->cached_raw;
+    if (p->cached_expected > PREFIX_MEMORY) {
+        p->cached_expected /= 2;
+        p->cached_found /= 2;
+    }
+}
+
 void scheduler_used(struct scheduler *s, uint32_t request, const struct scheduler_usage *u)
 {
     struct entry *e = scheduler_entry(s, request);
@@ -435,6 +450,7 @@ void scheduler_used(struct scheduler *s, uint32_t request, const struct schedule
     }
     if (e->state == RUNNING)
         learn(&p->output_tokens_x16, 16 * u->output_tokens);
+    learn_prefix(p, e, u);
     learn_group(s, e, u);
     entry_settle(s, request, u->prompt_tokens + 2 * u->output_tokens);
 }

@@ -25,7 +25,8 @@ struct entry {
     uint64_t impatient_ms; /* from when on it may preempt; 0: it may now, or its class never does */
     uint64_t prompt_tokens, output_tokens; /* expected */
     uint64_t max_tokens;
-    uint64_t cached_tokens, produced;              /* at its group */
+    uint64_t cached_raw;              /* as the index has it; cached_tokens: as far as it is believed */
+    uint64_t cached_tokens, produced; /* at its group */
     uint64_t prefill_left, decode_left, kv_tokens; /* its part of its group's sums */
     uint64_t work_us;                              /* its part of its flow's and class's sums, while QUEUED */
     uint64_t charge;
@@ -79,6 +80,8 @@ struct pool {
     uint64_t prefill_rate, decode_rate; /* sums over its live groups */
     uint64_t bytes_per_256_tokens;      /* estimates, learned */
     uint64_t output_tokens_x16;
+    uint64_t cached_expected,
+        cached_found;  /* tokens, of requests lately: how far the index is to be believed */
     uint64_t token_us; /* of one sequence between two tokens; 0: unknown */
     bool assignable;   /* something changed since nothing could be assigned */
     uint32_t round;    /* next group of BALANCER_NEXT */
@@ -151,6 +154,8 @@ void entry_estimate(struct scheduler *s, struct entry *e);
 /* How long a request like e would wait, in microseconds: by how fast its class drains, or where that is not
  * known yet, by its share. */
 uint64_t pool_wait_us(const struct scheduler *s, const struct pool *p, const struct entry *e);
+/* How much of what the index expects to be cached is found to be, in percent. */
+uint64_t pool_prefix_percent(const struct pool *p);
 /* Mean rates of a group of the pool, never 0. */
 uint64_t pool_prefill_rate(const struct pool *p);
 uint64_t pool_decode_rate(const struct pool *p);

@@ -5,10 +5,12 @@
 #include <string.h>
 #include <xxhash.h>
 
-#define STANDARD_RATE   1000 /* tokens/s of a group that has not reported anything */
-#define STANDARD_OUTPUT 128  /* tokens, before any request of the model has ended */
-#define OUTPUT_WEIGHT   2    /* a generated token costs this many of a prompt (Sheng et al.) */
-#define DRAIN_FIRST_MS  500  /* after so long a backlog says how fast it drains */
+#define STANDARD_RATE   1000  /* tokens/s of a group that has not reported anything */
+#define STANDARD_OUTPUT 128   /* tokens, before any request of the model has ended */
+#define OUTPUT_WEIGHT   2     /* a generated token costs this many of a prompt (Sheng et al.) */
+#define PREFIX_LEAST    5     /* percent: so that a cache that came to work again is noticed */
+#define PREFIX_ENOUGH   10000 /* tokens expected in a cache, before what was found there counts */
+#define DRAIN_FIRST_MS  500   /* after so long a backlog says how fast it drains */
 #define DRAIN_WINDOW_MS 2000
 #define EQUAL_TOKENS    4096 /* tenants this near to each other go by deadline */
 
@@ -63,6 +65,14 @@ struct pool *pool_only(struct scheduler *s, bool *none)
         only = &s->pools[i];
     }
     return only;
+}
+
+uint64_t pool_prefix_percent(const struct pool *p)
+{
+    if (p->cached_expected < PREFIX_ENOUGH)
+        return 100;
+    uint64_t percent = p->cached_found * 100 / p->cached_expected;
+    return percent < PREFIX_LEAST ? PREFIX_LEAST : percent;
 }
 
 uint64_t pool_prefill_rate(const struct pool *p)

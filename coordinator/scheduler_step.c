@@ -107,9 +107,11 @@ static void consider_prefix(struct scheduler *s, const struct pool *p, struct ca
     struct prefix_match found[16];
     const struct entry *e = &s->entries[request];
     uint32_t count = prefix_find(s->prefix, &s->keys[request], found, ARRAY_LEN(found));
+    uint64_t believed = pool_prefix_percent(p);
     for (uint32_t i = 0; i < count; i++)
         if (found[i].group < s->group_end)
-            consider(s, p, c, found[i].group, r, e->bytes ? found[i].bytes * e->prompt_tokens / e->bytes : 0);
+            consider(s, p, c, found[i].group, r,
+                     e->bytes ? found[i].bytes * e->prompt_tokens / e->bytes * believed / 100 : 0);
 }
 
 /* The least loaded: the first of the heap, then what lies right under it. */
@@ -180,6 +182,7 @@ static void assign(struct scheduler *s, struct pool *p, struct output *out, uint
     e->passed = 0;
     e->produced = 0;
     e->cached_tokens = cached < e->prompt_tokens ? cached : e->prompt_tokens;
+    e->cached_raw = cached * 100 / pool_prefix_percent(p);
     e->prefill_left = e->prompt_tokens - e->cached_tokens;
     e->decode_left = e->output_tokens;
     g->view.assigned++;

@@ -394,6 +394,37 @@ static void test_conversation_returns(void)
     scheduler_free(&s);
 }
 
+/* Asks with the same prompt of 8000 bytes, and is told what was found cached. */
+static void ask_again(struct scheduler *s, uint64_t found)
+{
+    struct prefix_key key = key_of("talk", 8000);
+    struct scheduler_submission in = ask(0, INTERACTIVE, "t");
+    in.bytes = 8000;
+    in.prefix = &key;
+    CHECK_INT(submit(s, &in), 0);
+    CHECK_INT(next_assigned(s), 0);
+    struct scheduler_usage u = {.prompt_tokens = 2000, .cached_tokens = found, .output_tokens = 100};
+    scheduler_used(s, 0, &u);
+    scheduler_finished(s, 0);
+}
+
+static void test_empty_caches_are_not_believed(void)
+{
+    struct scheduler *s = fresh();
+    ready(s, 0, 4);
+    for (int i = 0; i < 40; i++) /* what should be cached never is */
+        ask_again(s, 0);
+    uint64_t before = scheduler_counts(s).prefix_tokens;
+    ask_again(s, 0);
+    CHECK(scheduler_counts(s).prefix_tokens - before < 200); /* of about 1800 */
+    for (int i = 0; i < 2000; i++)                           /* and now it is */
+        ask_again(s, 1800);
+    before = scheduler_counts(s).prefix_tokens;
+    ask_again(s, 1800);
+    CHECK(scheduler_counts(s).prefix_tokens - before > 1500);
+    scheduler_free(&s);
+}
+
 static void test_lost_caches_are_forgotten(void)
 {
     struct scheduler *s = fresh();
@@ -484,6 +515,7 @@ int main(void)
     TEST(test_preemption_ends, "a request gives way three times at most");
     TEST(test_cancelled_while_it_yields, "a request may end while it gives way");
     TEST(test_conversation_returns, "a conversation returns to its pages");
+    TEST(test_empty_caches_are_not_believed, "an index that promises what is not there is believed less");
     TEST(test_lost_caches_are_forgotten, "a group that was lost has nothing cached");
     TEST(test_faster_groups_get_more, "a group three times as fast gets three times the work");
     TEST(test_room_is_not_promised_twice, "KV room is not promised twice");
