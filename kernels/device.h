@@ -22,7 +22,9 @@ struct stream;
 
 struct device_options {
     int threads;         /* CPU: size of the team, the caller included; 0 = all processors allowed to us */
-    const char *kernels; /* CPU: "reference", "avx512vnni", "auto" = the fastest here; NULL = reference */
+    const char *kernels; /* CPU: "reference", "avx512vnni", ... (kernels/cpu/fast.h), "auto" = the fastest
+                            here; NULL = reference */
+    bool f16_as_bf16;    /* CPU, set avx512bf16: F16 weights are rounded to BF16 when they are packed */
     const char
         *plugin_path; /* CUDA: the plug-in; NULL = lepton_cuda.so beside the program, then the library path */
 };

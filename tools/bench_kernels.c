@@ -22,8 +22,8 @@ struct bench_settings {
 #define OPTION(member) offsetof(struct bench_settings, member)
 
 static const struct config_option options[] = {
-    {"kernels", 0, CONFIG_STRING, OPTION(kernels), 0, 0, "auto", "NAME", "auto|reference|avx512vnni",
-     "kernel set", false},
+    {"kernels", 0, CONFIG_STRING, OPTION(kernels), 0, 0, "auto", "NAME",
+     "auto|reference|avx512vnni|avx512bf16", "kernel set", false},
     {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "0", "N", NULL, "threads; 0 = every processor",
      false},
     {"type", 0, CONFIG_STRING, OPTION(type), 0, 0, NULL, "TYPE", NULL,
@@ -136,12 +136,12 @@ static int bench_rows(struct bench *b, const struct tensor *host, struct weight 
         if (r >= 0)
             seconds[r] = (bench_now_s() - begun) / (double)runs;
     }
-    bool integers = strcmp(device_kernel_set(b->device), "cpu-avx512vnni") == 0 &&
-                    dtype_info(host->dtype)->block_elements > 1;
-    const char *bound = rows == 1 ? "read" : integers ? "int8" : "fp32";
-    double limit = rows == 1  ? b->limits.read_bytes_per_s
-                   : integers ? b->limits.cpu.int8_op_per_s
-                              : b->limits.cpu.fp32_flop_per_s;
+    const char *set = device_kernel_set(b->device), *bound = "read";
+    bool plain = strcmp(set, "cpu-reference") == 0 ||
+                 (host->dtype == DTYPE_BF16 && strcmp(set, "cpu-avx512bf16") != 0);
+    double limit = b->limits.read_bytes_per_s;
+    if (rows > 1)
+        limit = bench_limits_peak(&b->limits, plain ? DTYPE_F32 : host->dtype, &bound);
     report(b, "matmul", dtype_info(host->dtype)->name, rows, bench_summarise(seconds, repeats),
            (double)tensor_bytes(host), 2.0 * (double)N * (double)K * (double)rows, bound, limit,
            matmul_error(host, x, out, rows));
@@ -261,18 +261,19 @@ static void print_head(const struct bench *b)
 {
     printf("kernel set %s, %d threads; %s\n\n", device_kernel_set(b->device), device_threads(b->device),
            "median of the counted runs after a warm-up");
-    printf("limits of this run: read %.1f GB/s, fp32 %.0f GFLOP/s, int8 %.0f GOP/s\n\n",
+    printf("limits of this run: read %.1f GB/s, fp32 %.0f GFLOP/s, bf16 %.0f GFLOP/s, int8 %.0f GOP/s\n\n",
            b->limits.read_bytes_per_s * 1e-9, b->limits.cpu.fp32_flop_per_s * 1e-9,
-           b->limits.cpu.int8_op_per_s * 1e-9);
+           b->limits.cpu.bf16_flop_per_s * 1e-9, b->limits.cpu.int8_op_per_s * 1e-9);
     printf("%-10s %-6s %5s %10s %8s %9s %8s %-5s %8s  %s\n", "kernel", "type", "rows", "ms", "GB/s", "GOP/s",
            "of", "limit", "spread", "error");
 }
 
 static void print_json(const struct bench *b)
 {
-    json_t *o = json_pack("{s:s, s:i, s:{s:f, s:f, s:f}, s:O}", "kernel_set", device_kernel_set(b->device),
-                          "threads", device_threads(b->device), "limits", "read_bytes_per_s",
-                          b->limits.read_bytes_per_s, "fp32_flop_per_s", b->limits.cpu.fp32_flop_per_s,
+    json_t *o = json_pack("{s:s, s:i, s:{s:f, s:f, s:f, s:f}, s:O}", "kernel_set",
+                          device_kernel_set(b->device), "threads", device_threads(b->device), "limits",
+                          "read_bytes_per_s", b->limits.read_bytes_per_s, "fp32_flop_per_s",
+                          b->limits.cpu.fp32_flop_per_s, "bf16_flop_per_s", b->limits.cpu.bf16_flop_per_s,
                           "int8_op_per_s", b->limits.cpu.int8_op_per_s, "results", b->results);
     json_dumpf(o, stdout, JSON_COMPACT | JSON_REAL_PRECISION(8));
     printf("\n");

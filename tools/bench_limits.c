@@ -32,6 +32,7 @@ int bench_limits_measure(struct device *device, int repeats, struct bench_limits
         return -1;
     keep_better(&limits->cpu.read_bytes_per_s, found.read_bytes_per_s);
     keep_better(&limits->cpu.fp32_flop_per_s, found.fp32_flop_per_s);
+    keep_better(&limits->cpu.bf16_flop_per_s, found.bf16_flop_per_s);
     keep_better(&limits->cpu.int8_op_per_s, found.int8_op_per_s);
     bench_limits_read(limits, found.read_bytes_per_s, "a plain reader");
     return 0;
@@ -106,6 +107,10 @@ double bench_limits_peak(const struct bench_limits *limits, enum dtype type, con
     if (integers && limits->cpu.int8_op_per_s > 0) {
         *name = "int8";
         return limits->cpu.int8_op_per_s;
+    }
+    if (type == DTYPE_BF16 && limits->cpu.bf16_flop_per_s > 0) {
+        *name = "bf16";
+        return limits->cpu.bf16_flop_per_s;
     }
     *name = "fp32";
     return limits->cpu.fp32_flop_per_s;

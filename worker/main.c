@@ -125,7 +125,8 @@ static int open_model(struct worker *w, struct err *err)
 {
     struct model_params params;
     const struct worker_settings *s = &w->settings;
-    struct device_options device = {.threads = (int)s->threads, .kernels = s->kernels};
+    struct device_options device = {
+        .threads = (int)s->threads, .kernels = s->kernels, .f16_as_bf16 = s->f16_as_bf16};
     if (registry_find(&w->source, s->models, s->model, registry_verify_from_name(s->verify), err) ||
         registry_open(&w->gguf, &w->source, 0, err) || model_params_read(&params, w->gguf, err))
         return -1;

@@ -5,9 +5,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/memory.h"
+
+/* Scratch of this size and more is asked for in large pages: rows laid out for a product are read many times.
+ */
+#define SCRATCH_LARGE (512u << 10)
+#define HUGE_PAGE     (2u << 20)
 
 struct device_cpu {
     struct device base;
@@ -30,9 +36,12 @@ static void *at_least(struct scratch *s, size_t bytes)
 {
     if (s->bytes < bytes) {
         free(s->memory);
-        s->bytes = round_up_u64(bytes + bytes / 4, 64);
-        if (posix_memalign(&s->memory, 64, s->bytes) != 0)
+        size_t alignment = bytes >= SCRATCH_LARGE ? HUGE_PAGE : 64;
+        s->bytes = round_up_u64(bytes + bytes / 4, alignment);
+        if (posix_memalign(&s->memory, alignment, s->bytes) != 0)
             die("no memory for %zu bytes of scratch", s->bytes);
+        if (alignment == HUGE_PAGE)
+            (void)madvise(s->memory, s->bytes, MADV_HUGEPAGE);
     }
     return s->memory;
 }
@@ -158,7 +167,7 @@ int device_cpu_open(struct device **out, const struct device_options *options, s
     int threads = options ? options->threads : 0;
     const char *set = options && options->kernels ? options->kernels : "reference";
     struct device_ops ops = CPU_OPS;
-    if (fast_select(&ops, set, &set, err))
+    if (fast_select(&ops, set, options && options->f16_as_bf16, &set, err))
         return err_prefix(err, "cpu");
     struct team *team = team_new(threads, err);
     if (!team)

@@ -4,7 +4,10 @@
  *
  *   cpu-reference   runs anywhere; written order of additions without fused multiply-add
  *   cpu-avx512vnni  AVX-512 with VNNI: integer dot products for quantised weights, fused multiply-add
- * elsewhere */
+ *                   elsewhere
+ *   cpu-avx512bf16  the same, but BF16 weights multiply with VDPBF16PS, which rounds x to BF16; with
+ *                   f16_as_bf16 its name has "+f16_as_bf16" behind it, and F16 weights become BF16 when
+ * packed */
 #ifndef LEPTON_KERNELS_CPU_FAST_H
 #define LEPTON_KERNELS_CPU_FAST_H
 
@@ -14,16 +17,19 @@
 #define CPU_HAS_FAST 1
 #endif
 
-/* Puts the entries of a set over the reference's in *ops, by its option: "reference", "avx512vnni", or "auto"
- * = the best one here. -1 when the processor lacks what the set needs, or nothing is called so. *name = its
- * name in the numeric class. */
-int fast_select(struct device_ops *ops, const char *option, const char **name, struct err *err);
+/* Puts the entries of a set over the reference's in *ops, by its option: the part of its name behind "cpu-",
+ * or "auto" = the best one here. -1 when the processor lacks what the set needs, or nothing is called so.
+ * *name = its name in the numeric class. */
+int fast_select(struct device_ops *ops, const char *option, bool f16_as_bf16, const char **name,
+                struct err *err);
 
 void fast_attention(struct stream *s, struct tensor *out, const struct tensor *q, const struct tensor *k,
                     const struct tensor *v, const struct seq_view *view,
                     const struct attention_options *options);
 void fast_matmul_panels(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                         const struct tensor *bias);
+void fast_matmul_bf16(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                      const struct tensor *bias);
 void fast_matmul_float(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                        const struct tensor *bias);
 

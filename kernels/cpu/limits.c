@@ -27,6 +27,7 @@ struct sink {
 #ifdef CPU_HAS_FAST
 #include <immintrin.h>
 #define TARGET      __attribute__((target("avx512f")))
+#define TARGET_BF16 __attribute__((target("avx512f,avx512bf16")))
 #define TARGET_VNNI __attribute__((target("avx512f,avx512bw,avx512vnni")))
 #define CHAINS      24
 
@@ -74,6 +75,23 @@ TARGET_VNNI static void int8_wide(void *context, int64_t begin, int64_t end, int
         sum[0] = _mm512_xor_si512(sum[0], sum[i]);
     s->out[member % 1024] = (float)_mm_cvtsi128_si32(_mm512_castsi512_si128(sum[0]));
 }
+
+TARGET_BF16 static void bf16_wide(void *context, int64_t begin, int64_t end, int member)
+{
+    struct sink *s = context;
+    __m512 sum[CHAINS];
+    __m512bh a = (__m512bh)_mm512_set1_epi32(0x3F803F80), b = (__m512bh)_mm512_set1_epi32(0x3A803A80);
+    for (int i = 0; i < CHAINS; i++)
+        sum[i] = _mm512_set1_ps((float)i);
+    for (int64_t n = begin * ROUNDS; n < end * ROUNDS; n++)
+#pragma GCC unroll 24
+        for (int i = 0; i < CHAINS; i++)
+            sum[i] = _mm512_dpbf16_ps(sum[i], a, b);
+    for (int i = 1; i < CHAINS; i++)
+        sum[0] = _mm512_add_ps(sum[0], sum[i]);
+    s->out[member % 1024] = _mm512_reduce_add_ps(sum[0]);
+}
+#define WIDE_BF16_OPS (2.0 * 32 * CHAINS * ROUNDS)
 #define WIDE_FP32_OPS (2.0 * 16 * CHAINS * ROUNDS)
 #define WIDE_INT8_OPS (2.0 * 64 * CHAINS * ROUNDS)
 #endif
@@ -150,6 +168,8 @@ int cpu_limits_measure(struct device *device, int repeats, struct cpu_limits *ou
     if (__builtin_cpu_supports("avx512f")) {
         out->read_bytes_per_s = bytes / best_s(team, pieces, repeats, read_wide, s);
         out->fp32_flop_per_s = count * WIDE_FP32_OPS / best_s(team, pieces, repeats, fp32_wide, s);
+        if (__builtin_cpu_supports("avx512bf16"))
+            out->bf16_flop_per_s = count * WIDE_BF16_OPS / best_s(team, pieces, repeats, bf16_wide, s);
         if (__builtin_cpu_supports("avx512vnni"))
             out->int8_op_per_s = count * WIDE_INT8_OPS / best_s(team, pieces, repeats, int8_wide, s);
     }

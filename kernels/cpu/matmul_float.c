@@ -1,128 +1,150 @@
-/* matmul_float: x . w^T for panels of F32, F16 and BF16 weights with AVX-512, in fp32 throughout.
- *
- * A panel holds sixteen rows of w side by side: [K][16]. An output is four chains of fused multiply-adds,
- * chain c taking the elements k with k mod 4 = c in ascending order; at the end (c0 + c1) + (c2 + c3).
- * Sixteen outputs fill a register:
- *
- *   acc[t][c][16] = fma(x[t][4i + c], w[4i + c][16], acc[t][c][16])        t < TILE
- *
- * The order does not depend on the tile, the number of rows of x or of threads. */
+#include "kernels/cpu/matmul_float.h"
+
 #include "kernels/cpu/fast.h"
 
-#include "kernels/cpu/panel.h"
-
-#ifdef CPU_HAS_FAST
-#include <immintrin.h>
-
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
-#define INLINE \
-    static inline __attribute__((always_inline, target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
-#define CHAINS 4
-#define TILE   6 /* rows of x whose chains fit the registers */
+/* Panels whose outputs stay in the second-level cache while K is gone through, and their rows of x with them.
+ */
+#define GROUP_PANELS 16
 
 struct job {
+    struct team *team;
+    const struct float_tiles *tiles;
     const struct weight *w;
     struct panel_layout layout;
+    size_t element_bytes; /* of a panel, sixteen rows of one k */
     const float *x, *bias;
     float *out;
-    int64_t T, N, K;
+    char *laid; /* x as the tiles read it */
+    int64_t T, N, K, K_even;
+    int64_t tile_count;
 };
 
-/* Row k of a panel as sixteen floats. */
-INLINE __m512 load_weights(enum dtype type, const void *panel, int64_t k)
+/* Rows are spread evenly over the tiles: none is left with a few rows, which would compute slowly. */
+static int64_t tile_begin(const struct job *m, int64_t tile)
 {
-    if (type == DTYPE_F32)
-        return _mm512_loadu_ps((const float *)panel + k * PANEL_ROWS);
-    __m256i half =
-        _mm256_loadu_si256((const __m256i *)(const void *)((const uint16_t *)panel + k * PANEL_ROWS));
-    if (type == DTYPE_F16)
-        return _mm512_cvtph_ps(half);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    return m->T * tile / m->tile_count;
 }
 
-/* Sixteen outputs of `rows` rows of x; `rows` and `type` are constants where this is inlined. */
-INLINE void panel_tile(const struct job *m, const void *panel, const float *x, float *out, const float *bias,
-                       int64_t outputs, const int rows, const enum dtype type)
+static int tile_rows(const struct job *m, int64_t tile)
 {
-    __m512 sum[TILE][CHAINS];
-    for (int t = 0; t < rows; t++)
-        for (int c = 0; c < CHAINS; c++)
-            sum[t][c] = _mm512_setzero_ps();
-    int64_t whole = m->K / CHAINS * CHAINS;
-    for (int64_t k = 0; k < whole; k += CHAINS) {
-        __m512 w[CHAINS];
-#pragma GCC unroll 4
-        for (int c = 0; c < CHAINS; c++)
-            w[c] = load_weights(type, panel, k + c);
-#pragma GCC unroll 6
-        for (int t = 0; t < rows; t++)
-#pragma GCC unroll 4
-            for (int c = 0; c < CHAINS; c++)
-                sum[t][c] = _mm512_fmadd_ps(_mm512_set1_ps(x[t * m->K + k + c]), w[c], sum[t][c]);
-    }
-    for (int c = 0; whole + c < m->K; c++) {
-        __m512 w = load_weights(type, panel, whole + c);
-        for (int t = 0; t < rows; t++)
-            sum[t][c] = _mm512_fmadd_ps(_mm512_set1_ps(x[t * m->K + whole + c]), w, sum[t][c]);
-    }
-    __mmask16 mask = outputs >= PANEL_ROWS ? 0xFFFF : (__mmask16)((1u << outputs) - 1);
-    __m512 add = bias ? _mm512_maskz_loadu_ps(mask, bias) : _mm512_setzero_ps();
-    for (int t = 0; t < rows; t++) {
-        __m512 all = _mm512_add_ps(_mm512_add_ps(sum[t][0], sum[t][1]), _mm512_add_ps(sum[t][2], sum[t][3]));
-        _mm512_mask_storeu_ps(out + t * m->N, mask, bias ? _mm512_add_ps(all, add) : all);
-    }
+    return (int)(tile_begin(m, tile + 1) - tile_begin(m, tile));
 }
 
-typedef void tile_function(const struct job *, const void *, const float *, float *, const float *, int64_t);
+static char *laid_tile(const struct job *m, int64_t tile, int64_t k)
+{
+    return m->laid + (tile_begin(m, tile) * m->K_even + k * tile_rows(m, tile)) * m->tiles->x_bytes;
+}
 
-/* One function for each type and number of rows: the chains of each live in registers. */
-#define TILE_FUNCTION(NAME, TYPE, R)                                                                  \
-    TARGET static void NAME##_##R(const struct job *m, const void *panel, const float *x, float *out, \
-                                  const float *bias, int64_t outputs)                                 \
-    {                                                                                                 \
-        panel_tile(m, panel, x, out, bias, outputs, R, TYPE);                                         \
-    }
-#define TILE_SET(NAME, TYPE)                                                              \
-    TILE_FUNCTION(NAME, TYPE, 1)                                                          \
-    TILE_FUNCTION(NAME, TYPE, 2)                                                          \
-    TILE_FUNCTION(NAME, TYPE, 3)                                                          \
-    TILE_FUNCTION(NAME, TYPE, 4)                                                          \
-    TILE_FUNCTION(NAME, TYPE, 5)                                                          \
-    TILE_FUNCTION(NAME, TYPE, 6)                                                          \
-    static tile_function *const NAME[TILE + 1] = {NULL,     NAME##_1, NAME##_2, NAME##_3, \
-                                                  NAME##_4, NAME##_5, NAME##_6};
-TILE_SET(tiles_f32, DTYPE_F32)
-TILE_SET(tiles_f16, DTYPE_F16)
-TILE_SET(tiles_bf16, DTYPE_BF16)
-
-static void panels_body(void *context, int64_t begin, int64_t end, int member)
+static void lay_body(void *context, int64_t begin, int64_t end, int member)
 {
     const struct job *m = context;
-    enum dtype type = m->w->stored.dtype;
-    tile_function *const *tiles = type == DTYPE_F32 ? tiles_f32 : type == DTYPE_F16 ? tiles_f16 : tiles_bf16;
     (void)member;
-    for (int64_t p = begin; p < end; p++) {
-        const char *panel = (const char *)m->w->packed + (size_t)p * m->layout.panel_bytes;
-        int64_t n = p * PANEL_ROWS;
-        for (int64_t t = 0; t < m->T; t += TILE) {
-            int64_t left = m->T - t;
-            tiles[left < TILE ? left : TILE](m, panel, m->x + t * m->K, m->out + t * m->N + n,
-                                             m->bias ? m->bias + n : NULL, m->N - n);
+    for (int64_t i = begin; i < end; i++)
+        m->tiles->lay(m->x + tile_begin(m, i) * m->K, m->K, m->K_even, tile_rows(m, i), laid_tile(m, i, 0));
+}
+
+static const char *panel_at(const struct job *m, int64_t panel, int64_t k)
+{
+    int64_t last = m->layout.panels - 1;
+    return (const char *)m->w->packed + (size_t)(panel < last ? panel : last) * m->layout.panel_bytes +
+           (size_t)k * m->element_bytes;
+}
+
+/* The tile of panels from `panel` on: where its outputs lie and how many there are. */
+static struct float_tile new_tile(const struct job *m, int64_t panel, int64_t k)
+{
+    int64_t n = panel * PANEL_ROWS, left = m->K_even - k;
+    return (struct float_tile){.k = left < FLOAT_BLOCK ? left : FLOAT_BLOCK,
+                               .stride = m->N,
+                               .outputs = m->N - n,
+                               .bias = m->bias && left <= FLOAT_BLOCK ? m->bias + n : NULL,
+                               .first = k == 0};
+}
+
+/* One tile of rows: the panels pass once, read as they are packed. */
+static void few_body(void *context, int64_t begin, int64_t end, int member)
+{
+    const struct job *m = context;
+    int rows = (int)m->T, side = m->tiles->side[rows];
+    (void)member;
+    for (int64_t i = begin; i < end; i++) {
+        int64_t panel = i * side;
+        for (int64_t k = 0; k < m->K_even; k += FLOAT_BLOCK) {
+            struct float_tile tile = new_tile(m, panel, k);
+            tile.x = m->laid + k * rows * m->tiles->x_bytes;
+            tile.out = m->out + panel * PANEL_ROWS;
+            tile.ahead = tile.x; /* the tiles fetch their panels themselves */
+            for (int p = 0; p < side; p++)
+                tile.panel[p] = panel_at(m, panel + p, k);
+            m->tiles->by_rows[rows](&tile);
         }
     }
 }
 
-void fast_matmul_float(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                       const struct tensor *bias)
+/* All tiles of rows against `side` panels and one block of K. Meanwhile the block that is next, `after` and
+ * the panels beside it, comes from memory, a part with each tile. */
+static void block_of_panels(const struct job *m, int64_t panel, int side, int64_t k, const char *after,
+                            float *room)
 {
-    struct job m = {.w = w,
+    int64_t parts = FLOAT_BLOCK * (int64_t)m->element_bytes / FLOAT_AHEAD; /* of a panel's block */
+    const struct float_tiles *tiles = m->tiles->widened ? m->tiles->widened : m->tiles;
+    struct float_tile tile = new_tile(m, panel, k);
+    for (int p = 0; p < side; p++) {
+        tile.panel[p] = panel_at(m, panel + p, k);
+        if (m->tiles->widened) {
+            float *wide = room + p * FLOAT_BLOCK * PANEL_ROWS;
+            m->tiles->widen(tile.panel[p], tile.k, wide);
+            tile.panel[p] = wide;
+        }
+    }
+    for (int64_t i = 0; i < m->tile_count; i++) {
+        int rows = tile_rows(m, i);
+        tile.x = laid_tile(m, i, k);
+        tile.out = m->out + tile_begin(m, i) * m->N + panel * PANEL_ROWS;
+        tile.ahead = i < side * parts
+                         ? after + (size_t)(i / parts) * m->layout.panel_bytes + i % parts * FLOAT_AHEAD
+                         : tile.x;
+        tiles->by_rows[rows](&tile);
+    }
+}
+
+static void many_body(void *context, int64_t begin, int64_t end, int member)
+{
+    const struct job *m = context;
+    int side = m->tiles->side[m->tiles->max_rows];
+    float *room = team_scratch(m->team, member, FLOAT_MAX_SIDE * FLOAT_BLOCK * PANEL_ROWS * sizeof(float));
+    for (int64_t group = begin * side; group < end * side; group += GROUP_PANELS)
+        for (int64_t k = 0; k < m->K_even; k += FLOAT_BLOCK)
+            for (int64_t p = group; p < group + GROUP_PANELS && p < end * side; p += side) {
+                bool last = p + side >= group + GROUP_PANELS || p + side >= end * side;
+                const char *after = last ? panel_at(m, group, k + FLOAT_BLOCK) : panel_at(m, p + side, k);
+                block_of_panels(m, p, side, k, after, room);
+            }
+}
+
+void float_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                  const struct tensor *bias, const struct float_tiles *tiles)
+{
+    struct job m = {.team = cpu_team(s),
+                    .tiles = tiles,
+                    .w = w,
                     .layout = panel_layout(w->stored.dtype, w->stored.dim[0], w->stored.dim[1]),
+                    .element_bytes = PANEL_ROWS * dtype_info(w->stored.dtype)->block_bytes,
                     .x = x->data,
                     .bias = bias ? bias->data : NULL,
                     .out = out->data,
                     .T = x->dim[0],
                     .N = w->stored.dim[0],
                     .K = w->stored.dim[1]};
-    team_for(cpu_team(s), m.layout.panels, 4, panels_body, &m);
+    m.K_even = w->stored.dtype == DTYPE_BF16 ? (m.K + 1) / 2 * 2 : m.K;
+    m.tile_count = (m.T + tiles->max_rows - 1) / tiles->max_rows;
+    m.laid = cpu_stream_scratch(s, (size_t)(m.T * m.K_even * tiles->x_bytes));
+    team_for(m.team, m.tile_count, 1 + 4096 / m.K, lay_body, &m);
+    if (m.tile_count == 1) {
+        int side = tiles->side[m.T];
+        team_for(m.team, (m.layout.panels + side - 1) / side, 1, few_body, &m);
+    } else {
+        int side = tiles->side[tiles->max_rows];
+        team_for(m.team, (m.layout.panels + side - 1) / side, 1, many_body, &m);
+    }
 }
-#endif

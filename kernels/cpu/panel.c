@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/fast.h"
 #include "kernels/dtype.h"
+#include "kernels/half.h"
 
 static const struct panel_type TYPES[DTYPE_COUNT] = {
     [DTYPE_Q8_0] =
@@ -47,10 +48,11 @@ struct panel_layout panel_layout(enum dtype type, int64_t rows, int64_t columns)
                              .panels = (rows + PANEL_ROWS - 1) / PANEL_ROWS};
     if (panel_is_float(type)) {
         l.quant_bytes = PANEL_ROWS * (size_t)info->block_bytes;
-    } else {
-        l.quant_bytes = (size_t)cut->pieces * PANEL_PIECE;
-        l.scale_bytes = cut->scale_apart ? PANEL_ROWS * sizeof(uint16_t) : 0;
+        l.panel_bytes = (size_t)round_up_u64((uint64_t)columns, 2) * l.quant_bytes;
+        return l;
     }
+    l.quant_bytes = (size_t)cut->pieces * PANEL_PIECE;
+    l.scale_bytes = cut->scale_apart ? PANEL_ROWS * sizeof(uint16_t) : 0;
     l.panel_bytes = round_up_u64((uint64_t)l.blocks * (l.quant_bytes + l.scale_bytes), 64);
     return l;
 }
@@ -66,6 +68,13 @@ static uint16_t *panel_scales(const struct panel_layout *l, char *panel)
 /* Elements of K that are moved together: sixteen rows of them stay in the first-level cache. */
 #define FLOAT_RUN 64
 
+/* Where element k of a row stands, in elements. */
+static size_t float_place(enum dtype type, int64_t k, int row)
+{
+    return type == DTYPE_BF16 ? (size_t)((k / 2 * PANEL_ROWS + row) * 2 + k % 2)
+                              : (size_t)(k * PANEL_ROWS + row);
+}
+
 static void pack_floats(const struct tensor *rows, const struct panel_layout *l, void *packed, int64_t begin,
                         int64_t end)
 {
@@ -78,7 +87,7 @@ static void pack_floats(const struct tensor *rows, const struct panel_layout *l,
                 const char *row =
                     (const char *)rows->data + (size_t)((p * PANEL_ROWS + r) * l->blocks) * bytes;
                 for (int64_t k = first; k < l->blocks && k < first + FLOAT_RUN; k++)
-                    memcpy(panel + (size_t)(k * PANEL_ROWS + r) * bytes, row + (size_t)k * bytes, bytes);
+                    memcpy(panel + float_place(rows->dtype, k, r) * bytes, row + (size_t)k * bytes, bytes);
             }
     }
 }
@@ -239,7 +248,7 @@ void panel_row_floats(const struct weight *w, int64_t n, int64_t k, int64_t coun
     int row = (int)(n % PANEL_ROWS);
     if (panel_is_float(type)) {
         for (int64_t i = 0; i < count; i++)
-            dtype_to_f32(type, panel + (size_t)((k + i) * PANEL_ROWS + row) * info->block_bytes, out + i, 1);
+            dtype_to_f32(type, panel + float_place(type, k + i, row) * info->block_bytes, out + i, 1);
         return;
     }
     for (int64_t b = k / info->block_elements; b < (k + count) / info->block_elements; b++) {
@@ -278,6 +287,14 @@ static void read_rows(enum dtype type, const struct panel_layout *l, const char 
     }
 }
 
+/* Elements [k, k + count) of a panel of BF16 pairs as [count][16] floats. */
+static void part_pairs(const uint16_t *panel, int64_t k, int64_t count, float *out)
+{
+    for (int64_t i = 0; i < count; i++)
+        for (int r = 0; r < PANEL_ROWS; r++)
+            out[i * PANEL_ROWS + r] = widen_bf16(panel[float_place(DTYPE_BF16, k + i, r)]);
+}
+
 /* Elements that are turned at a time. */
 #define READ_RUN 256
 
@@ -291,8 +308,11 @@ void panel_floats(const struct weight *w, int64_t p, int64_t k, int64_t count, f
         int64_t here = count - first < READ_RUN ? count - first : READ_RUN;
         if (panel_is_float(type)) {
             float columns[READ_RUN * PANEL_ROWS], rows[PANEL_ROWS][16];
-            dtype_to_f32(type, panel + (size_t)(k + first) * l.quant_bytes, columns,
-                         (uint64_t)here * PANEL_ROWS);
+            if (type == DTYPE_BF16)
+                part_pairs((const uint16_t *)(const void *)panel, k + first, here, columns);
+            else
+                dtype_to_f32(type, panel + (size_t)(k + first) * l.quant_bytes, columns,
+                             (uint64_t)here * PANEL_ROWS);
             for (int64_t c = 0; c < here; c += 16) {
                 int some = here - c < 16 ? (int)(here - c) : 16;
                 turn(columns + c * PANEL_ROWS, PANEL_PIECE, some, 16, (uint32_t *)(void *)rows);

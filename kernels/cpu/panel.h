@@ -15,7 +15,8 @@
  * for nothing in the kernels: the codes of Q8_0 are stored with an offset of 128 (unsigned), and the fifth
  * bits of Q5_0 and Q5_1 are regrouped: bit j of byte i is that of element 4j + i.
  *
- * Plain types (F32, F16, BF16): [K][16] elements.
+ * Plain types: F32 and F16 [K][16] elements; BF16 [K / 2][16][2], the pairs that VDPBF16PS takes. K is
+ * rounded up to even, with zeros.
  *
  * A matrix is repacked once, when a model is loaded. Rows can be read back for embeddings and the transposed
  * product. */

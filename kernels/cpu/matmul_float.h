@@ -1,0 +1,58 @@
+/* matmul_float: x . w^T for panels of F32, F16 and BF16 weights. This is the part that knows no instruction
+ * set: how the work is cut, in which order sums are made. The tiles are the set's (matmul_float_avx512.c,
+ * matmul_bf16.c, matmul_float_avx2.c).
+ *
+ * An output is the sum of blocks of FLOAT_BLOCK elements of K, added in ascending order; a block is one chain
+ * of fused multiply-adds from zero, k ascending:
+ *
+ *   out[t][n] = ((block 0 + block 1) + block 2) ... + bias[n]
+ *   block b   = fma(x[t][k], w[n][k], ...)                        k in [512 b, 512 b + 512)
+ *
+ * so neither the tile, nor the number of rows of x, nor threads show in it, and every set with fused
+ * multiply-add has the same bits. VDPBF16PS (matmul_bf16.c) is the exception: it adds pairs, and x is
+ * rounded.
+ *
+ * Rows of x are laid out for the tiles: [K][rows of the tile], so that a tile reads one stream of them. */
+#ifndef LEPTON_KERNELS_CPU_MATMUL_FLOAT_H
+#define LEPTON_KERNELS_CPU_MATMUL_FLOAT_H
+
+#include "kernels/cpu/panel.h"
+
+#define FLOAT_BLOCK    512
+#define FLOAT_AHEAD    (FLOAT_BLOCK * 32)
+#define FLOAT_MAX_ROWS 12 /* of a tile */
+#define FLOAT_MAX_SIDE 4  /* panels that a tile reads side by side */
+
+/* One block of K of one tile: what is added to out. */
+struct float_tile {
+    const void *x;                     /* [k][rows], from the block's first k on */
+    const void *panel[FLOAT_MAX_SIDE]; /* the block's part of each panel */
+    float *out;                        /* the tile's first output */
+    const float *bias;                 /* of that output; only with the last block */
+    int64_t k, stride;                 /* elements in the block; floats between rows of out */
+    int64_t outputs;                   /* at and behind `out` that exist */
+    const void *ahead;                 /* FLOAT_AHEAD bytes that are worth fetching on the way */
+    bool first;                        /* the first block of K: out is written, not added to */
+};
+typedef void float_tile_function(const struct float_tile *tile);
+
+/* The tiles of a set for weights of one type. */
+struct float_tiles {
+    int max_rows;                                     /* of a tile, at most FLOAT_MAX_ROWS */
+    int side[FLOAT_MAX_ROWS + 1];                     /* panels side by side, by rows */
+    float_tile_function *by_rows[FLOAT_MAX_ROWS + 1]; /* reads panels as they are packed */
+    /* The same tiles for panels that were made floats, and what makes them so: where many tiles share a panel
+     * that pays. NULL: the tiles above serve for any number of rows. */
+    const struct float_tiles *widened;
+    void (*widen)(const void *panel, int64_t k, float *out);
+    /* Lays `rows` rows of x, K elements each, out as [laid][rows]; laid is K, or K + 1 with zeros at its end.
+     */
+    void (*lay)(const float *x, int64_t K, int64_t laid, int rows, void *out);
+    int64_t x_bytes; /* of an element of x so laid out */
+};
+
+/* out = x . w^T + bias on the stream's team with these tiles. */
+void float_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                  const struct tensor *bias, const struct float_tiles *tiles);
+
+#endif
