@@ -20,7 +20,7 @@
 struct load_settings {
     struct client_settings client;
     struct demand demand;
-    char *model, *svg;
+    char *model, *svg, *csv;
     bool json, stamps;
 };
 
@@ -48,6 +48,11 @@ static const struct config_option options[] = {
      .offset = offsetof(struct load_settings, svg),
      .value = "FILE",
      .help = "Draw the requests and the latency over time."},
+    {.name = "csv",
+     .kind = CONFIG_STRING,
+     .offset = offsetof(struct load_settings, csv),
+     .value = "FILE",
+     .help = "Write every request as a line of CSV."},
 };
 
 static const struct config_table table = {
@@ -280,7 +285,8 @@ int command_load(int argc, char **argv)
     } else {
         code = interrupted() ? EXIT_INTERRUPTED : EXIT_OK;
         report(&l);
-        if (s.svg && sim_report_svg(s.svg, &l.result, &err)) {
+        if ((s.svg && sim_report_svg(s.svg, &l.result, &err)) ||
+            (s.csv && sim_report_csv(s.csv, &l.result, &err))) {
             fprintf(stderr, "lepton load: %s\n", err.message);
             code = EXIT_FAILED;
         }

@@ -16,7 +16,7 @@ struct sim_settings {
     struct demand demand;
     int64_t groups, queue, queue_ms, prefix_weight, prefix_places, max_sequences, kv_tokens, check;
     double load, slow, slow_factor, mtbf_s, repair_s;
-    char *policy, *speed, *svg;
+    char *policy, *speed, *svg, *csv;
     bool json, measured, announced;
 };
 
@@ -62,6 +62,7 @@ static const struct config_option options[] = {
     REAL(repair_s, 0.001, 1e6, "5", "S", "Mean time until a failed group is back."),
     FLAG(json, "Print one JSON object."),
     TEXT(svg, NULL, "FILE", NULL, "Draw the queue and the latency over time."),
+    TEXT(csv, NULL, "FILE", NULL, "Write every request as a line of CSV."),
     INT(check, 0, 1e9, "0", "N",
         "Instead: N random small clusters, seeds S, S + 1, ..., with every invariant checked after every "
         "event."),
@@ -139,6 +140,8 @@ static int simulate(const struct sim_settings *s, struct err *err)
     else
         sim_report_print(stdout, &report, &result);
     int code = s->svg ? sim_report_svg(s->svg, &result, err) : 0;
+    if (s->csv && code == 0)
+        code = sim_report_csv(s->csv, &result, err);
     sim_result_release(&result);
     workload_free(&w);
     return code;

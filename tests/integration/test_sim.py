@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """lepton sim, the real program: what it prints, that it repeats itself, and what the scheduler is for."""
+import csv
 import json
 import os
 import subprocess
@@ -100,6 +101,29 @@ def _():
     args = ("--requests", 20000, "--groups", 8, "--slow", 0.5, "--slow-factor", 3, "--load", 0.7)
     prefix, turns = report(*args), report(*args, "--policy", "round-robin")
     assert prefix["all"]["ttft_ms"]["p99"] < turns["all"]["ttft_ms"]["p99"]
+
+
+@test("half the groups at half speed: p99 TTFT within 1.3 of the best static division")
+def _():
+    def ttft(d, *args):
+        sim("--csv", d + "/csv", "--seed", 3, *args)
+        with open(d + "/csv") as f:
+            rows = list(csv.DictReader(f))
+        assert all(r["code"] == "0" for r in rows)
+        return [float(r["ttft_ms"]) for r in rows]
+
+    def p99(values):
+        return sorted(values)[int(0.99 * (len(values) - 1))]
+    with tempfile.TemporaryDirectory() as d:
+        rate = 40
+        ours = p99(ttft(d, "--groups", 8, "--slow", 0.5, "--slow-factor", 2, "--rate", rate, "--requests", 20000, "--measured"))
+        best = None
+        for share in range(10, 41, 3):  # percent of the requests that the slow half gets, least load within each half
+            slow, n = rate * share / 100, 20000 * share // 100
+            values = ttft(d, "--groups", 4, "--slow", 1, "--slow-factor", 2, "--rate", slow, "--requests", n, "--policy", "least-load")
+            values += ttft(d, "--groups", 4, "--rate", rate - slow, "--requests", 20000 - n, "--policy", "least-load")
+            best = min(best or 1e9, p99(values))
+        assert ours <= 1.3 * best, (ours, best)
 
 
 @test("2000 random small clusters keep every invariant")

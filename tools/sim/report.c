@@ -213,6 +213,23 @@ void sim_report_json(FILE *out, const struct sim_report *p, const struct sim_res
     json_decref(o);
 }
 
+/* ---- every request ---- */
+int sim_report_csv(const char *path, const struct sim_result *r, struct err *err)
+{
+    FILE *f = fopen(path, "w");
+    if (!f)
+        return err_set(err, "%s: cannot be written", path);
+    fprintf(f, "arrival_s,class,tenant,prompt_tokens,output_tokens,cached_tokens,code,ttft_ms,e2e_ms\n");
+    for (uint64_t i = 0; i < r->count; i++) {
+        const struct sim_request *q = &r->requests[i];
+        fprintf(f, "%.6f,%s,%u,%u,%u,%u,%d,%.3f,%.3f\n", q->arrival_s, sim_class_names[q->class], q->tenant,
+                q->prompt_tokens, q->output_tokens, q->cached_tokens, q->code, q->ttft_ms, q->e2e_ms);
+    }
+    bool failed = ferror(f) != 0;
+    failed |= fclose(f) != 0;
+    return failed ? err_set(err, "%s: cannot be written", path) : 0;
+}
+
 /* ---- a picture ---- */
 #define WIDTH   960
 #define PANEL   200

@@ -44,6 +44,8 @@ void sim_report_make(struct sim_report *out, const struct sim_result *r);
 void sim_report_table(FILE *out, const struct sim_report *p);
 void sim_report_print(FILE *out, const struct sim_report *p, const struct sim_result *r);
 void sim_report_json(FILE *out, const struct sim_report *p, const struct sim_result *r);
+/* Every request as a line of CSV, in the order of their ends. -1: the file could not be written. */
+int sim_report_csv(const char *path, const struct sim_result *r, struct err *err);
 /* -1: the file could not be written. */
 int sim_report_svg(const char *path, const struct sim_result *r, struct err *err);
 
