@@ -20,6 +20,7 @@ struct dispatch *dispatch_new(struct router *router, const struct dispatch_optio
     d->cluster = cluster_new(options->limits.groups, options->lease_ms);
     d->scheduler = scheduler_new(&options->limits, options->policy);
     d->requests = requests_new(options->limits.live_requests);
+    d->snapshot = snapshot_open(options->prefix_snapshot);
     d->started_ms = clock_now_ms();
     return d;
 }
@@ -31,6 +32,7 @@ void dispatch_free(struct dispatch **d)
     cluster_free(&(*d)->cluster);
     scheduler_free(&(*d)->scheduler);
     requests_free(&(*d)->requests);
+    snapshot_close(&(*d)->snapshot);
     free(*d);
     *d = NULL;
 }

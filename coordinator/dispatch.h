@@ -20,6 +20,7 @@ struct dispatch_options {
     uint64_t stall_timeout_ms;
     struct scheduler_limits limits;
     const struct balancer_policy *policy;
+    const char *prefix_snapshot; /* a file: read at the start, written by dispatch_save; NULL: none */
 };
 
 struct dispatch;
@@ -31,6 +32,9 @@ void dispatch_message(struct dispatch *d, const struct router_message *m);
 void dispatch_tick(struct dispatch *d);
 /* When dispatch_tick must be called though no message came; monotonic; UINT64_MAX = never. */
 uint64_t dispatch_due_ms(const struct dispatch *d);
+
+/* Writes what is known of cached prefixes, whole or not at all. A failure is logged: it costs prefills. */
+void dispatch_save(struct dispatch *d);
 
 /* Refuses new requests, lets the running ones finish for `timeout_ms`, tells the groups. */
 void dispatch_drain(struct dispatch *d, uint64_t timeout_ms);

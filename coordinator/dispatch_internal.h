@@ -14,6 +14,7 @@ struct dispatch {
     struct cluster *cluster;
     struct scheduler *scheduler;
     struct requests *requests;
+    struct snapshot *snapshot; /* of the run before; NULL: none */
     uint64_t started_ms;
     uint64_t drain_deadline_ms;
     uint32_t stalled; /* requests whose client does not read */
@@ -33,6 +34,13 @@ void dispatch_fail(struct dispatch *d, struct request *q, int code, const char *
 void dispatch_cancel_at_group(struct dispatch *d, struct request *q);
 /* The group is gone; its requests end at the next tick. */
 void dispatch_group_lost(struct dispatch *d, struct group *g, const char *why);
+
+/* ---- dispatch_snapshot.c ---- */
+/* Reads the file of the run before; NULL when there is none, or it is none (logged). */
+struct snapshot *snapshot_open(const char *path);
+void snapshot_close(struct snapshot **s);
+/* A group is ready: what the snapshot says of it, once. */
+void snapshot_restore(struct dispatch *d, const struct group *g);
 
 void dispatch_generate(struct dispatch *d, const struct peer *from, const struct wire_generate *m);
 void dispatch_cancel(struct dispatch *d, const struct peer *from, const struct wire_cancel *m);

@@ -38,6 +38,7 @@ void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wi
                                         .kv_tokens = g->pages * g->page_tokens,
                                         .context = g->context};
     scheduler_group_ready(d->scheduler, g->slot, &info);
+    snapshot_restore(d, g);
     log_info("cluster", "group %s of worker %s is ready: epoch %llu, model %s, %u stages, %llu sequences",
              g->name, from->name, (unsigned long long)g->epoch, g->model, g->stage_count,
              (unsigned long long)g->max_sequences);

@@ -22,7 +22,7 @@
 
 struct settings {
     char *config, *endpoint, *endpoint_file, *key, *authorized, *log_level, *log_format;
-    char *policy;
+    char *policy, *prefix_snapshot;
     bool public;
     int64_t lease_ms, heartbeat_ms, request_timeout_ms, group_wait_ms, stall_timeout_ms, drain_timeout_ms;
     int64_t queue_requests, queue_bytes, queue_wait_ms, live_requests, max_groups, prefix_places,
@@ -91,6 +91,8 @@ static const struct config_option options[] = {
     NUMBER(prefix_weight, 0, 10000, "100", "Percent that a cached prefix counts with policy prefix."),
     NUMBER(prefix_places, 0, 268435456, "65536",
            "Places of prompts, 32 bytes each, in the index of which group has which prefix cached; 0: none."),
+    TEXT(prefix_snapshot, NULL, "PATH",
+         "Keep that index in this file from one run to the next: read at the start, written at the end."),
     CHOICE(log_level, "info", "debug|info|warn|error", "The least level that is logged."),
     CHOICE(log_format, "text", "text|json", "Log lines for people or for machines."),
 };
@@ -227,6 +229,7 @@ static struct dispatch *make_dispatch(struct router *router, const struct settin
                    .prefix_weight = (uint32_t)s->prefix_weight,
                    .seed = clock_entropy()},
         .policy = balancer_policy_find(s->policy),
+        .prefix_snapshot = s->prefix_snapshot,
     };
     return dispatch_new(router, &o);
 }
@@ -262,6 +265,7 @@ int main(int argc, char **argv)
         goto fail;
     log_info("main", "listening on %s as %s, version " LEPTON_VERSION, router_endpoint(router), key.name);
     code = serve(router, dispatch, signals, (uint64_t)s.drain_timeout_ms);
+    dispatch_save(dispatch);
     log_info("main", "stopped");
     goto out;
 fail:

@@ -589,6 +589,33 @@ void scheduler_group_forget(struct scheduler *s, uint32_t group)
         s->pools[pool].known = false;
 }
 
+void scheduler_prefix_save(const struct scheduler *s, const char *(*name)(void *context, uint32_t group),
+                           void *context, struct buffer *out)
+{
+    out->size = 0;
+    if (s->prefix)
+        prefix_save(s->prefix, name, context, out);
+}
+
+/* The one group that a snapshot is read for. */
+struct restored {
+    const char *name;
+    uint32_t group;
+};
+
+static uint32_t restored_number(void *context, const char *name)
+{
+    const struct restored *r = context;
+    return strcmp(r->name, name) == 0 ? r->group : UINT32_MAX;
+}
+
+int scheduler_prefix_restore(struct scheduler *s, const void *data, size_t bytes, const char *name,
+                             uint32_t group, struct err *err)
+{
+    struct restored r = {.name = name, .group = group};
+    return s->prefix ? prefix_load(s->prefix, data, bytes, restored_number, &r, err) : 0;
+}
+
 void scheduler_drain(struct scheduler *s, uint64_t deadline_ms)
 {
     s->draining = true;

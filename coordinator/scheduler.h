@@ -140,6 +140,13 @@ void scheduler_group_gone(struct scheduler *s, uint32_t group, uint64_t now_ms);
 /* The number will name another group. */
 void scheduler_group_forget(struct scheduler *s, uint32_t group);
 
+/* What is known of cached prefixes, with groups by their names, for a warm restart; and what such a snapshot
+ * says of one group, which is ready. -1: it is no snapshot. */
+void scheduler_prefix_save(const struct scheduler *s, const char *(*name)(void *context, uint32_t group),
+                           void *context, struct buffer *out);
+int scheduler_prefix_restore(struct scheduler *s, const void *data, size_t bytes, const char *name,
+                             uint32_t group, struct err *err);
+
 /* No new requests; those that wait END with 503, those that run may finish until the deadline. */
 void scheduler_drain(struct scheduler *s, uint64_t deadline_ms);
 

@@ -12,7 +12,7 @@ import time
 import zmq
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from coordinator_harness import Peer, encode, public_key, run, secret_key  # noqa: E402
+from coordinator_harness import Coordinator, Peer, encode, public_key, run, secret_key  # noqa: E402
 
 
 def with_options(**options):
@@ -806,6 +806,50 @@ def test_cancelled_while_it_yields(c):
     client.expect("token")
     client.expect("done")
     assert c.status().live == 0
+
+
+def test_prefixes_outlive_the_coordinator(c):
+    """what is known of cached prompts outlives the coordinator: a conversation returns to its group"""
+    snapshot = c.path("prefixes")
+    home = {}
+    first = Coordinator(prefix_snapshot=snapshot)
+    try:
+        groups = {n: first.worker(n, n).join(sequences=8) for n in ("g0", "g1")}
+        client = first.client()
+        for i in range(4):
+            generate(client, "q", prompt="talk %d " % i * 700)
+            while i not in home:
+                for name, worker in groups.items():
+                    assign = worker.receive(0.05)
+                    if assign and assign.name == "assign":
+                        worker.serve(assign, 1)
+                        home[i] = name
+            client.expect("token")
+            client.expect("done")
+        assert set(home.values()) == {"g0", "g1"}, home
+        assert first.stop() == 0
+    finally:
+        first.close()
+    second = Coordinator(prefix_snapshot=snapshot)
+    try:
+        groups = {n: second.worker(n, n).join(sequences=8) for n in ("g1", "g0")}
+        client = second.client()
+        for i in (3, 1, 0, 2, 2, 0):
+            generate(client, "q", prompt="talk %d " % i * 700 + "and more")
+            worker = groups[home[i]]
+            worker.serve(worker.expect("assign"), 1)
+            client.expect("token")
+            client.expect("done")
+    finally:
+        second.close()
+    with open(snapshot, "wb") as f:
+        f.write(b"no snapshot")
+    third = Coordinator(prefix_snapshot=snapshot)
+    try:
+        third.worker("g0", "g0").join()
+        third.logged("prefixes are learned anew")
+    finally:
+        third.close()
 
 
 TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]
