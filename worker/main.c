@@ -426,12 +426,11 @@ int main(int argc, char **argv)
     setup_log(&w.settings, 0);
     if (w.settings.mock) {
         install_signals();
-        if (mock_run(&w.settings, serving, &err)) {
+        int code = mock_run(&w.settings, serving, &err) ? EXIT_CONFIG : 0;
+        if (code)
             log_error("worker", "%s", err.message);
-            return EXIT_CONFIG;
-        }
         config_release(&worker_table, &w.settings);
-        return 0;
+        return code;
     }
     if (!w.settings.model) {
         fprintf(stderr, "lepton-worker: --model: expected the path of a GGUF file or a registered name\n");
