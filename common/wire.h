@@ -172,7 +172,8 @@ struct wire_error {
     struct wire_str request; /* empty: not about a request */
     uint64_t code;
     struct wire_str message;
-    struct wire_str group; /* worker -> coordinator only, with epoch */
+    uint64_t retry_after_ms; /* default 0: not said */
+    struct wire_str group;   /* worker -> coordinator only, with epoch */
     uint64_t epoch;
 };
 

@@ -305,6 +305,7 @@ static const struct wire_field error_fields[] = {
     ID_FIELD(wire_error, request, false, "absent: not about a request"),
     UINT(wire_error, code, 400, 599, "see the error codes"),
     STRING(wire_error, message, 0, WIRE_MAX_MESSAGE, "for a person: what was wrong, what was expected"),
+    UINT_OPT(wire_error, retry_after_ms, 0, 86400000, 0, "with 429: when to try again; 0: not said"),
     OWNER(wire_error, false),
 };
 static const struct wire_field status_reply_fields[] = {

@@ -9,7 +9,7 @@
 
 /* A generate that is not taken: its one outcome, and no strike, for the client did nothing wrong. */
 static void reject(struct dispatch *d, const struct peer *from, struct wire_str request,
-                   const struct err *err)
+                   const struct err *err, uint64_t retry_after_ms)
 {
     char text[sizeof(err->message)];
     memcpy(text, err->message, sizeof(text));
@@ -18,6 +18,7 @@ static void reject(struct dispatch *d, const struct peer *from, struct wire_str 
     wire_init(&m, WIRE_ERROR);
     m.error.request = request;
     m.error.code = (uint64_t)err->code;
+    m.error.retry_after_ms = retry_after_ms < 86400000 ? retry_after_ms : 86400000;
     m.error.message = wire_string_mend(text, sizeof(text) - 1);
     router_send(d->router, from, &m);
     log_debug("dispatch", "rejected a request of client %s: %d %s", from->name, err->code, text);
@@ -62,7 +63,7 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
 {
     struct err err;
     if (check_asked(in, &err)) {
-        reject(d, from, in->request, &err);
+        reject(d, from, in->request, &err, 0);
         return;
     }
     struct wire_generate asked = *in;
@@ -73,7 +74,7 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
     uint64_t now_us = clock_now_us();
     struct request *q = requests_add(d->requests, from, &asked, now_us, &err);
     if (!q) {
-        reject(d, from, in->request, &err);
+        reject(d, from, in->request, &err, 0);
         return;
     }
     q->class = SCHEDULER_INTERACTIVE;
@@ -94,7 +95,7 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
     prefix_key_make(&prefix, prefix_salt(q->client.name), q->prompt, q->prompt_bytes);
     if (scheduler_submit(d->scheduler, &submission, now_us / 1000, &admission, &err) != 0) {
         requests_remove(d->requests, q);
-        reject(d, from, in->request, &err);
+        reject(d, from, in->request, &err, admission.retry_after_ms);
         return;
     }
     struct wire_message m;

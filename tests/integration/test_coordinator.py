@@ -366,6 +366,7 @@ def test_queue_full(c):
     client.send("generate", request="over", prompt="x")
     error = client.expect("error", timeout_s=1)
     assert (error.request, error.code) == ("over", 429)
+    assert 100 <= error.retry_after_ms <= 60000, error
     for _ in range(4):
         worker.serve(assign, 1)
         client.expect("token")
