@@ -137,8 +137,11 @@ TARGET static void quantise_blocks(const float *x, int blocks, int parts, struct
         if (b >= blocks)
             continue;
         __m512 by = _mm512_set1_ps(inverses[b]);
-        first[b] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + b * PANEL_BLOCK), by));
-        second[b] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + b * PANEL_BLOCK + 16), by));
+        __mmask16 numbers =
+            bad >> b & 1 ? 0 : 0xFFFF; /* what has no scale is zeros, not the lowest integer */
+        first[b] = _mm512_maskz_cvtps_epi32(numbers, _mm512_mul_ps(_mm512_loadu_ps(x + b * PANEL_BLOCK), by));
+        second[b] =
+            _mm512_maskz_cvtps_epi32(numbers, _mm512_mul_ps(_mm512_loadu_ps(x + b * PANEL_BLOCK + 16), by));
         _mm_store_si128((__m128i *)(void *)out->numbers[b], _mm512_cvtepi32_epi8(first[b]));
         _mm_store_si128((__m128i *)(void *)(out->numbers[b] + 16), _mm512_cvtepi32_epi8(second[b]));
         if (parts == 1)
