@@ -1,25 +1,18 @@
 /* lepton bench kernels: how fast the kernels of the CPU are here, each beside the limit that binds it,
  * measured in the same run: one row of x reads the weights (bytes per second), many rows compute (operations
  * per second). */
+#include "tools/bench_kernels.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <jansson.h>
-
 #include "kernels/cpu/limits.h"
 #include "kernels/kernels.h"
-#include "tools/bench.h"
 #include "tools/command.h"
 
-struct bench_settings {
-    char *kernels, *type;
-    int64_t threads, repeats, inputs, outputs, context;
-    bool json;
-};
-
-#define OPTION(member) offsetof(struct bench_settings, member)
+#define OPTION(member) offsetof(struct bench_kernels_settings, member)
 
 static const struct config_option options[] = {
     {"kernels", 0, CONFIG_STRING, OPTION(kernels), 0, 0, "auto", "NAME",
@@ -27,7 +20,7 @@ static const struct config_option options[] = {
     {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "0", "N", NULL, "threads; 0 = every processor",
      false},
     {"type", 0, CONFIG_STRING, OPTION(type), 0, 0, NULL, "TYPE", NULL,
-     "one weight type alone (default: the usual ones)", false},
+     "one weight type alone (default: every type, and the kernels without weights)", false},
     {"repeats", 'r', CONFIG_INT, OPTION(repeats), 1, 1000, "5", "N", NULL,
      "counted runs of each kernel, after a warm-up", false},
     {"inputs", 'k', CONFIG_INT, OPTION(inputs), 256, 1 << 20, "2048", "K", NULL,
@@ -48,24 +41,15 @@ const struct config_table bench_kernels_table = {
              "lie in many copies, 512 MiB together, so that they come from memory.",
     .options = options,
     .option_count = ARRAY_LEN(options),
-    .settings_bytes = sizeof(struct bench_settings),
+    .settings_bytes = sizeof(struct bench_kernels_settings),
 };
 
 #define WEIGHT_BYTES (512ull << 20)
 #define MAX_COPIES   512
 
-struct bench {
-    const struct bench_settings *s;
-    struct device *device;
-    struct stream *stream;
-    struct bench_limits limits;
-    json_t *results;
-};
-
-/* One line of the table, or one object of the JSON. `bytes` and `ops` of one run; `bound` names the limit. */
-static void report(struct bench *b, const char *kernel, const char *type, int64_t rows,
-                   struct bench_summary f, double bytes, double ops, const char *bound, double limit,
-                   double error)
+void bench_kernel_report(struct bench *b, const char *kernel, const char *type, int64_t rows,
+                         struct bench_summary f, double bytes, double ops, const char *bound, double limit,
+                         double error)
 {
     double gb = bytes / f.median * 1e-9, gop = ops / f.median * 1e-9;
     double rate = strcmp(bound, "read") == 0 ? gb * 1e9 : gop * 1e9, fraction = limit > 0 ? rate / limit : 0;
@@ -142,9 +126,9 @@ static int bench_rows(struct bench *b, const struct tensor *host, struct weight 
     double limit = b->limits.read_bytes_per_s;
     if (rows > 1)
         limit = bench_limits_peak(&b->limits, plain ? DTYPE_F32 : host->dtype, &bound);
-    report(b, "matmul", dtype_info(host->dtype)->name, rows, bench_summarise(seconds, repeats),
-           (double)tensor_bytes(host), 2.0 * (double)N * (double)K * (double)rows, bound, limit,
-           matmul_error(host, x, out, rows));
+    bench_kernel_report(b, "matmul", dtype_info(host->dtype)->name, rows, bench_summarise(seconds, repeats),
+                        (double)tensor_bytes(host), 2.0 * (double)N * (double)K * (double)rows, bound, limit,
+                        matmul_error(host, x, out, rows));
     free(seconds);
     device_free(b->device, x);
     device_free(b->device, out);
@@ -195,66 +179,18 @@ static int bench_type(struct bench *b, enum dtype type, struct err *err)
     return code;
 }
 
-/* Attention of `rows` rows at the end of one sequence of `context` positions, TinyLlama's heads. */
-static int bench_attention(struct bench *b, int64_t rows, struct err *err)
-{
-    enum { H = 32, G = 4, D = 64, PAGE = 16 };
-    int64_t context = b->s->context, pages = (context + PAGE - 1) / PAGE;
-    size_t kv = (size_t)(pages * PAGE * G * D), q = (size_t)(rows * H * D);
-    float *memory = device_alloc(b->device, (2 * kv + 2 * q) * sizeof(float), err);
-    if (!memory)
-        return -1;
-    fill(memory, (int64_t)(2 * kv + q));
-    int32_t *numbers = xcalloc((size_t)(rows + pages + 3), sizeof(*numbers));
-    int32_t *begin = numbers, *slot = numbers + 2, *position = numbers + 3, *page = position + rows;
-    begin[1] = (int32_t)rows;
-    for (int64_t i = 0; i < rows; i++)
-        position[i] = (int32_t)(context - rows + i);
-    for (int64_t i = 0; i < pages; i++)
-        page[i] = (int32_t)i;
-    struct seq_view view = {.row_begin = tensor_1d(b->device, DTYPE_I32, begin, 2),
-                            .positions = tensor_1d(b->device, DTYPE_I32, position, rows),
-                            .slots = tensor_1d(b->device, DTYPE_I32, slot, 1),
-                            .page_table = tensor_2d(b->device, DTYPE_I32, page, 1, pages),
-                            .page_tokens = PAGE};
-    struct tensor k = tensor_4d(b->device, DTYPE_F32, memory, pages, PAGE, G, D);
-    struct tensor v = tensor_4d(b->device, DTYPE_F32, memory + kv, pages, PAGE, G, D);
-    struct tensor in = tensor_3d(b->device, DTYPE_F32, memory + 2 * kv, rows, H, D);
-    struct tensor out = tensor_3d(b->device, DTYPE_F32, memory + 2 * kv + q, rows, H, D);
-    struct attention_options how = {.scale = 0.125f};
-    double *seconds = xcalloc((size_t)b->s->repeats, sizeof(*seconds));
-    for (int64_t r = -1; r < b->s->repeats; r++) {
-        double begun = bench_now_s();
-        kernel_attention(b->stream, &out, &in, &k, &v, &view, &how);
-        if (r >= 0)
-            seconds[r] = bench_now_s() - begun;
-    }
-    double seen = (double)context - (double)(rows - 1) / 2;
-    report(b, "attention", "f32", rows, bench_summarise(seconds, b->s->repeats),
-           2.0 * (double)kv * sizeof(float), 4.0 * (double)rows * H * D * seen, "fp32",
-           b->limits.cpu.fp32_flop_per_s, 0);
-    free(seconds);
-    free(numbers);
-    device_free(b->device, memory);
-    return 0;
-}
-
 static int bench_all(struct bench *b, struct err *err)
 {
-    static const enum dtype usual[] = {DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_K, DTYPE_Q5_K,
-                                       DTYPE_Q6_K, DTYPE_F16,  DTYPE_BF16, DTYPE_F32};
     enum dtype only;
     if (b->s->type) {
         if (!dtype_from_name(b->s->type, &only) || only == DTYPE_I32)
             return err_set(err, "--type: \"%s\" is no weight type", b->s->type);
         return bench_type(b, only, err);
     }
-    for (size_t i = 0; i < ARRAY_LEN(usual); i++)
-        if (bench_type(b, usual[i], err))
+    for (int type = 0; type < DTYPE_COUNT; type++)
+        if (type != DTYPE_I32 && bench_type(b, (enum dtype)type, err))
             return -1;
-    return bench_attention(b, 1, err) || bench_attention(b, b->s->context < 128 ? b->s->context : 128, err)
-               ? -1
-               : 0;
+    return bench_other_kernels(b, err);
 }
 
 static void print_head(const struct bench *b)
@@ -282,7 +218,7 @@ static void print_json(const struct bench *b)
 
 int command_bench_kernels(int argc, char **argv)
 {
-    struct bench_settings s;
+    struct bench_kernels_settings s;
     struct bench b = {.s = &s, .results = json_array()};
     struct err err = {0};
     int code = EXIT_FAILED;

@@ -40,6 +40,7 @@ static void *serve_main(void *context)
                                     .step_limit_ms = (uint64_t)r->settings.step_limit_ms,
                                     .wait_limit_ms = (uint64_t)r->settings.wait_limit_ms,
                                     .mixed_tokens = (int32_t)r->settings.mixed_tokens,
+                                    .no_prefix_cache = !r->settings.prefix_cache,
                                     .priority_step_ms = (uint64_t)r->settings.priority_step_ms,
                                     .mailbox = r->mailbox,
                                     .is_end = r->is_end};

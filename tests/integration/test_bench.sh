@@ -15,10 +15,12 @@ import json, sys
 run = json.load(open(sys.argv[1]))
 assert run["limits"]["read_bytes_per_s"] > 0 and run["limits"]["fp32_flop_per_s"] > 0
 seen = {(r["kernel"], r["type"], r["rows"]) for r in run["results"]}
-assert {("matmul", t, n) for t in ("q8_0", "q4_0", "q4_k", "f16", "bf16", "f32") for n in (1, 8, 32, 512)} < seen, seen
-assert {r["rows"] for r in run["results"] if r["kernel"] == "attention"} == {1, 32}
+types = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "f16", "bf16", "f32")
+assert {("matmul", t, n) for t in types for n in (1, 8, 32, 512)} < seen, seen
+others = ("rmsnorm", "layernorm", "add", "silu", "gelu", "rope", "gather", "embed", "kv_store", "attention", "greedy", "nucleus", "loss")
+assert {(k, n) for k in others for n in (1, 32)} <= {(r["kernel"], r["rows"]) for r in run["results"]}, seen
 for r in run["results"]:
-    assert r["ms"] > 0 and r["gop_per_s"] > 0 and r["limit"] in ("read", "fp32", "int8") and 0 <= r["error"] < 0.05, r
+    assert r["ms"] > 0 and r["gop_per_s"] + r["gb_per_s"] > 0 and r["limit"] in ("read", "cache", "fp32", "bf16", "int8") and 0 <= r["error"] < 0.05, r
 END
 verdict $? "bench kernels --json holds each kernel's figures, its limit and its error"
 "$B/lepton" bench kernels $small --type q6_k --kernels reference >"$out" 2>&1 && grep -q 'q6_k' "$out" && grep -q 'limits of this run' "$out"
