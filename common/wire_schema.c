@@ -207,6 +207,8 @@ static const struct wire_field group_status_fields[] = {
              "prompt tokens looked for in cached pages so far"),
     UINT_OPT(wire_group_status, prefix_hits, 0, COUNT, 0, "prompt tokens found there so far"),
     UINT_OPT(wire_group_status, preemptions, 0, COUNT, 0, "sequences put back and recomputed so far"),
+    UINT_OPT(wire_group_status, drafted_tokens, 0, COUNT, 0, "tokens that speculation proposed so far"),
+    UINT_OPT(wire_group_status, accepted_tokens, 0, COUNT, 0, "of these, those that were right"),
     UINT(wire_group_status, running, 0, COUNT, "sequences in its batch"),
     UINT(wire_group_status, waiting, 0, COUNT, "sequences it holds outside the batch"),
     UINT(wire_group_status, assigned, 0, COUNT, "requests the coordinator has given it"),
@@ -352,6 +354,8 @@ static const struct wire_field heartbeat_fields[] = {
     UINT_OPT(wire_heartbeat, prefix_queries, 0, COUNT, 0, "prompt tokens looked for in cached pages so far"),
     UINT_OPT(wire_heartbeat, prefix_hits, 0, COUNT, 0, "prompt tokens found there so far"),
     UINT_OPT(wire_heartbeat, preemptions, 0, COUNT, 0, "sequences put back and recomputed so far"),
+    UINT_OPT(wire_heartbeat, drafted_tokens, 0, COUNT, 0, "tokens that speculation proposed so far"),
+    UINT_OPT(wire_heartbeat, accepted_tokens, 0, COUNT, 0, "of these, those that were right"),
     UINT(wire_heartbeat, tokens_generated, 0, COUNT, "tokens so far"),
 };
 static const struct wire_field bye_fields[] = {

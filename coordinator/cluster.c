@@ -179,6 +179,8 @@ bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_hea
     g->prefix_queries = beat->prefix_queries;
     g->prefix_hits = beat->prefix_hits;
     g->preemptions = beat->preemptions;
+    g->drafted_tokens = beat->drafted_tokens;
+    g->accepted_tokens = beat->accepted_tokens;
     g->tokens_generated = beat->tokens_generated;
     return true;
 }

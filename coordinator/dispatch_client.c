@@ -163,6 +163,8 @@ static void fill_group(struct dispatch *d, struct wire_group_status *out, const 
                                       .prefix_queries = g->prefix_queries,
                                       .prefix_hits = g->prefix_hits,
                                       .preemptions = g->preemptions,
+                                      .drafted_tokens = g->drafted_tokens,
+                                      .accepted_tokens = g->accepted_tokens,
                                       .running = g->running,
                                       .waiting = g->waiting,
                                       .assigned = scheduler_assigned(d->scheduler, g->slot),

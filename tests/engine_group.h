@@ -135,8 +135,12 @@ static inline void engine_group_start(struct engine_group *g)
         if (r == 0) {
             k->options.mailbox = g->mailbox;
             k->options.is_end = g->is_end;
+            k->options.mixed_tokens = (int32_t)g->settings.mixed_tokens;
             k->options.priority_step_ms = (uint64_t)g->settings.priority_step_ms;
             k->options.no_prefix_cache = !g->settings.prefix_cache;
+            k->options.speculation =
+                strcmp(g->settings.speculation, "ngram") == 0 ? SPECULATION_NGRAM : SPECULATION_OFF;
+            k->options.draft_tokens = (int32_t)g->settings.speculation_tokens;
         }
         struct layout_place place = layout_place(&g->layout, r);
         if (g->layout.tensor > 1)

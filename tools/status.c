@@ -73,6 +73,8 @@ static json_t *group_json(const struct wire_group_status *g)
     set_count(o, "prefix_queries", g->prefix_queries);
     set_count(o, "prefix_hits", g->prefix_hits);
     set_count(o, "preemptions", g->preemptions);
+    set_count(o, "drafted_tokens", g->drafted_tokens);
+    set_count(o, "accepted_tokens", g->accepted_tokens);
     set_count(o, "assigned", g->assigned);
     set_count(o, "running", g->running);
     set_count(o, "waiting", g->waiting);
@@ -152,9 +154,10 @@ static void print_table(const struct wire_status_reply *s, const char *endpoint)
                COUNT(g->pages_used), COUNT(g->pages), COUNT(g->tokens_generated), COUNT(g->heartbeat_age_ms),
                WORDS(g->model));
         printf("  pages %llu used, %llu cached, %llu free; %llu of %llu prompt tokens reused; %llu "
-               "preemptions\n",
+               "preemptions; %llu of %llu drafted tokens accepted\n",
                COUNT(g->pages_used), COUNT(g->pages_cached), COUNT(free_pages(g)), COUNT(g->prefix_hits),
-               COUNT(g->prefix_queries), COUNT(g->preemptions));
+               COUNT(g->prefix_queries), COUNT(g->preemptions), COUNT(g->accepted_tokens),
+               COUNT(g->drafted_tokens));
         for (uint32_t k = 0; k < g->stage_count; k++)
             print_stage(k, &g->stages[k]);
     }

@@ -110,6 +110,8 @@ static void send_heartbeat(struct link *l, uint64_t now_ms)
                                           .prefix_queries = stats.prefix_queries,
                                           .prefix_hits = stats.prefix_hits,
                                           .preemptions = stats.preemptions,
+                                          .drafted_tokens = stats.drafted_tokens,
+                                          .accepted_tokens = stats.accepted_tokens,
                                           .tokens_generated = stats.tokens_generated};
     l->sent_ms[l->sequence % HEARTBEATS_KEPT] = now_ms;
     send_message(l, &m);

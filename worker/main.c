@@ -325,6 +325,7 @@ static int open_leader(struct worker *w, struct err *err)
 
 static struct serve_options serve_options(struct worker *w)
 {
+    bool ngram = strcmp(w->settings.speculation, "ngram") == 0;
     return (struct serve_options){.executor = w->executor,
                                   .engine = w->engine,
                                   .control = w->control,
@@ -338,6 +339,8 @@ static struct serve_options serve_options(struct worker *w)
                                   .mixed_tokens = (int32_t)w->settings.mixed_tokens,
                                   .priority_step_ms = (uint64_t)w->settings.priority_step_ms,
                                   .no_prefix_cache = !w->settings.prefix_cache,
+                                  .speculation = ngram ? SPECULATION_NGRAM : SPECULATION_OFF,
+                                  .draft_tokens = (int32_t)w->settings.speculation_tokens,
                                   .is_end = w->is_end};
 }
 

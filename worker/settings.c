@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/infer/speculate.h"
 #include "worker/layout.h"
 #include "worker/model/registry.h"
 
@@ -76,6 +77,12 @@ static const struct config_option options[] = {
      "element type of the KV cache, part of the numeric class: f16 and bf16 take half of f32's memory, q8_0 "
      "about a quarter",
      false},
+    {"speculation", 0, CONFIG_STRING, OPTION(speculation), 0, 0, "off", "HOW", "off|ngram",
+     "draft tokens from the text so far and verify them in one step, for requests that do not say: the "
+     "same tokens, sooner where text repeats itself",
+     false},
+    {"speculation_tokens", 0, CONFIG_INT, OPTION(speculation_tokens), 1, SPECULATE_MAX_TOKENS, "8", "N", NULL,
+     "most tokens of one draft; fewer are drafted while drafts are rejected or many sequences run", false},
     {"step_limit_ms", 0, CONFIG_INT, OPTION(step_limit_ms), 100, 86400000, "20000", "MS", NULL,
      "a rank that makes no progress inside a step for so long ends", false},
     {"wait_limit_ms", 0, CONFIG_INT, OPTION(wait_limit_ms), 100, 86400000, "60000", "MS", NULL,
@@ -140,6 +147,8 @@ int settings_engine(struct executor_options *out, const struct worker_settings *
     l->tokens = (int32_t)s->step_tokens;
     l->slots = (int32_t)s->max_sequences;
     l->sequences = l->slots < l->tokens ? l->slots : l->tokens;
+    l->samples =
+        l->sequences + SPECULATE_STEP_ROWS < l->tokens ? l->sequences + SPECULATE_STEP_ROWS : l->tokens;
     l->context = (int32_t)context;
     l->pages = (int32_t)pages;
     l->pages_per_sequence = (int32_t)per_sequence;

@@ -8,9 +8,9 @@
 
 struct worker_settings {
     char *config, *mock, *model, *models, *verify, *model_name, *group, *endpoint, *server_key, *key, *device,
-        *kernels, *kv_type, *comm, *nccl_library, *log_level, *log_format;
+        *kernels, *kv_type, *speculation, *comm, *nccl_library, *log_level, *log_format;
     int64_t threads, tensor, context, max_sequences, step_tokens, mixed_tokens, page_tokens, kv_bytes,
-        priority_step_ms;
+        speculation_tokens, priority_step_ms;
     bool prefix_cache, f16_as_bf16;
     int64_t step_limit_ms, wait_limit_ms, start_limit_ms;
 };

@@ -8,6 +8,7 @@ struct note {
     int32_t index;  /* in the caller's array */
     int32_t tokens; /* planned; 0 = not in the step */
     int32_t taken;  /* pages that these tokens take */
+    int32_t draft;  /* guessed tokens behind them */
     bool victim;
 };
 
@@ -143,6 +144,32 @@ static void unstick(struct planner *p, struct batch_plan *plan)
     }
 }
 
+/* Drafts behind the sequences that draw, in order, from what is left. */
+static void add_drafts(struct planner *p)
+{
+    int32_t rows = p->limits->draft_rows;
+    for (int32_t r = 0; r < p->count; r++)
+        rows -= p->note[r].tokens > 0;
+    for (int32_t r = 0; r < p->count && rows > 0 && p->tokens > 0; r++) {
+        struct note *n = &p->note[r];
+        if (n->tokens == 0 || n->tokens < n->s->known - n->s->fed || n->s->draft < 1)
+            continue;
+        int32_t most = rows_within(p, n->s, n->taken + p->pages) - n->tokens;
+        int32_t draft = n->s->draft < rows ? n->s->draft : rows;
+        draft = draft < p->tokens ? draft : p->tokens;
+        draft = draft < most ? draft : most;
+        int32_t missing = pages_missing(p, n->s, n->tokens + draft) - n->taken;
+        if (draft < 1)
+            continue;
+        ASSERT(missing <= p->pages);
+        n->draft = draft;
+        n->taken += missing;
+        p->pages -= missing;
+        p->tokens -= draft;
+        rows -= draft;
+    }
+}
+
 static void write_items(const struct planner *p, struct batch_plan *plan)
 {
     for (int decode = 1; decode >= 0; decode--)
@@ -152,6 +179,7 @@ static void write_items(const struct planner *p, struct batch_plan *plan)
                 plan->items[plan->item_count++] =
                     (struct batch_item){.sequence = n->index,
                                         .tokens = n->tokens,
+                                        .draft = n->draft,
                                         .sample = n->tokens == n->s->known - n->s->fed};
         }
 }
@@ -179,5 +207,6 @@ void batch_plan_step(const struct batch_sequence *sequences, int32_t count, cons
                 consider(&p, plan, r);
     }
     unstick(&p, plan);
+    add_drafts(&p);
     write_items(&p, plan);
 }

@@ -8,6 +8,9 @@
  * the time of arrival, put off by the priority (the lower number goes first). So a priority is a head start,
  * and what has waited long enough is overtaken by nobody.
  *
+ * Drafts (speculation) come last: behind the last known token of a sequence that draws go as many drafted
+ * tokens as rows and free pages are left for. Nobody waits or is preempted for a draft.
+ *
  * The order never changes while a sequence lives, and pages are taken only from later ones: the earliest
  * sequence is never preempted and gets every page it needs, it ends, and another is the earliest. That is why
  * a full cache neither deadlocks nor livelocks. */
@@ -19,6 +22,7 @@
 struct batch_sequence {
     int32_t slot;
     int32_t known, fed;
+    int32_t draft;  /* tokens that are guessed behind the known ones */
     bool busy;      /* in a step that is under way, or waiting for another's prompt: neither planned nor
                        preempted */
     bool copy;      /* its next row goes into a page that others see: it needs a page of its own first */
@@ -32,6 +36,7 @@ struct batch_item {
     int32_t sequence; /* index into the array given */
     int32_t tokens;   /* the next so many tokens behind `fed` */
     bool sample;      /* they reach the last known token: the next one is drawn */
+    int32_t draft;    /* so many guessed tokens behind them, each with a draw of its own */
 };
 
 struct batch_limits {
@@ -41,6 +46,8 @@ struct batch_limits {
     int32_t sequences;     /* sequences of one step */
     int32_t micro_batches; /* steps that may be under way at once: a step takes its share of the sequences
                               that run */
+    int32_t draft_rows;    /* a step takes drafts only as long as it has fewer sequences and drafts than this:
+                              few    rows cost hardly more than one, many do */
     int32_t page_tokens;
     int32_t pages; /* that can be taken: free or cached */
 };

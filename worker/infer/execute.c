@@ -4,7 +4,8 @@
 #include <string.h>
 
 /* The I32 inputs of a step lie in one block, so that they cost one copy:
- *   ids[T] positions[T] row_begin[S+1] slots[S] sample rows[B] */
+ *   ids[T] positions[T] row_begin[S+1] slots[S] sample rows[B]
+ * B is at most `samples` of the limits. */
 struct inputs {
     int32_t *ids, *positions, *row_begin, *slots, *rows;
 };
@@ -19,11 +20,11 @@ struct executor {
     void *device_inputs;
     size_t input_bytes;
     struct inputs host, device;
-    struct sample_row *host_rows; /* [sequences] */
+    struct sample_row *host_rows; /* [samples] */
     void *device_rows;
-    void *device_ids;      /* [sequences] drawn tokens */
+    void *device_ids;      /* [samples] drawn tokens */
     void *device_biases;   /* [limits.biases] */
-    void *device_logprobs; /* [sequences] */
+    void *device_logprobs; /* [samples] */
     struct tensor history; /* [slots, context], last stage only */
 };
 
@@ -51,7 +52,8 @@ static int open_inputs(struct executor *e, struct err *err)
 {
     const struct step_limits *l = &e->options.limits;
     struct device *device = e->model->device;
-    e->input_bytes = (2 * padded_tokens(l) + 3 * padded_sequences(l)) * sizeof(int32_t);
+    size_t samples = (size_t)step_samples(l);
+    e->input_bytes = (2 * padded_tokens(l) + 2 * padded_sequences(l) + samples) * sizeof(int32_t);
     e->host_inputs = xcalloc(1, e->input_bytes);
     if (!(e->device_inputs = device_alloc(device, e->input_bytes, err)))
         return -1;
@@ -59,11 +61,10 @@ static int open_inputs(struct executor *e, struct err *err)
     lay_inputs(&e->device, e->device_inputs, l);
     if (!e->model->slice.head)
         return 0;
-    e->host_rows = xcalloc((size_t)l->sequences, sizeof(*e->host_rows));
-    if (!(e->device_rows = device_alloc(device, (size_t)l->sequences * sizeof(struct sample_row), err)) ||
-        !(e->device_ids = device_alloc(device, (size_t)l->sequences * sizeof(int32_t), err)) ||
-        !(e->device_logprobs =
-              device_alloc(device, (size_t)l->sequences * sizeof(struct token_logprobs), err)))
+    e->host_rows = xcalloc(samples, sizeof(*e->host_rows));
+    if (!(e->device_rows = device_alloc(device, samples * sizeof(struct sample_row), err)) ||
+        !(e->device_ids = device_alloc(device, samples * sizeof(int32_t), err)) ||
+        !(e->device_logprobs = device_alloc(device, samples * sizeof(struct token_logprobs), err)))
         return -1;
     size_t bias_bytes = (size_t)l->biases * sizeof(struct logit_bias);
     if (bias_bytes && !(e->device_biases = device_alloc(device, bias_bytes, err)))
@@ -90,7 +91,7 @@ int executor_open(struct executor **out, const struct model *model, const struct
                                    .pages_per_sequence = l->pages_per_sequence};
     if (kernels_kv_supported(model->device, options->kv_type, model->params.head_length, err) ||
         stream_open(&e->stream, model->device, err) ||
-        stage_open(&e->stage, model, e->stream, l->tokens, l->sequences, err) ||
+        stage_open(&e->stage, model, e->stream, l->tokens, step_samples(l), err) ||
         kv_pool_open(&e->pool, model, &pool, l->page_ops, err) || open_inputs(e, err)) {
         executor_close(&e);
         return -1;
@@ -167,9 +168,11 @@ static void upload_inputs(struct executor *e, const struct step *step)
             int32_t *history = e->history.data;
             stream_upload(e->stream, history + (int64_t)q->slot * e->options.limits.context + q->position,
                           step->ids + row, (size_t)q->tokens * sizeof(int32_t));
-            if (q->sample) {
-                in->rows[sample] = row + q->tokens - 1;
-                e->host_rows[sample++] = q->row;
+            for (int32_t s = 0; s < q->sample; s++, sample++) {
+                in->rows[sample] = row + q->tokens - q->sample + s;
+                e->host_rows[sample] = q->row;
+                e->host_rows[sample].index += (uint32_t)s;
+                e->host_rows[sample].history_tokens += s;
             }
         }
         row += q->tokens;

@@ -76,32 +76,53 @@ static void add_to_step(struct leader *l, struct flight *f, const struct batch_i
     struct sequence *q = &l->slot[slot];
     struct step *step = &f->step;
     struct step_sequence *row = &step->sequences[step->sequence_count];
-    if (!fits_step(l, step, q, q->fed + item->tokens))
+    int32_t tokens = item->tokens + item->draft;
+    if (!fits_step(l, step, q, q->fed + tokens))
         return; /* the first one always fits */
-    add_pages(l, step, q, slot, q->fed + item->tokens);
+    add_pages(l, step, q, slot, q->fed + tokens);
     add_history(step, q, slot);
     *row = (struct step_sequence){
-        .slot = slot, .position = q->fed, .tokens = item->tokens, .sample = item->sample};
+        .slot = slot, .position = q->fed, .tokens = tokens, .sample = item->sample ? 1 + item->draft : 0};
     if (item->sample) {
         row->row = q->request.sampling;
         row->row.index = (uint32_t)(q->known - q->request.prompt_tokens);
         row->row.history_tokens = q->known;
         step_add_biases(step, &row->row, q->request.biases, q->request.sampling.bias_count);
-        step->sample_count++;
+        step->sample_count += row->sample;
+        q->drafted += item->draft;
+        l->stats.drafted_tokens += (uint64_t)item->draft;
     }
-    memcpy(step->ids + step->token_count, q->tokens + q->fed, (size_t)item->tokens * sizeof(int32_t));
+    memcpy(step->ids + step->token_count, q->tokens + q->fed, (size_t)tokens * sizeof(int32_t));
     f->slots[step->sequence_count++] = slot;
-    step->token_count += item->tokens;
-    q->fed += item->tokens;
+    step->token_count += tokens;
+    q->fed += tokens;
     q->history = q->history > q->fed ? q->history : q->fed;
     q->busy = true;
+}
+
+/* Guesses, once per draw, what the sequence may say next; its own limit of tokens is never passed. Where more
+ * run than a step with drafts may have rows, none would be used. */
+static void make_draft(struct leader *l, struct sequence *q, int32_t running)
+{
+    const struct sequence_request *r = &q->request;
+    enum speculation how = r->speculation == SPECULATION_DEFAULT ? l->o->speculation : r->speculation;
+    if (how != SPECULATION_NGRAM || running >= SPECULATE_STEP_ROWS || q->draft_known == q->known)
+        return;
+    int32_t most = r->draft_tokens ? r->draft_tokens : l->o->draft_tokens;
+    int32_t left = r->max_tokens - (q->known - r->prompt_tokens) - 1;
+    most = most < SPECULATE_MAX_TOKENS ? most : SPECULATE_MAX_TOKENS;
+    q->draft_known = q->known;
+    most = draft_length_next(&q->lengths, most < left ? most : left);
+    q->draft = speculate_draft(q->tokens, q->known, &speculate_standard, most, q->tokens + q->known);
 }
 
 /* The planner's view of what runs. Pages are shared first and counted then: one that is held by a second
  * sequence is no longer the first one's to write into. */
 static int32_t view_sequences(struct leader *l)
 {
-    int32_t slots = l->o->engine.limits.slots, count = 0;
+    int32_t slots = l->o->engine.limits.slots, count = 0, running = 0;
+    for (int32_t i = 0; i < slots; i++)
+        running += l->slot[i].used;
     for (int32_t i = 0; i < slots; i++)
         if (l->slot[i].used && !l->slot[i].busy)
             l->slot[i].blocked = !sequences_reuse(l, &l->slot[i]);
@@ -111,10 +132,13 @@ static int32_t view_sequences(struct leader *l)
             continue;
         if (!q->busy && sequences_must_copy(l, q) && pages_available(l->pages) == 0)
             sequences_give_up_page(l, q); /* computing a page again needs one page, copying it two */
+        if (!q->busy)
+            make_draft(l, q, running);
         l->plan_slot[count] = i;
         l->plan_in[count++] = (struct batch_sequence){.slot = i,
                                                       .known = q->known,
                                                       .fed = q->fed,
+                                                      .draft = q->draft_known == q->known ? q->draft : 0,
                                                       .busy = q->busy || q->blocked,
                                                       .copy = sequences_must_copy(l, q),
                                                       .pages = q->page_count,
@@ -135,6 +159,7 @@ static bool plan_step(struct leader *l, struct flight *f)
                                  .mixed_tokens = l->o->mixed_tokens,
                                  .sequences = limits->sequences,
                                  .micro_batches = l->flights,
+                                 .draft_rows = SPECULATE_STEP_ROWS,
                                  .page_tokens = l->o->engine.page_tokens,
                                  .pages = pages_available(l->pages)};
         batch_plan_step(l->plan_in, count, &b, &l->plan);
@@ -210,6 +235,28 @@ static void take_token(struct leader *l, struct sequence *q, int32_t id,
         sequences_finish(l, q, EVENT_DONE, FINISH_LENGTH);
 }
 
+/* The draws of one sequence: the first follows its last known token, each further one a token of the draft,
+ * and counts only as long as the draft said what was drawn before it. Where the draft was wrong the model
+ * goes on from: the rows behind are computed again, over what lies in their places. */
+static void take_draws(struct leader *l, struct sequence *q, const struct step_sequence *row,
+                       const int32_t *fed, const int32_t *ids, const struct token_logprobs *logprobs)
+{
+    int32_t drafted = row->sample - 1, accepted = 0;
+    const int32_t *draft = fed + row->tokens - drafted;
+    take_token(l, q, ids[0], logprobs);
+    while (q->used && accepted < drafted && draft[accepted] == ids[accepted]) {
+        accepted++;
+        q->accepted++;
+        l->stats.accepted_tokens++;
+        take_token(l, q, ids[accepted], logprobs ? &logprobs[accepted] : NULL);
+    }
+    if (!q->used)
+        return;
+    draft_length_learn(&q->lengths, drafted, accepted);
+    q->fed = q->known - 1;
+    q->history = q->history < q->fed ? q->history : q->fed;
+}
+
 static int receive_result(struct leader *l, struct flight *f, struct err *err)
 {
     watchdog_enter(l->o->watchdog, "waiting for the last stage", l->o->wait_limit_ms);
@@ -229,15 +276,16 @@ int flight_collect(struct leader *l, struct err *err)
     if (!transfer_is_last(l->o) && receive_result(l, f, err))
         return -1;
     struct transfer_result r = transfer_result_view(f->result, &f->step);
-    for (int32_t i = 0, sample = 0; i < f->step.sequence_count; i++) {
+    for (int32_t i = 0, sample = 0, fed = 0; i < f->step.sequence_count; i++) {
         struct sequence *q = &l->slot[f->slots[i]];
-        bool sampled = f->step.sequences[i].sample;
+        const struct step_sequence *row = &f->step.sequences[i];
         q->busy = false;
         if (q->cancelled)
             sequences_finish(l, q, EVENT_DONE, FINISH_CANCELLED);
-        else if (sampled)
-            take_token(l, q, r.ids[sample], r.logprobs ? &r.logprobs[sample] : NULL);
-        sample += sampled;
+        else if (row->sample)
+            take_draws(l, q, row, f->step.ids + fed, r.ids + sample, r.logprobs ? &r.logprobs[sample] : NULL);
+        sample += row->sample;
+        fed += row->tokens;
     }
     l->first_flight = (l->first_flight + 1) % l->flights;
     l->flight_count--;

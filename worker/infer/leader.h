@@ -6,6 +6,7 @@
 
 #include "worker/infer/pages.h"
 #include "worker/infer/serve.h"
+#include "worker/infer/speculate.h"
 
 /* One choice of one request. It waits (and holds nothing but its tokens) or has a slot, and may go back and
  * forth: preempted, it waits again and recomputes what its pages held. Its tokens are all that it is:
@@ -15,14 +16,18 @@ struct sequence {
     struct sequence_request request; /* prompt: moved into `tokens` */
     int64_t due_us;                  /* arrival, and what its priority adds */
     uint64_t order;  /* of arrival: (due_us, order) is its place among all, and never changes */
-    int32_t *tokens; /* [prompt + max_tokens] prompt, then what was drawn */
+    int32_t *tokens; /* [prompt + max_tokens] prompt, then what was drawn, then the draft of what comes */
     int32_t known, fed;
     int32_t *pages; /* [pages_per_sequence] */
     int32_t page_count;
-    int32_t assigned;             /* entries of the table that the stages know */
-    int32_t published;            /* pages that are known by their tokens */
-    int32_t history;              /* tokens that the last stage's sampling history holds */
-    int32_t cached;               /* prompt tokens found in pages, before the first token */
+    int32_t assigned;    /* entries of the table that the stages know */
+    int32_t published;   /* pages that are known by their tokens */
+    int32_t history;     /* tokens that the last stage's sampling history holds */
+    int32_t cached;      /* prompt tokens found in pages, before the first token */
+    int32_t draft;       /* guessed tokens behind the known ones */
+    int32_t draft_known; /* `known` when that was guessed */
+    struct draft_length lengths;
+    int32_t drafted, accepted;    /* of all its drafts */
     bool busy, cancelled, silent; /* silent: its end is reported to nobody */
     bool blocked;                 /* an earlier choice computes its prompt */
     bool counted;                 /* its prompt is among the tokens looked up */

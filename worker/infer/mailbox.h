@@ -74,6 +74,7 @@ struct serve_stats {
     uint64_t pages_used, pages_cached, pages_free; /* held by sequences; kept for their tokens; neither */
     uint64_t prefix_queries, prefix_hits;          /* prompt tokens looked up; found */
     uint64_t preemptions;                          /* sequences put back to be recomputed */
+    uint64_t drafted_tokens, accepted_tokens;      /* guessed by speculation; guessed right */
 };
 
 struct mailbox;

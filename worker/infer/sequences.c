@@ -21,6 +21,8 @@ static void emit_end(struct leader *l, const struct sequence *q, enum event_kind
                       .completion_tokens = q->known - q->request.prompt_tokens,
                       .cached_tokens =
                           q->cached < q->request.prompt_tokens ? q->cached : q->request.prompt_tokens,
+                      .drafted_tokens = q->drafted,
+                      .accepted_tokens = q->accepted,
                       .prefill_us = first - q->request.arrived_us,
                       .decode_us = now - first};
     if (!q->silent)

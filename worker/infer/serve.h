@@ -34,10 +34,12 @@ struct serve_options {
     uint64_t wait_limit_ms;    /* waiting for another rank */
     /* leader only */
     struct mailbox *mailbox;
-    int32_t mixed_tokens;      /* rows of a step that decodes too; 0 = engine.limits.tokens */
-    uint64_t priority_step_ms; /* by so much a level of priority puts a request's arrival off */
-    bool no_prefix_cache;      /* pages are not kept for their tokens */
-    const bool *is_end;        /* [vocab] ids that end a sequence */
+    int32_t mixed_tokens;         /* rows of a step that decodes too; 0 = engine.limits.tokens */
+    uint64_t priority_step_ms;    /* by so much a level of priority puts a request's arrival off */
+    bool no_prefix_cache;         /* pages are not kept for their tokens */
+    enum speculation speculation; /* of requests that do not say; default = off */
+    int32_t draft_tokens;         /* most tokens of one draft; at most SPECULATE_MAX_TOKENS */
+    const bool *is_end;           /* [vocab] ids that end a sequence */
 };
 
 /* Runs until a drain is done: returns 0; -1 when the group cannot go on (*err says why). */

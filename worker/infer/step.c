@@ -101,7 +101,7 @@ static int check_header(struct reader *r, const struct step_header *h, const str
     if (h->magic != STEP_MAGIC)
         return reader_fail(r, "no step descriptor");
     if (!within(h->sequence_count, 0, l->sequences) || !within(h->token_count, 0, l->tokens) ||
-        !within(h->sample_count, 0, h->sequence_count) || !within(h->op_count, 0, l->page_ops) ||
+        !within(h->sample_count, 0, step_samples(l)) || !within(h->op_count, 0, l->page_ops) ||
         !within(h->bias_count, 0, l->biases))
         return reader_fail(
             r, "%d sequences, %d tokens, %d samples, %d page operations, %d biases: over the limits",
@@ -119,7 +119,9 @@ static int check_sample(struct reader *r, const struct step *s, int32_t i, const
 {
     const struct step_sequence *q = &s->sequences[i];
     const struct sample_row *row = &q->row;
-    if (row->slot != q->slot || !within(row->history_tokens, 0, l->context) ||
+    if (!within(q->sample, 1, q->tokens))
+        return reader_fail(r, "sequence %d: %d samples of %d rows", i, q->sample, q->tokens);
+    if (row->slot != q->slot || !within(row->history_tokens, 0, l->context - q->sample + 1) ||
         !within(row->prompt_tokens, 0, row->history_tokens))
         return reader_fail(r, "sequence %d: sampling history over the limits", i);
     if (!within(row->bias_begin, 0, s->bias_count) ||
@@ -144,7 +146,7 @@ static int check_sequences(struct reader *r, const struct step *s, const struct 
         if (q->sample && check_sample(r, s, i, l))
             return -1;
         tokens += q->tokens;
-        samples += q->sample != 0;
+        samples += q->sample;
     }
     if (tokens != s->token_count || samples != s->sample_count)
         return reader_fail(r, "sequences hold %lld tokens and %lld samples, the header says %d and %d",

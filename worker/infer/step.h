@@ -29,8 +29,9 @@ struct step_sequence {
     int32_t slot;
     int32_t position;
     int32_t tokens;
-    int32_t sample; /* 1: the last row gets logits and a token, by `row` */
-    struct sample_row row;
+    int32_t sample; /* the last so many rows get logits and a token each: 1, more to verify a draft, or 0 */
+    struct sample_row
+        row; /* of the first of these; the next has the next index, and one token more behind it */
 };
 
 /* Tokens [position, position + tokens) of the sequence in `slot` that go through no stage, because their keys
@@ -42,6 +43,7 @@ struct step_history {
 struct step_limits {
     int32_t tokens;             /* rows of one step */
     int32_t sequences;          /* sequences of one step */
+    int32_t samples;            /* rows of one step that get logits; 0 = as many as sequences */
     int32_t slots;              /* sequences of a group */
     int32_t context;            /* positions of a sequence */
     int32_t pages;              /* of the pool */
@@ -64,6 +66,11 @@ struct step {
     struct step_history *history; /* [history_count <= limits.sequences] */
     int32_t *history_ids;         /* [history_tokens], in order of `history` */
 };
+
+static inline int32_t step_samples(const struct step_limits *l)
+{
+    return l->samples ? l->samples : l->sequences;
+}
 
 /* Room for a step of these limits. The arrays belong to the step until step_release. */
 void step_init(struct step *s, const struct step_limits *limits);

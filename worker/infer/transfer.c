@@ -112,7 +112,7 @@ size_t transfer_result_bytes(const struct step *step)
 
 size_t transfer_result_max_bytes(const struct step_limits *l)
 {
-    return result_bytes((size_t)l->sequences, true);
+    return result_bytes((size_t)step_samples(l), true);
 }
 
 struct transfer_result transfer_result_view(void *bytes, const struct step *step)

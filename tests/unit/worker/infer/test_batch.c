@@ -77,6 +77,48 @@ static void test_prompts_are_shorter_beside_decoding_but_never_kept_out(void)
     CHECK_INT(plan.items[3].tokens, 1);
 }
 
+static void test_drafts_take_what_is_left(void)
+{
+    struct batch_limits limits = roomy;
+    struct batch_sequence s[4] = {at(9, 8, 1), at(9, 8, 2), at(50, 0, 3), at(9, 8, 4)};
+    s[0].draft = s[1].draft = s[2].draft = 8;
+    limits.draft_rows = 18; /* of which the four sequences take four */
+    batch_plan_step(s, 4, &limits, &plan);
+    CHECK_INT(plan.item_count, 4);
+    CHECK_INT(plan.items[0].draft, 8);
+    CHECK_INT(plan.items[1].draft, 6);
+    CHECK_INT(plan.items[2].draft, 0); /* none was guessed */
+    CHECK_INT(plan.items[3].draft, 0); /* nothing is left */
+    limits.tokens = 55;                /* the prompt goes before drafts */
+    batch_plan_step(s, 4, &limits, &plan);
+    CHECK_INT(plan.items[3].tokens, 50);
+    CHECK_INT(plan.items[0].draft, 2);
+    limits.tokens = 30;
+    s[0].draft = s[1].draft = 0;
+    batch_plan_step(s, 4, &limits, &plan);
+    CHECK(!plan.items[3].sample && plan.items[3].draft == 0); /* a prompt in chunks draws at its end only */
+    limits = roomy;
+    limits.draft_rows = 4;
+    s[0].draft = 8;
+    batch_plan_step(s, 4, &limits, &plan);
+    CHECK_INT(plan.items[0].draft, 0); /* a large batch */
+}
+
+static void test_nobody_is_preempted_for_a_draft(void)
+{
+    struct batch_limits limits = roomy;
+    struct batch_sequence s[2] = {at(15, 14, 1), at(30, 29, 2)};
+    s[0].draft = 40;
+    limits.draft_rows = 60;
+    limits.pages = 0;
+    batch_plan_step(s, 2, &limits, &plan);
+    CHECK_INT(plan.victim_count, 0);
+    CHECK_INT(plan.items[0].draft, 1); /* to the end of its page */
+    limits.pages = 1;
+    batch_plan_step(s, 2, &limits, &plan);
+    CHECK_INT(plan.items[0].draft, 17);
+}
+
 static void test_busy_sequences_wait(void)
 {
     struct batch_sequence s[2] = {at(5, 4, 1), at(5, 4, 2)};
@@ -196,6 +238,7 @@ static int32_t random_state(struct batch_sequence *s, struct batch_limits *l, un
                                .sequences = 1 + random_below(random, MOST),
                                .micro_batches = 1 + random_below(random, 3),
                                .page_tokens = 1 + random_below(random, 8),
+                               .draft_rows = random_below(random, 20),
                                .pages = random_below(random, 12)};
     for (int32_t i = 0; i < count; i++) {
         s[i] = (struct batch_sequence){.fed = random_below(random, 30),
@@ -203,6 +246,7 @@ static int32_t random_state(struct batch_sequence *s, struct batch_limits *l, un
                                        .due_us = random_below(random, 5),
                                        .order = test_random(random)};
         s[i].known = s[i].fed + random_below(random, 5);
+        s[i].draft = random_below(random, 6);
         s[i].pages = pages_for(s[i].fed, l);
         s[i].sole = s[i].pages ? random_below(random, s[i].pages + 1) : 0;
         s[i].copy = s[i].fed % l->page_tokens && s[i].sole < s[i].pages;
@@ -229,14 +273,17 @@ static void check_bounds(const struct batch_sequence *s, const struct batch_limi
     for (int32_t i = 0; i < plan.item_count; i++) {
         const struct batch_item *item = &plan.items[i];
         const struct batch_sequence *q = &s[item->sequence];
-        int32_t behind = q->known - q->fed, missing = pages_for(q->fed + item->tokens, l) - q->pages;
+        int32_t behind = q->known - q->fed;
+        int32_t missing = pages_for(q->fed + item->tokens + item->draft, l) - q->pages;
         CHECK(!q->busy && !seen[item->sequence]);
         seen[item->sequence] = true;
         CHECK(item->tokens >= 1 && item->tokens <= behind);
         CHECK(item->sample == (item->tokens == behind));
         CHECK(!(prefill && behind == 1));
         prefill |= behind > 1;
-        tokens += item->tokens;
+        CHECK(item->draft >= 0 && item->draft <= q->draft && (item->sample || item->draft == 0));
+        CHECK(item->draft == 0 || plan.item_count + item->draft <= l->draft_rows);
+        tokens += item->tokens + item->draft;
         pages -= (missing > 0 ? missing : 0) + q->copy;
     }
     CHECK(tokens <= l->tokens && pages >= 0);
@@ -352,6 +399,8 @@ int main(void)
     TEST(test_prefill_takes_what_decoding_leaves, "prefill takes what decoding leaves of the budget");
     TEST(test_prompts_are_shorter_beside_decoding_but_never_kept_out,
          "prompts take fewer rows beside decoding, and never none");
+    TEST(test_drafts_take_what_is_left, "drafts take the rows that are left, and none in a large batch");
+    TEST(test_nobody_is_preempted_for_a_draft, "drafts take free pages and nobody else's");
     TEST(test_busy_sequences_wait, "a sequence in a step under way is not planned again");
     TEST(test_micro_batches_share_the_sequences, "micro-batches share the sequences evenly");
     TEST(test_priority_is_a_head_start, "a priority is a head start, and the one that waited longer wins");

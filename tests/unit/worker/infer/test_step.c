@@ -92,6 +92,8 @@ static const struct {
              {"move", "page operation 1"},
              {"kind", "page operation 1"},
              {"samples", "samples"},
+             {"more samples than rows", "sequence 0: 3 samples of 2 rows"},
+             {"history behind a draft", "history"},
              {"bias id", "bias 1: token id 100"},
              {"bias begin", "biases 3 to 5 of 2"},
              {"bias count", "biases 0 to 3 of 2"},
@@ -129,7 +131,12 @@ static void damage(struct step *s, const char *what)
         s->sequences[0].row.bias_count = 3;
     else if (!strcmp(what, "logprobs"))
         s->sequences[0].row.logprobs = 22;
-    else
+    else if (!strcmp(what, "more samples than rows"))
+        s->sample_count = s->sequences[0].sample = 3;
+    else if (!strcmp(what, "history behind a draft")) {
+        s->sample_count = s->sequences[0].sample = 2;
+        s->sequences[0].row.history_tokens = 64;
+    } else
         s->sample_count = 2;
 }
 
