@@ -14,7 +14,7 @@
 
 struct engine_settings {
     char *prompts, *batches, *kernels, *kv_type, *models;
-    int64_t tokens, start, threads, stages, step_tokens, repeats, prefix;
+    int64_t tokens, start, threads, stages, tensor, step_tokens, repeats, prefix;
     bool json;
 };
 
@@ -41,6 +41,8 @@ static const struct config_option options[] = {
      "kernel set (default: the fastest here)", false},
     {"stages", 's', CONFIG_INT, OPTION(stages), 1, 256, "1", "P", NULL,
      "pipeline stages; more than one starts a real group", false},
+    {"tensor", 0, CONFIG_INT, OPTION(tensor), 1, 256, "1", "T", NULL,
+     "tensor slots of a stage; more than one starts a real group", false},
     {"kv_type", 0, CONFIG_STRING, OPTION(kv_type), 0, 0, NULL, "TYPE", NULL,
      "element type of the KV cache (default: the worker's)", false},
     {"step_tokens", 0, CONFIG_INT, OPTION(step_tokens), 0, 65536, "0", "N", NULL,
@@ -355,10 +357,12 @@ static int open_target(struct bench_run *b, const char *const *words, struct err
                                      .models = s->models,
                                      .worker_arguments = arguments,
                                      .stages = (int)s->stages,
+                                     .tensor = (int)s->tensor,
                                      .threads = (int)s->threads,
                                      .context = context,
                                      .max_sequences = batch};
-    return s->stages > 1 ? bench_group_open(&b->target, &o, err) : bench_rank_open(&b->target, &o, err);
+    return s->stages * s->tensor > 1 ? bench_group_open(&b->target, &o, err)
+                                     : bench_rank_open(&b->target, &o, err);
 }
 
 static int read_model(struct bench_run *b, const char *word, struct err *err)
@@ -384,14 +388,16 @@ static int run(struct bench_run *b, const char *const *words, struct err *err)
     }
     b->report.model = words[0];
     b->report.stages = (int)s->stages;
+    b->report.tensor = (int)s->tensor;
     b->report.threads = (int)s->threads;
     b->report.repeats = s->repeats;
-    b->report.limit_threads = s->threads ? (int)(s->threads * s->stages) : 0;
+    b->report.limit_threads = s->threads ? (int)(s->threads * s->stages * s->tensor) : 0;
     if (read_model(b, words[0], err) || measure_limits(b, true, err) || open_target(b, words, err))
         return -1;
     snprintf(b->report.kernel_set, sizeof(b->report.kernel_set), "%s", b->target->kernel_set);
     b->report.kv_budget_bytes = b->target->kv_bytes;
-    b->report.kv_element_bytes = s->kv_type && strcmp(s->kv_type, "f32") != 0 ? 2 : 4;
+    const struct dtype_info *kv = dtype_info(b->target->kv_type);
+    b->report.kv_element_bytes = (double)kv->block_bytes / (double)kv->block_elements;
     int code = measure_all(b, err);
     b->report.energy = b->energy;
     b->target->close(b->target);

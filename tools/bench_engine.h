@@ -26,6 +26,7 @@ struct bench_target {
     void (*close)(struct bench_target *t);
     uint64_t load_us;  /* from nothing to ready */
     uint64_t kv_bytes; /* of all pages; 0 = not known here */
+    enum dtype kv_type;
     char kernel_set[64];
 };
 

@@ -157,14 +157,20 @@ static void group_close(struct bench_target *t)
     free(g);
 }
 
-static int read_kernel_set(struct bench_group *g, struct err *err)
+static int read_class(struct bench_group *g, struct err *err)
 {
     struct wire_message m;
     if (client_status(g->client, true, 5000, &m, err))
         return -1;
-    if (m.status_reply.group_count > 0)
-        snprintf(g->target.kernel_set, sizeof(g->target.kernel_set), "%.*s",
-                 (int)m.status_reply.groups[0].kernels.size, m.status_reply.groups[0].kernels.data);
+    if (m.status_reply.group_count > 0) {
+        const struct wire_group_status *group = &m.status_reply.groups[0];
+        char kv_type[16];
+        snprintf(g->target.kernel_set, sizeof(g->target.kernel_set), "%.*s", (int)group->kernels.size,
+                 group->kernels.data);
+        snprintf(kv_type, sizeof(kv_type), "%.*s", (int)group->kv_type.size, group->kv_type.data);
+        if (!dtype_from_name(kv_type, &g->target.kv_type))
+            g->target.kv_type = DTYPE_F32;
+    }
     wire_release(&m);
     return 0;
 }
@@ -177,6 +183,7 @@ int bench_group_open(struct bench_target **out, const struct bench_target_option
                                   .models = o->models,
                                   .groups = 1,
                                   .stages = o->stages,
+                                  .tensor = o->tensor,
                                   .threads = o->threads,
                                   .context = o->context,
                                   .max_sequences = o->max_sequences,
@@ -189,7 +196,7 @@ int bench_group_open(struct bench_target **out, const struct bench_target_option
         code = local_wait(g->local, &g->client, g->interrupt_fd, START_MS, err);
     if (code > 0)
         code = err_set(err, "interrupted");
-    if (code || read_kernel_set(g, err)) {
+    if (code || read_class(g, err)) {
         group_close(&g->target);
         return -1;
     }

@@ -211,6 +211,7 @@ int bench_rank_open(struct bench_target **out, const struct bench_target_options
         rank_close(&r->target);
         return -1;
     }
+    r->target.kv_type = r->engine.kv_type;
     r->target.load_us = clock_now_us() - begun_us;
     snprintf(r->target.kernel_set, sizeof(r->target.kernel_set), "%s", device_kernel_set(r->device));
     *out = &r->target;

@@ -64,7 +64,9 @@ static void print_head(const struct bench_report *r)
 {
     printf("%s: %s, %.2f GB of weights; kernel set %s, ", r->model, dtype_info(r->work.type)->name,
            (double)r->work.file_bytes * 1e-9, r->kernel_set);
-    if (r->stages > 1)
+    if (r->tensor > 1)
+        printf("a group of %d stages of %d tensor slots, ", r->stages, r->tensor);
+    else if (r->stages > 1)
         printf("a group of %d stages, ", r->stages);
     else
         printf("one rank, ");
@@ -76,8 +78,8 @@ static void print_head(const struct bench_report *r)
            r->limits.read_bytes_per_s * 1e-9, r->limits.read_by, r->limits.cpu.int8_op_per_s * 1e-9,
            r->limits.cpu.bf16_flop_per_s * 1e-9, r->limits.cpu.fp32_flop_per_s * 1e-9);
     printf("load %.0f ms, to the first token %.0f ms\n", r->load_ms, r->first_token_ms);
-    printf("resident %.0f MB, of it %.0f MB no file's", (double)r->resident_bytes * 1e-6,
-           (double)r->anonymous_bytes * 1e-6);
+    printf("resident%s %.0f MB, of it %.0f MB no file's", r->tensor > 1 ? " (first rank of each stage)" : "",
+           (double)r->resident_bytes * 1e-6, (double)r->anonymous_bytes * 1e-6);
     if (r->kv_budget_bytes)
         printf("; weights %.0f MB + KV budget %.0f MB", (double)r->work.file_bytes * 1e-6,
                (double)r->kv_budget_bytes * 1e-6);
@@ -127,14 +129,15 @@ void bench_report_json(struct bench_report *r)
     for (int i = 0; i < r->row_count; i++)
         json_array_append_new(rows, row_json(r, &r->rows[i]));
     json_t *o = json_pack(
-        "{s:s, s:s, s:i, s:i, s:I, s:{s:f, s:s, s:f, s:f, s:f}, s:f, s:f, s:I, s:I, s:I, s:I, s:b, s:o}",
-        "model", r->model, "kernel_set", r->kernel_set, "stages", r->stages, "threads", r->limit_threads,
-        "repeats", (json_int_t)r->repeats, "limits", "read_bytes_per_s", r->limits.read_bytes_per_s,
-        "read_by", r->limits.read_by, "int8_op_per_s", r->limits.cpu.int8_op_per_s, "bf16_flop_per_s",
-        r->limits.cpu.bf16_flop_per_s, "fp32_flop_per_s", r->limits.cpu.fp32_flop_per_s, "load_ms",
-        r->load_ms, "first_token_ms", r->first_token_ms, "resident_bytes", (json_int_t)r->resident_bytes,
-        "anonymous_bytes", (json_int_t)r->anonymous_bytes, "weight_bytes", (json_int_t)r->work.file_bytes,
-        "kv_budget_bytes", (json_int_t)r->kv_budget_bytes, "energy_readable", r->energy, "results", rows);
+        "{s:s, s:s, s:i, s:i, s:i, s:I, s:{s:f, s:s, s:f, s:f, s:f}, s:f, s:f, s:I, s:I, s:I, s:I, s:b, s:o}",
+        "model", r->model, "kernel_set", r->kernel_set, "stages", r->stages, "tensor", r->tensor, "threads",
+        r->limit_threads, "repeats", (json_int_t)r->repeats, "limits", "read_bytes_per_s",
+        r->limits.read_bytes_per_s, "read_by", r->limits.read_by, "int8_op_per_s",
+        r->limits.cpu.int8_op_per_s, "bf16_flop_per_s", r->limits.cpu.bf16_flop_per_s, "fp32_flop_per_s",
+        r->limits.cpu.fp32_flop_per_s, "load_ms", r->load_ms, "first_token_ms", r->first_token_ms,
+        "resident_bytes", (json_int_t)r->resident_bytes, "anonymous_bytes", (json_int_t)r->anonymous_bytes,
+        "weight_bytes", (json_int_t)r->work.file_bytes, "kv_budget_bytes", (json_int_t)r->kv_budget_bytes,
+        "energy_readable", r->energy, "results", rows);
     if (r->prefix_tokens)
         json_object_set_new(o, "prefix",
                             json_pack("{s:I, s:f, s:f, s:f}", "tokens", (json_int_t)r->prefix_tokens,

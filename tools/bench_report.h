@@ -29,7 +29,7 @@ struct bench_row {
 struct bench_report {
     const char *model;
     char kernel_set[64];
-    int threads, stages, limit_threads;
+    int threads, stages, tensor, limit_threads;
     int64_t repeats;
     struct bench_work work;
     struct bench_limits limits;

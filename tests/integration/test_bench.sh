@@ -47,6 +47,9 @@ verdict $? "bench engine --json holds each test with its fraction, limit and spr
     grep -qE '^load [0-9]+ ms, to the first token [0-9]+ ms' "$out" && grep -q '^resident [0-9]* MB' "$out" &&
     grep -qE '^pp24 +1 +2 f16 +[0-9.]+ +[0-9.]+ % fp32' "$out" && grep -qE '^tg6 +2 +2 f16 ' "$out"
 verdict $? "bench engine drives a real group of two stages, and says its method"
+"$B/lepton" bench engine $model -p 0 -n 6 -b 2 --repeats 1 --threads 1 --tensor 2 --json >"$out" 2>&1 &&
+    /usr/bin/python3 -c 'import json, sys; r = json.load(open(sys.argv[1])); assert r["tensor"] == 2 and r["results"][0]["tokens_per_second"] > 0, r' "$out"
+verdict $? "bench engine drives a group of two tensor slots"
 "$B/lepton" bench engine $model -p 12, >"$out" 2>&1
 [ $? -eq 2 ] && grep -q -- '--prompts: expected numbers' "$out" && ! "$B/lepton" bench engine $model -p 0 -n 6000 >"$out" 2>&1 &&
     grep -q "is more than the model's" "$out" && ! "$B/lepton" bench engine /nowhere.gguf >"$out" 2>&1 && grep -q '/nowhere.gguf' "$out"
