@@ -36,10 +36,11 @@ struct weight {
  * bytes; they are all in memory then. */
 int weight_pack(struct weight *out, struct device *device, const struct tensor *host, struct err *err);
 /* Who looks at a matrix in the pass that packs it (design decision 15). rows() is told of every row once, in
- * runs of about a megabyte, each by the thread that has just packed it: it still lies in that thread's cache.
- * Several threads call at once. */
+ * runs of about a tenth of a megabyte, each by the thread that has just packed it, number `member` of
+ * device_threads(): the rows still lie in that thread's cache. Several threads call at once; what one calls
+ * with mostly goes on where its last call ended. */
 struct weight_watch {
-    void (*rows)(void *context, int64_t begin, int64_t end);
+    void (*rows)(void *context, int64_t begin, int64_t end, int member);
     void *context;
 };
 /* The same, watched; `watch` NULL = nobody looks. */

@@ -396,7 +396,7 @@ int cuda_pack(struct weight *out, struct device *device, const struct tensor *ho
     if (!packed)
         return -1;
     if (watch)
-        watch->rows(watch->context, 0, host->dim[0]);
+        watch->rows(watch->context, 0, host->dim[0], 0);
     if (host->dtype == DTYPE_Q8_0) {
         if (pack_q8_0(packed, device, host, err) < 0)
             goto fail;

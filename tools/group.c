@@ -32,8 +32,12 @@ static const struct config_option options[] = {
      "tensor slots: ranks that share each layer of a stage; the job has stages x T ranks", false},
     {"hostfile", 0, CONFIG_STRING, OPTION(hostfile), 0, 0, NULL, "PATH", NULL,
      "hosts of the job, in the launcher's format (default: this host, or the Slurm allocation)", false},
-    {"launcher", 'l', CONFIG_STRING, OPTION(launcher), 0, 0, "auto", "NAME", "auto|mpirun|srun",
-     "what starts the job; auto = srun inside a Slurm allocation, else mpirun", false},
+    {"launcher", 'l', CONFIG_STRING, OPTION(launcher), 0, 0, "auto", "NAME", "auto|local|mpirun|srun",
+     "what starts the job: local = this host, a single rank without MPI (it starts in half the time), "
+     "several "
+     "by mpirun; auto = srun inside a Slurm allocation, mpirun with a hostfile or launcher_arguments, else "
+     "local",
+     false},
     {"launcher_arguments", 0, CONFIG_STRING, OPTION(launcher_arguments), 0, 0, NULL, "WORDS", NULL,
      "further arguments for the launcher, separated by spaces", false},
     {"worker", 0, CONFIG_STRING, OPTION(worker), 0, 0, NULL, "PATH", NULL,
@@ -110,18 +114,30 @@ static bool use_srun(const struct group_settings *s)
            (strcmp(s->launcher, "auto") == 0 && getenv("SLURM_JOB_ID") && process_on_path("srun"));
 }
 
+static int64_t rank_count(const struct group_settings *s)
+{
+    return s->stages * s->tensor;
+}
+
+/* One rank on this host is a process like any other: no launcher, no MPI. */
+static bool use_none(const struct group_settings *s)
+{
+    bool plain = !s->hostfile && !s->launcher_arguments;
+    return rank_count(s) == 1 && !use_srun(s) && strcmp(s->launcher, "mpirun") != 0 && plain;
+}
+
 static void build_command(struct arguments *a, const struct group_settings *s, const char *const *worker,
                           int count)
 {
     char number[32];
-    snprintf(number, sizeof(number), "%lld", (long long)(s->stages * s->tensor));
+    snprintf(number, sizeof(number), "%lld", (long long)rank_count(s));
     if (use_srun(s)) {
         add(a, "srun");
         add(a, "--mpi=pmix");
         add(a, "--kill-on-bad-exit=1");
         add(a, "-n");
         add(a, number);
-    } else {
+    } else if (!use_none(s)) {
         add(a, "mpirun");
         add(a, "--oversubscribe");
         add(a, "--bind-to");
@@ -144,12 +160,14 @@ static void build_command(struct arguments *a, const struct group_settings *s, c
         add(a, "--tensor");
         add(a, width);
     }
+    if (use_none(s))
+        add(a, "--alone");
     for (int i = 0; i < count; i++)
         add(a, worker[i]);
 }
 
 /* What a signal asks for. The launcher ends its ranks hard on SIGTERM; SIGUSR2 it passes on, and the leader
- * drains. */
+ * drains. A rank without a launcher drains on both. */
 struct supervisor {
     const struct group_settings *s;
     struct process job;
@@ -198,8 +216,8 @@ static int supervise(struct supervisor *v, struct arguments *a)
             log_error("group", "%s", err.message);
             return EXIT_FAILED;
         }
-        log_info("group", "job started: %lld ranks under %s (pid %d)", (long long)(s->stages * s->tensor),
-                 a->word[0], (int)v->job.pid);
+        log_info("group", "job started: %lld ranks under %s (pid %d)", (long long)rank_count(s), a->word[0],
+                 (int)v->job.pid);
         watch_job(v);
         int code = process_exit_code(&v->job);
         if (code == 0 || v->asked) {
@@ -259,6 +277,8 @@ int command_group(int argc, char **argv)
         setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);
     }
     setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
+    /* hwloc would ask ten X servers for GPUs, in the launcher and in every rank. */
+    setenv("HWLOC_COMPONENTS", "-gl", 0);
     build_command(&a, &s, worker, count);
     struct supervisor v = {.s = &s, .signals = open_signals()};
     int code = supervise(&v, &a);

@@ -350,7 +350,7 @@ static int start_group(struct local *l, int index, struct err *err)
                            "--tensor",
                            tensor,
                            "--launcher",
-                           "mpirun",
+                           "local",
                            "--log-level",
                            l->o.log_level,
                            "--",

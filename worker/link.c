@@ -37,6 +37,7 @@ struct link {
     uint64_t sequence, sent_ms[HEARTBEATS_KEPT]; /* heartbeats: when number n was sent */
     uint64_t lease_until_ms, next_heartbeat_ms, next_hello_ms;
     uint64_t greeted_ms; /* when the first hello was sent that may still be answered; 0 = none */
+    bool unsent;         /* the hello waits for the connection */
     bool lost;           /* a message about a request could not be sent */
     bool draining, left, stop, refused_logged;
     struct backlog backlog;
@@ -90,6 +91,7 @@ static void send_hello(struct link *l, uint64_t now_ms)
     m.hello.incarnation = l->incarnation;
     bool sent = send_message(l, &m);
     l->next_hello_ms = now_ms + (sent ? HELLO_RETRY_MS : HELLO_UNSENT_MS);
+    l->unsent = !sent;
     if (sent && !l->greeted_ms)
         l->greeted_ms = now_ms;
 }
@@ -433,12 +435,17 @@ static void *run_link(void *context)
 {
     struct link *l = context;
     while (!l->stop || !l->left) {
-        zmq_pollitem_t items[3] = {{.socket = l->socket, .events = ZMQ_POLLIN},
+        short events = ZMQ_POLLIN | (l->unsent ? ZMQ_POLLOUT : 0);
+        zmq_pollitem_t items[3] = {{.socket = l->socket, .events = events},
                                    {.fd = mailbox_event_fd(l->o.mailbox), .events = ZMQ_POLLIN},
                                    {.fd = l->control, .events = ZMQ_POLLIN}};
         zmq_poll(items, 3, l->stop ? 10 : next_timeout(l));
         if (items[2].revents)
             take_control(l);
+        if (items[0].revents & ZMQ_POLLOUT) { /* connected: IMMEDIATE lets nothing be queued before */
+            l->unsent = false;
+            l->next_hello_ms = clock_now_ms();
+        }
         /* The lease is looked at before anything is said under it: this thread may have been held up. */
         receive(l);
         keep_time(l);

@@ -72,7 +72,8 @@ static void on_signal(int signal_number)
 static _Noreturn void leave(const struct worker *w, int code, const struct err *err)
 {
     log_error("worker", "rank %d: %s", w->rank, err->message);
-    MPI_Abort(MPI_COMM_WORLD, code);
+    if (!w->settings.alone)
+        MPI_Abort(MPI_COMM_WORLD, code);
     _exit(code);
 }
 
@@ -85,6 +86,9 @@ static void tune_mpi(void)
 static void start_mpi(struct worker *w)
 {
     int provided = 0;
+    w->ranks = 1;
+    if (w->settings.alone)
+        return;
     tune_mpi();
     if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS ||
         provided < MPI_THREAD_FUNNELED)
@@ -162,7 +166,10 @@ static void gather_cards(struct worker *w, uint64_t load_ms)
         strcpy(card.host, "?");
     if (w->rank == 0)
         w->cards = xcalloc((size_t)w->ranks, sizeof(*w->cards));
-    MPI_Gather(&card, sizeof(card), MPI_BYTE, w->cards, sizeof(card), MPI_BYTE, 0, MPI_COMM_WORLD);
+    if (w->ranks == 1)
+        w->cards[0] = card;
+    else
+        MPI_Gather(&card, sizeof(card), MPI_BYTE, w->cards, sizeof(card), MPI_BYTE, 0, MPI_COMM_WORLD);
 }
 
 /* Host memory: what the ranks of one host share, or MPI. `over` holds the same ranks as `color` picks from
@@ -462,7 +469,9 @@ int main(int argc, char **argv)
     struct serve_options options = serve_options(&w);
     if (w.rank == 0 ? lead(&w, &err) : serve_follower(&options, &err))
         leave(&w, err.code == EXIT_CONFIG ? EXIT_CONFIG : EXIT_GROUP, &err);
+    bool alone = w.settings.alone;
     release(&w);
-    MPI_Finalize();
+    if (!alone)
+        MPI_Finalize();
     return 0;
 }

@@ -83,6 +83,8 @@ static const struct config_option options[] = {
      false},
     {"speculation_tokens", 0, CONFIG_INT, OPTION(speculation_tokens), 1, SPECULATE_MAX_TOKENS, "8", "N", NULL,
      "most tokens of one draft; fewer are drafted while drafts are rejected or many sequences run", false},
+    {"alone", 0, CONFIG_BOOL, OPTION(alone), 0, 0, "false", NULL, NULL,
+     "this process is the whole group: it starts without MPI (`lepton group` says so where it can)", true},
     {"step_limit_ms", 0, CONFIG_INT, OPTION(step_limit_ms), 100, 86400000, "20000", "MS", NULL,
      "a rank that makes no progress inside a step for so long ends", false},
     {"wait_limit_ms", 0, CONFIG_INT, OPTION(wait_limit_ms), 100, 86400000, "60000", "MS", NULL,

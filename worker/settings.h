@@ -11,7 +11,7 @@ struct worker_settings {
         *kernels, *kv_type, *speculation, *comm, *nccl_library, *log_level, *log_format;
     int64_t threads, tensor, context, max_sequences, step_tokens, mixed_tokens, page_tokens, kv_bytes,
         speculation_tokens, priority_step_ms;
-    bool prefix_cache, f16_as_bf16;
+    bool prefix_cache, f16_as_bf16, alone;
     int64_t step_limit_ms, wait_limit_ms, start_limit_ms;
 };
 

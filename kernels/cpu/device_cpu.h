@@ -23,7 +23,7 @@ void *cpu_stream_gathered(struct stream *s, size_t bytes);
 void cpu_weight_floats(const struct weight *w, int64_t n, int64_t k, int64_t count, float *out);
 
 /* Every row of `host` once, on the device's team: body(), then watch->rows() (NULL: none), for runs of rows
- * of about a megabyte that begin at multiples of `unit` rows. */
+ * that begin at multiples of `unit` rows. */
 void cpu_pack_pass(struct device *device, const struct tensor *host, int64_t unit,
                    const struct weight_watch *watch, void (*body)(void *context, int64_t begin, int64_t end),
                    void *context);

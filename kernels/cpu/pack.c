@@ -8,10 +8,11 @@
 
 #include "kernels/cpu/device_cpu.h"
 
-#define RUN_BYTES (1u << 20)
+#define RUN_BYTES   (1u << 20)
+#define TOUCH_BYTES (96u << 10) /* packed, then watched: both forms stay in a second-level cache */
 
 struct pass {
-    int64_t rows, unit;
+    int64_t rows, unit, step; /* step: rows of one call, a multiple of unit */
     uint64_t row_bytes;
     const struct weight_watch *watch;
     void (*body)(void *context, int64_t begin, int64_t end);
@@ -29,14 +30,12 @@ static int64_t run_begin(const struct pass *p, int64_t r)
 static void pass_body(void *context, int64_t begin, int64_t end, int member)
 {
     const struct pass *p = context;
-    (void)member;
-    for (int64_t r = begin; r < end; r++) {
-        int64_t first = run_begin(p, r), last = run_begin(p, r + 1);
-        if (first == last)
-            continue; /* a unit longer than a run began before it */
-        p->body(p->context, first, last);
+    int64_t last = run_begin(p, end); /* a run in which no unit begins is empty */
+    for (int64_t row = run_begin(p, begin), next; row < last; row = next) {
+        next = last - row > p->step ? row + p->step : last;
+        p->body(p->context, row, next);
         if (p->watch)
-            p->watch->rows(p->watch->context, first, last);
+            p->watch->rows(p->watch->context, row, next, member);
     }
 }
 
@@ -46,6 +45,7 @@ void cpu_pack_pass(struct device *device, const struct tensor *host, int64_t uni
 {
     struct pass p = {.rows = host->dim[0], .unit = unit, .watch = watch, .body = body, .context = context};
     p.row_bytes = tensor_bytes(host) / (uint64_t)host->dim[0];
+    p.step = unit * (int64_t)(1 + TOUCH_BYTES / (p.row_bytes * (uint64_t)unit));
     team_for(cpu_device_team(device), (int64_t)((tensor_bytes(host) + RUN_BYTES - 1) / RUN_BYTES), 1,
              pass_body, &p);
 }

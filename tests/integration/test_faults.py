@@ -125,6 +125,21 @@ def test_killed_supervisor(c):
     gone(c, "lepton-worker", workers)
 
 
+@with_options(model=None, groups=1, stages=1)
+def test_alone(c):
+    """a group of one rank runs without a launcher: it comes back when it is killed, and goes with its supervisor"""
+    client, group = stream(c), c.group("g-0")
+    assert pids(c, "mpirun") == []
+    os.kill(group["stages"][0]["pid"], signal.SIGKILL)
+    end = outcome(client)
+    assert end.name == "error" and end.code == 502, end
+    back(c, group["epoch"])
+    workers = pids(c, "lepton-worker")
+    assert len(workers) == 1 and pids(c, "mpirun") == []
+    os.kill(supervisor(c), signal.SIGKILL)
+    gone(c, "lepton-worker", workers)
+
+
 @with_options(model=None, groups=2, stages=2)
 def test_killed_run(c):
     """kill -9 of lepton run: nothing survives it, and the next run removes what it left"""
@@ -227,7 +242,7 @@ def test_full_disk(home):
 
 ALONE = [test_port_in_use, test_bad_home, test_ignored_children, test_full_disk]
 RUNNING = [test_frozen_follower, test_killed_leader, test_killed_launcher, test_killed_launcher_of_idle_group,
-           test_killed_supervisor, test_killed_run]
+           test_killed_supervisor, test_alone, test_killed_run]
 
 if __name__ == "__main__":
     only = sys.argv[1:]

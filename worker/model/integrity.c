@@ -15,6 +15,8 @@ _Static_assert(sizeof(XXH128_canonical_t) == MANIFEST_CHUNK_HASH, "XXH3-128 has 
 /* The same hash with the widest vectors of this processor, a fifth faster: in libxxhash where it was built
  * for x86 with run-time dispatch, absent (NULL) elsewhere. */
 XXH128_hash_t XXH3_128bits_dispatch(const void *data, size_t bytes) __attribute__((weak));
+XXH_errorcode XXH3_128bits_update_dispatch(XXH3_state_t *state, const void *data, size_t bytes)
+    __attribute__((weak));
 
 static XXH128_hash_t xxh3(const void *data, size_t bytes)
 {
@@ -40,9 +42,18 @@ struct reading {
     struct job job;
 };
 
+/* A chunk that a thread is in the middle of. */
+struct thread_chunk {
+    bool open;
+    uint64_t chunk, next; /* the first byte of the tensor that it has not hashed */
+    XXH3_state_t *state;
+};
+
 struct integrity {
     struct team *team;
     struct reading reading;
+    struct thread_chunk *thread; /* [threads], of the reading */
+    int threads;
 };
 
 int integrity_open(struct integrity **out, int threads, struct err *err)
@@ -65,6 +76,9 @@ void integrity_close(struct integrity **i)
     if (!i || !*i)
         return;
     team_free(&(*i)->team);
+    for (int k = 0; k < (*i)->threads; k++)
+        XXH3_freeState((*i)->thread[k].state);
+    free((*i)->thread);
     free(*i);
     *i = NULL;
 }
@@ -84,18 +98,23 @@ static void note_bad(struct job *job, uint64_t chunk)
         ;
 }
 
-static void hash_chunk(struct job *job, uint64_t chunk)
+static void compare(struct job *job, uint64_t chunk, XXH128_hash_t found)
 {
-    uint64_t bytes = chunk_bytes(job->bytes, chunk);
-    const uint8_t *data = job->data + chunk * MANIFEST_CHUNK;
     XXH128_canonical_t hash;
-    XXH128_canonicalFromHash(&hash, xxh3(data, bytes));
-    if (job->blake)
-        crypto_generichash(job->blake + chunk * MANIFEST_HASH, MANIFEST_HASH, data, bytes, NULL, 0);
+    XXH128_canonicalFromHash(&hash, found);
     if (job->made)
         memcpy(job->made + chunk * MANIFEST_CHUNK_HASH, &hash, sizeof(hash));
     else if (memcmp(job->wanted + chunk * MANIFEST_CHUNK_HASH, &hash, sizeof(hash)) != 0)
         note_bad(job, chunk);
+}
+
+static void hash_chunk(struct job *job, uint64_t chunk)
+{
+    uint64_t bytes = chunk_bytes(job->bytes, chunk);
+    const uint8_t *data = job->data + chunk * MANIFEST_CHUNK;
+    if (job->blake)
+        crypto_generichash(job->blake + chunk * MANIFEST_HASH, MANIFEST_HASH, data, bytes, NULL, 0);
+    compare(job, chunk, xxh3(data, bytes));
 }
 
 static void hash_chunks(void *context, int64_t begin, int64_t end, int member)
@@ -233,7 +252,7 @@ int integrity_check_tensor(struct integrity *i, const struct manifest *m, const 
 }
 
 void integrity_read_begin(struct integrity *i, const struct manifest *m, const struct gguf *g,
-                          const struct gguf_tensor *t, uint64_t begin)
+                          const struct gguf_tensor *t, uint64_t begin, int threads)
 {
     uint64_t index = (uint64_t)(t - gguf_tensor_at(g, 0));
     ASSERT(index < m->tensor_count && m->tensor[index].bytes == t->bytes);
@@ -245,21 +264,57 @@ void integrity_read_begin(struct integrity *i, const struct manifest *m, const s
                                           .bytes = t->bytes,
                                           .wanted = m->tensor[index].chunk,
                                           .bad = UINT64_MAX}};
+    for (; i->threads < threads; i->threads++) {
+        i->thread = xrealloc(i->thread, ((size_t)i->threads + 1) * sizeof(*i->thread));
+        i->thread[i->threads] = (struct thread_chunk){.state = XXH3_createState()};
+        if (!i->thread[i->threads].state)
+            die("no memory for the state of a hash");
+    }
+    for (int k = 0; k < i->threads; k++)
+        i->thread[k].open = false;
 }
 
-/* A chunk belongs to the run that it begins in; the one that began before the first run, to that. */
-void integrity_read(struct integrity *i, uint64_t begin, uint64_t end)
+/* Hashes on to byte `end` of the tensor or to the end of the chunk. */
+static void go_on(struct job *job, struct thread_chunk *c, uint64_t end)
+{
+    uint64_t chunk_end = c->chunk * MANIFEST_CHUNK + chunk_bytes(job->bytes, c->chunk);
+    uint64_t to = end < chunk_end ? end : chunk_end;
+    if (to > c->next)
+        (XXH3_128bits_update_dispatch ? XXH3_128bits_update_dispatch
+                                      : XXH3_128bits_update)(c->state, job->data + c->next, to - c->next);
+    c->next = to;
+    if (to < chunk_end)
+        return;
+    compare(job, c->chunk, XXH3_128bits_digest(c->state));
+    c->open = false;
+}
+
+/* A chunk belongs to who is told of its first byte; the one that began before the first run, to the first. */
+void integrity_read(struct integrity *i, uint64_t begin, uint64_t end, int thread)
 {
     struct reading *r = &i->reading;
-    ASSERT(begin >= r->begin && begin <= end && end <= r->job.bytes);
+    ASSERT(begin >= r->begin && begin <= end && end <= r->job.bytes && thread >= 0 && thread < i->threads);
+    struct thread_chunk *c = &i->thread[thread];
+    if (c->open && c->next != begin)
+        go_on(&r->job, c, UINT64_MAX);
+    if (c->open)
+        go_on(&r->job, c, end);
     uint64_t chunk = (begin + (begin == r->begin ? 0 : MANIFEST_CHUNK - 1)) / MANIFEST_CHUNK;
-    for (; chunk * MANIFEST_CHUNK < end; chunk++)
-        hash_chunk(&r->job, chunk);
+    for (; !c->open && chunk * MANIFEST_CHUNK < end; chunk++) {
+        c->open = true;
+        c->chunk = chunk;
+        c->next = chunk * MANIFEST_CHUNK;
+        XXH3_128bits_reset(c->state);
+        go_on(&r->job, c, end);
+    }
 }
 
 int integrity_read_end(struct integrity *i, struct err *err)
 {
-    const struct reading *r = &i->reading;
+    struct reading *r = &i->reading;
+    for (int k = 0; k < i->threads; k++)
+        if (i->thread[k].open)
+            go_on(&r->job, &i->thread[k], UINT64_MAX);
     return r->job.bad == UINT64_MAX ? 0 : mismatch(r->m, r->t, r->want, r->job.bad, err);
 }
 

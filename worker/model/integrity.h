@@ -33,11 +33,12 @@ int integrity_check_table(const struct manifest *m, const struct gguf *g, struct
 int integrity_check_tensor(struct integrity *i, const struct manifest *m, const struct gguf *g,
                            const struct gguf_tensor *t, struct err *err);
 /* The same in the pass of somebody else, who reads bytes [begin, end) of the tensor and tells of runs that
- * cover them, from any of his threads: the chunks of a run are hashed while they are on their way through
- * the cache. integrity_read_end says what was found. */
+ * cover them, from his threads 0..threads-1: each hashes what it has just read, while it lies in its cache.
+ * A chunk is hashed to its end by the thread that read its beginning. integrity_read_end says what was found.
+ */
 void integrity_read_begin(struct integrity *i, const struct manifest *m, const struct gguf *g,
-                          const struct gguf_tensor *t, uint64_t begin);
-void integrity_read(struct integrity *i, uint64_t begin, uint64_t end);
+                          const struct gguf_tensor *t, uint64_t begin, int threads);
+void integrity_read(struct integrity *i, uint64_t begin, uint64_t end, int thread);
 int integrity_read_end(struct integrity *i, struct err *err);
 /* Everything, with both kinds of hashes. found() is called for every mismatch; *mismatches counts them. -1
  * only when `watch` stopped it. */

@@ -225,11 +225,11 @@ struct reading {
     uint64_t begin, row_bytes; /* of its first row in the tensor; of each row */
 };
 
-static void see_rows(void *context, int64_t begin, int64_t end)
+static void see_rows(void *context, int64_t begin, int64_t end, int member)
 {
     const struct reading *r = context;
     r->check->read(r->check->context, r->begin + (uint64_t)begin * r->row_bytes,
-                   r->begin + (uint64_t)end * r->row_bytes);
+                   r->begin + (uint64_t)end * r->row_bytes, member);
 }
 
 static int pack_failed(const struct model *m, const struct gguf_tensor *t, struct err *err)
@@ -245,7 +245,7 @@ static int pack_checked(struct model *m, struct weight *out, const struct tensor
     struct reading r = {.check = c, .begin = begin, .row_bytes = tensor_bytes(host) / (uint64_t)host->dim[0]};
     struct weight_watch watch = {.rows = see_rows, .context = &r};
     if (c->tensor)
-        c->begin(c->context, m->gguf, t, begin);
+        c->begin(c->context, m->gguf, t, begin, device_threads(m->device));
     if (weight_pack_watched(out, m->device, host, c->tensor ? &watch : NULL, err))
         return pack_failed(m, t, err);
     return c->tensor ? c->end(c->context, err) : 0;

@@ -22,8 +22,9 @@ struct model_slice {
  * read from `begin` on, by several threads, then end(); all other tensors as a whole before. */
 struct model_check {
     int (*tensor)(void *context, const struct gguf *g, const struct gguf_tensor *t, struct err *err);
-    void (*begin)(void *context, const struct gguf *g, const struct gguf_tensor *t, uint64_t begin);
-    void (*read)(void *context, uint64_t begin, uint64_t end);
+    void (*begin)(void *context, const struct gguf *g, const struct gguf_tensor *t, uint64_t begin,
+                  int threads);
+    void (*read)(void *context, uint64_t begin, uint64_t end, int thread);
     int (*end)(void *context, struct err *err);
     void *context;
 };

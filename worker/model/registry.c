@@ -209,17 +209,18 @@ static int check_tensor(void *context, const struct gguf *g, const struct gguf_t
     return integrity_check_tensor(m->integrity, m->manifest, g, t, err);
 }
 
-static void begin_tensor(void *context, const struct gguf *g, const struct gguf_tensor *t, uint64_t begin)
+static void begin_tensor(void *context, const struct gguf *g, const struct gguf_tensor *t, uint64_t begin,
+                         int threads)
 {
     struct registry_model *m = context;
-    integrity_read_begin(m->integrity, m->manifest, g, t, begin);
+    integrity_read_begin(m->integrity, m->manifest, g, t, begin, threads);
 }
 
-static void read_tensor(void *context, uint64_t begin, uint64_t end)
+static void read_tensor(void *context, uint64_t begin, uint64_t end, int thread)
 {
     struct registry_model *m = context;
     atomic_fetch_add(&m->checked_bytes, end - begin);
-    integrity_read(m->integrity, begin, end);
+    integrity_read(m->integrity, begin, end, thread);
 }
 
 static int end_tensor(void *context, struct err *err)
