@@ -398,7 +398,7 @@ static const struct wire_record records[] = {
            "Ends a request. `group` and `epoch` are for workers only."),
     RECORD(WIRE_STATUS, status, "client -> coordinator", "Asks for a status_reply."),
     RECORD(WIRE_ACCEPTED, accepted, "coordinator -> client",
-           "The request will get one done for each of its choices, or else exactly one error."),
+           "The request will get one done for each of its choices, or one error that ends it."),
     RECORD(WIRE_TOKEN, token, "coordinator -> client, worker -> coordinator",
            "One generated token. `group` and `epoch` are sent by workers only."),
     RECORD(WIRE_DONE, done, "coordinator -> client, worker -> coordinator",

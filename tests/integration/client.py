@@ -1,8 +1,10 @@
 #!/usr/bin/python3
 """A foreign client: generates text through a Lepton coordinator, written from docs/protocol.md alone.
 
-usage: client.py ENDPOINT SERVER.pub OWN.key PROMPT N [TEMPERATURE [SEED]]
-Prints the text as it comes, then one line of JSON: tokens, text, finish_reason, seed. Exit 1 on an error."""
+usage: client.py ENDPOINT SERVER.pub OWN.key PROMPT N [TEMPERATURE [SEED [FIELDS]]]
+FIELDS is a JSON object of further fields of generate. Prints the text as it comes (of several choices the first one's),
+then one line of JSON: tokens, text, finish_reason, seed; and logprobs and choices when they were asked for. Exit 1 on an
+error."""
 import json
 import sys
 
@@ -35,26 +37,34 @@ def receive(socket, request):
 def generate(socket, prompt, count, options):
     request = "py-1"  # unique among the live requests of this connection
     socket.send(msgpack.packb([1, GENERATE, {"request": request, "prompt": prompt, "max_tokens": count, **options}]))
-    tokens, text, seed = [], "", None
-    while True:
+    answers = [{"tokens": [], "text": "", "finish_reason": None} for _ in range(options.get("n", 1))]
+    seed = None
+    while not all(answer["finish_reason"] for answer in answers):
         kind, fields = receive(socket, request)
         if kind == ERROR:
             sys.exit(f"client.py: error {fields['code']}: {fields['message']}")
         if kind == ACCEPTED:
             seed = fields["seed"]
+            continue
+        choice = fields.get("choice", 0)
+        answer = answers[choice]
         if kind == TOKEN:
-            assert fields["index"] == len(tokens), f"token {fields['index']} came, {len(tokens)} was due"
-            tokens.append(fields["id"])
-        if kind in (TOKEN, DONE):
-            text += fields.get("text", "")
+            assert fields["index"] == len(answer["tokens"]), f"token {fields['index']} came, {len(answer['tokens'])} was due"
+            answer["tokens"].append(fields["id"])
+            if options.get("logprobs"):
+                answer.setdefault("logprobs", []).append([fields.get("logprob", 0), fields.get("top_logprobs", [])])
+        answer["text"] += fields.get("text", "")
+        if choice == 0:
             print(fields.get("text", ""), end="", flush=True)
         if kind == DONE:
-            return {"tokens": tokens, "text": text, "finish_reason": fields["finish_reason"], "seed": seed}
+            answer["finish_reason"] = fields["finish_reason"]
+    return {**answers[0], "seed": seed, **({"choices": answers} if len(answers) > 1 else {})}
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (6, 7, 8):
+    if len(sys.argv) not in (6, 7, 8, 9):
         sys.exit(__doc__)
-    given = {"temperature": float(sys.argv[6]) if sys.argv[6:] else 0, **{"seed": int(s) for s in sys.argv[7:]}}
+    given = {"temperature": float(sys.argv[6]) if sys.argv[6:] else 0, **{"seed": int(s) for s in sys.argv[7:8]}}
+    given.update(json.loads(sys.argv[8]) if sys.argv[8:] else {})
     answer = generate(connect(*sys.argv[1:4]), sys.argv[4], int(sys.argv[5]), given)
     print("\n" + json.dumps(answer))
