@@ -68,6 +68,13 @@ def test_special_tokens_are_recognised_and_bos_stands_once():
     assert abs(found["prompt_tokens"] - len(ids.split())) <= 1, (found, ids)
 
 
+def test_a_stop_string_ends_an_answer():
+    whole = answers(chat("Once upon a time\n", "-n", "24", "--json", "--ignore-eos"))[0]
+    stop = whole["text"][10:14]
+    found = answers(chat("Once upon a time\n", "-n", "24", "--json", "--ignore-eos", "--stop", stop, "--stop", "\x01"))[0]
+    assert found["text"] == whole["text"][:whole["text"].index(stop)] and found["finish_reason"] == "stop", (whole, found)
+
+
 def test_what_cannot_work_is_refused_before_a_cluster_starts():
     cases = [(["demo"], 1, "try --chat-template plain"), ([], 2, "expected MODEL, or --chat-template"),
              (["demo", "--chat-template", "nope"], 1, "no built-in template: expected one of chatml"),

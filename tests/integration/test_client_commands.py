@@ -44,6 +44,20 @@ def test_streams_text(c):
     assert out == "a time\n" and err == "", (out, err)
 
 
+def test_chat_stops(c):
+    """chat asks for the end of the template's turns as a stop string, beside those that were given"""
+    worker = c.worker().join()
+    for words, stops in (((), ["<|im_end|>"]), (("--stop", "User:"), ["User:", "<|im_end|>"]), (("--ignore-eos",), [])):
+        process = start(c, "chat", "--chat-template", "chatml", "-n", "2", *words, stdin=subprocess.PIPE)
+        process.stdin.write("Hello\n")
+        process.stdin.flush()
+        assign = worker.expect("assign")
+        assert assign.get("stop", []) == stops, assign
+        assert assign.get("tenant") == "client", assign
+        worker.serve(assign, 2)
+        finish(process, 0)
+
+
 def test_json(c):
     """generate --json ends with one object: tokens, text, seed, group, stages, timings"""
     worker = c.worker().join()

@@ -178,6 +178,67 @@ static void test_flag_forms(void)
     config_release(&table, &s);
 }
 
+/* A table of its own: options that may be repeated. */
+struct words {
+    struct config_strings stop;
+    char *config;
+};
+static const struct config_option word_options[] = {
+    {.name = "stop",
+     .kind = CONFIG_STRINGS,
+     .offset = offsetof(struct words, stop),
+     .help = "Ends an answer; may be repeated."},
+    {.name = "config",
+     .kind = CONFIG_STRING,
+     .offset = offsetof(struct words, config),
+     .given_only = true,
+     .help = "A file."},
+};
+static const struct config_table word_table = {.program = "words",
+                                               .options = word_options,
+                                               .option_count = ARRAY_LEN(word_options),
+                                               .settings_bytes = sizeof(struct words)};
+
+/* The words of a file and of flags, joined by '|'; or the error. */
+static const char *words_of(const char *file, int argc, char **argv, char out[200])
+{
+    struct words s;
+    struct err err = {0};
+    char *all[8] = {"words"}, config[96];
+    int count = 1, arguments = 0;
+    for (int i = 0; i < argc; i++)
+        all[count++] = argv[i];
+    snprintf(config, sizeof(config), "--config=%s", file ? file_with(file, strlen(file)) : "");
+    if (file)
+        all[count++] = config;
+    config_defaults(&word_table, &s);
+    int code = config_args(&word_table, &s, count, all, NULL, &arguments, &err);
+    out[0] = '\0';
+    for (size_t i = 0; code == 0 && i < s.stop.count; i++)
+        snprintf(out + strlen(out), 200 - strlen(out), "%s%s", i ? "|" : "", s.stop.item[i]);
+    if (code)
+        snprintf(out, 200, "%s", strstr(err.message, "stop") ? strstr(err.message, "stop") : err.message);
+    config_release(&word_table, &s);
+    CHECK_INT(s.stop.count, 0);
+    if (file)
+        file_end();
+    return out;
+}
+
+static void test_strings(void)
+{
+    char out[200];
+    CHECK_STR(words_of(NULL, 0, NULL, out), "");
+    CHECK_STR(words_of(NULL, 3, (char *[]){"--stop", "a b", "--stop=|"}, out), "a b||");
+    CHECK_STR(words_of("stop = \"one\";", 0, NULL, out), "one");
+    CHECK_STR(words_of("stop = [\"one\", \"two\"];", 0, NULL, out), "one|two");
+    CHECK_STR(words_of("stop = (\"one\");", 2, (char *[]){"--stop", "flag"}, out), "flag");
+    CHECK_STR(words_of("stop = 7;", 0, NULL, out), "stop: expected strings, found 7");
+    CHECK_STR(words_of("stop = (\"one\", 7);", 0, NULL, out), "stop: expected strings, found 7");
+    CHECK_STR(words_of(NULL, 1, (char *[]){"--stop"}, out),
+              "stop: expected strings, found the end of the command line");
+}
+
 static void test_end_of_options(void)
 {
     struct sample s;
@@ -478,6 +539,7 @@ int main(void)
     TEST(test_file, "a file sets every kind of option, comments and long integers included");
     TEST(test_precedence, "flags win over the file, the file over the defaults");
     TEST(test_flag_forms, "long and short flags take their values in every form");
+    TEST(test_strings, "an option of strings may be repeated; flags win over a file's list");
     TEST(test_end_of_options, "-- ends the options and - is an argument");
     TEST(test_values_that_look_like_flags, "a flag is not taken for the value of the flag before it");
     TEST(test_command_line_refusals, "each wrong command line is refused with its own message");
