@@ -71,8 +71,8 @@ static const struct config_option options[] = {
      false},
     {"prefix_cache", 0, CONFIG_BOOL, OPTION(prefix_cache), 0, 0, "true", NULL, NULL,
      "keep the pages of what was computed while nobody needs them, for prompts that begin alike", false},
-    {"priority_step_ms", 0, CONFIG_INT, OPTION(priority_step_ms), 0, 3600000, "10000", "MS", NULL,
-     "a level of priority is a head start of so long", false},
+    {"priority_step_ms", 0, CONFIG_INT, OPTION(priority_step_ms), 0, 3600000, "100", "MS", NULL,
+     "a level of priority (0 to 1000, the lower goes first) is a head start of so long", false},
     {"kv_type", 0, CONFIG_STRING, OPTION(kv_type), 0, 0, "f32", "TYPE", "f32|f16|bf16|q8_0",
      "element type of the KV cache, part of the numeric class: f16 and bf16 take half of f32's memory, q8_0 "
      "about a quarter",
