@@ -215,6 +215,7 @@ struct wire_heartbeat {
     uint64_t pages_used, pages_cached;
     uint64_t prefix_queries, prefix_hits, preemptions;
     uint64_t drafted_tokens, accepted_tokens;
+    uint64_t stage_busy_us, stage_bubble_us;
     uint64_t tokens_generated;
 };
 
@@ -262,8 +263,8 @@ struct wire_status {
 struct wire_group_status {
     struct wire_str group, state /* "ready", "draining", "lost" */, model, weights, kernels, kv_type;
     uint64_t epoch, tensor, max_sequences, context, pages, pages_used, pages_cached, prefix_queries,
-        prefix_hits, preemptions, drafted_tokens, accepted_tokens, running, waiting, assigned, steps,
-        tokens_generated, heartbeat_age_ms, load_ms;
+        prefix_hits, preemptions, drafted_tokens, accepted_tokens, stage_busy_us, stage_bubble_us, running,
+        waiting, assigned, steps, tokens_generated, heartbeat_age_ms, load_ms;
     struct wire_stage *stages;
     uint32_t stage_count;
 };

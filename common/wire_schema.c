@@ -209,6 +209,9 @@ static const struct wire_field group_status_fields[] = {
     UINT_OPT(wire_group_status, preemptions, 0, COUNT, 0, "sequences put back and recomputed so far"),
     UINT_OPT(wire_group_status, drafted_tokens, 0, COUNT, 0, "tokens that speculation proposed so far"),
     UINT_OPT(wire_group_status, accepted_tokens, 0, COUNT, 0, "of these, those that were right"),
+    UINT_OPT(wire_group_status, stage_busy_us, 0, COUNT, 0, "time that stages ran steps so far, over all"),
+    UINT_OPT(wire_group_status, stage_bubble_us, 0, COUNT, 0,
+             "time that stages waited though there was work"),
     UINT(wire_group_status, running, 0, COUNT, "sequences in its batch"),
     UINT(wire_group_status, waiting, 0, COUNT, "sequences it holds outside the batch"),
     UINT(wire_group_status, assigned, 0, COUNT, "requests the coordinator has given it"),
@@ -356,6 +359,9 @@ static const struct wire_field heartbeat_fields[] = {
     UINT_OPT(wire_heartbeat, preemptions, 0, COUNT, 0, "sequences put back and recomputed so far"),
     UINT_OPT(wire_heartbeat, drafted_tokens, 0, COUNT, 0, "tokens that speculation proposed so far"),
     UINT_OPT(wire_heartbeat, accepted_tokens, 0, COUNT, 0, "of these, those that were right"),
+    UINT_OPT(wire_heartbeat, stage_busy_us, 0, COUNT, 0,
+             "time that stages ran steps so far, over all stages"),
+    UINT_OPT(wire_heartbeat, stage_bubble_us, 0, COUNT, 0, "time that stages waited though there was work"),
     UINT(wire_heartbeat, tokens_generated, 0, COUNT, "tokens so far"),
 };
 static const struct wire_field bye_fields[] = {

@@ -181,6 +181,8 @@ bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_hea
     g->preemptions = beat->preemptions;
     g->drafted_tokens = beat->drafted_tokens;
     g->accepted_tokens = beat->accepted_tokens;
+    g->stage_busy_us = beat->stage_busy_us;
+    g->stage_bubble_us = beat->stage_bubble_us;
     g->tokens_generated = beat->tokens_generated;
     return true;
 }

@@ -34,7 +34,7 @@ struct group {
     char model[129], weights[129], kernels[129], kv_type[33];
     uint64_t tensor, max_sequences, context, pages, page_tokens, load_ms;
     uint64_t steps, running, waiting, pages_used, pages_cached, tokens_generated, prefix_queries, prefix_hits,
-        preemptions, drafted_tokens, accepted_tokens;
+        preemptions, drafted_tokens, accepted_tokens, stage_busy_us, stage_bubble_us;
     struct group_stage *stages; /* stage_count of them */
     uint32_t stage_count;
 };

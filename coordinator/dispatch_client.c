@@ -165,6 +165,8 @@ static void fill_group(struct dispatch *d, struct wire_group_status *out, const 
                                       .preemptions = g->preemptions,
                                       .drafted_tokens = g->drafted_tokens,
                                       .accepted_tokens = g->accepted_tokens,
+                                      .stage_busy_us = g->stage_busy_us,
+                                      .stage_bubble_us = g->stage_bubble_us,
                                       .running = g->running,
                                       .waiting = g->waiting,
                                       .assigned = scheduler_assigned(d->scheduler, g->slot),

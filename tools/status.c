@@ -54,6 +54,13 @@ static json_t *stages_json(const struct wire_group_status *g)
     return list;
 }
 
+/* The share of time in which a stage waited though the group had work, since the group began. */
+static double bubble_ratio(const struct wire_group_status *g)
+{
+    double busy = (double)g->stage_busy_us, bubble = (double)g->stage_bubble_us;
+    return busy + bubble > 0 ? bubble / (busy + bubble) : 0;
+}
+
 static json_t *group_json(const struct wire_group_status *g)
 {
     json_t *o = json_object();
@@ -75,6 +82,7 @@ static json_t *group_json(const struct wire_group_status *g)
     set_count(o, "preemptions", g->preemptions);
     set_count(o, "drafted_tokens", g->drafted_tokens);
     set_count(o, "accepted_tokens", g->accepted_tokens);
+    json_object_set_new(o, "bubble_ratio", json_real(bubble_ratio(g)));
     set_count(o, "assigned", g->assigned);
     set_count(o, "running", g->running);
     set_count(o, "waiting", g->waiting);
@@ -158,6 +166,8 @@ static void print_table(const struct wire_status_reply *s, const char *endpoint)
                COUNT(g->pages_used), COUNT(g->pages_cached), COUNT(free_pages(g)), COUNT(g->prefix_hits),
                COUNT(g->prefix_queries), COUNT(g->preemptions), COUNT(g->accepted_tokens),
                COUNT(g->drafted_tokens));
+        if (g->stage_count > 1)
+            printf("  bubbles %.1f %% of the stages' time\n", 100 * bubble_ratio(g));
         for (uint32_t k = 0; k < g->stage_count; k++)
             print_stage(k, &g->stages[k]);
     }

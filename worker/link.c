@@ -114,6 +114,8 @@ static void send_heartbeat(struct link *l, uint64_t now_ms)
                                           .preemptions = stats.preemptions,
                                           .drafted_tokens = stats.drafted_tokens,
                                           .accepted_tokens = stats.accepted_tokens,
+                                          .stage_busy_us = stats.stage_busy_us,
+                                          .stage_bubble_us = stats.stage_bubble_us,
                                           .tokens_generated = stats.tokens_generated};
     l->sent_ms[l->sequence % HEARTBEATS_KEPT] = now_ms;
     send_message(l, &m);

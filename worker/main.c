@@ -109,6 +109,28 @@ static int place_rank(struct worker *w, struct err *err)
     return layout_check(&w->layout, w->ranks, err);
 }
 
+/* Each slot's keys of a position must be whole blocks of the KV type. */
+static int check_kv_type(const struct worker *w, const struct model_params *params,
+                         const struct slice_blocks *blocks, struct err *err)
+{
+    enum dtype type;
+    uint64_t bytes;
+    bool known = dtype_from_name(w->settings.kv_type, &type);
+    ASSERT(known);
+    for (int slot = 0; slot < w->layout.tensor; slot++) {
+        struct model_part part;
+        if (slice_part(&part, params, blocks, w->layout.tensor, slot, err))
+            return -1;
+        int64_t elements = part.kv_heads.count * params->head_length;
+        if (dtype_row_bytes(type, (uint64_t)elements, &bytes))
+            return err_set(
+                err, "kv_type %s: slot %d of %d has %lld elements a position, expected a multiple of %u",
+                w->settings.kv_type, slot, w->layout.tensor, (long long)elements,
+                dtype_info(type)->block_elements);
+    }
+    return 0;
+}
+
 /* The split of the layers over the stages, and the engine's limits: the same on every rank. */
 static int size_engine(struct worker *w, struct model_params *params, struct err *err)
 {
@@ -116,6 +138,7 @@ static int size_engine(struct worker *w, struct model_params *params, struct err
     int64_t most = 0;
     w->first_layer = xcalloc((size_t)w->layout.stages + 1, sizeof(int));
     if (settings_split(w->gguf, params, w->layout.stages, w->first_layer, err) ||
+        check_kv_type(w, params, &blocks, err) ||
         slice_widest_kv_heads(&params->kv_heads, params, &blocks, w->layout.tensor, err))
         return -1;
     for (int i = 0; i < w->layout.stages; i++)

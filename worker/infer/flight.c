@@ -158,7 +158,7 @@ static bool plan_step(struct leader *l, struct flight *f)
         struct batch_limits b = {.tokens = limits->tokens,
                                  .mixed_tokens = l->o->mixed_tokens,
                                  .sequences = limits->sequences,
-                                 .micro_batches = l->flights,
+                                 .micro_batches = l->micro_batches,
                                  .draft_rows = SPECULATE_STEP_ROWS,
                                  .page_tokens = l->o->engine.page_tokens,
                                  .pages = pages_available(l->pages)};
@@ -185,18 +185,29 @@ static int wake_group(struct leader *l, struct err *err)
     return wake_all(l->o->wake, err);
 }
 
+bool flight_may_launch(struct leader *l)
+{
+    int32_t running = 0;
+    for (int32_t i = 0; i < l->o->engine.limits.slots; i++)
+        running += l->slot[i].used;
+    l->micro_batches = pipeline_choose(&l->cost, running);
+    return l->flight_count < l->micro_batches;
+}
+
 int flight_launch(struct leader *l, struct err *err)
 {
     struct flight *f = &l->flight[(l->first_flight + l->flight_count) % l->flights];
     if (!plan_step(l, f))
         return 0;
     l->flight_count++;
+    f->step.times = (struct stage_times){0};
+    f->micro_batches = l->micro_batches;
     watchdog_enter(l->o->watchdog, "a step", l->o->step_limit_ms);
     struct transfer_result r = {0};
     if (transfer_is_last(l->o))
         r = transfer_result_view(f->result, &f->step);
     if (wake_group(l, err) || transfer_share_step(l->o, &f->step, &l->encoded, err) ||
-        executor_run(l->o->executor, &f->step, r.ids, r.logprobs, err) ||
+        transfer_run_step(l->o, &f->step, r.ids, r.logprobs, err) ||
         transfer_send_step(l->o, &f->step, &l->encoded, err))
         return -1;
     /* Steps run in order on every stage: whoever holds these pages in a later step finds them full. */
@@ -267,14 +278,27 @@ static int receive_result(struct leader *l, struct flight *f, struct err *err)
     if (id != f->step.id)
         return err_set(err, "the last stage answered step %llu, expected %llu", (unsigned long long)id,
                        (unsigned long long)f->step.id);
+    f->step.times = *transfer_result_view(f->result, &f->step).times;
     return 0;
+}
+
+static void count_times(struct leader *l, const struct flight *f)
+{
+    const struct stage_times *t = &f->step.times;
+    l->stats.stage_busy_us += t->busy_us;
+    l->stats.stage_bubble_us += t->bubble_us;
+    pipeline_observe(&l->cost, f->micro_batches, f->step.token_count, (double)t->slowest_us);
 }
 
 int flight_collect(struct leader *l, struct err *err)
 {
     struct flight *f = &l->flight[l->first_flight];
+    uint64_t waits_us = clock_now_us();
     if (!transfer_is_last(l->o) && receive_result(l, f, err))
         return -1;
+    /* The others' bubbles came with the result; this is the first stage's own. */
+    f->step.times.bubble_us += transfer_stages(l->o) > 1 ? clock_now_us() - waits_us : 0;
+    count_times(l, f);
     struct transfer_result r = transfer_result_view(f->result, &f->step);
     for (int32_t i = 0, sample = 0, fed = 0; i < f->step.sequence_count; i++) {
         struct sequence *q = &l->slot[f->slots[i]];

@@ -5,6 +5,8 @@
 
 #include "worker/infer/leader.h"
 
+/* Whether another step may go under way: as many as go fastest, at most one a stage. */
+bool flight_may_launch(struct leader *l);
 /* 1 = a step was launched, 0 = nothing is ready, -1 = error. A flight must be free. */
 int flight_launch(struct leader *l, struct err *err);
 /* Takes the result of the oldest step under way. */

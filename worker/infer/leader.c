@@ -11,6 +11,7 @@ void leader_init(struct leader *l, const struct serve_options *o)
     /* The first sequence of a step always fits into it. */
     ASSERT(limits->history >= limits->context && limits->page_ops >= 2 * limits->pages_per_sequence + 2);
     *l = (struct leader){.o = o, .flights = transfer_stages(o), .next_step = 1, .next_order = 1};
+    pipeline_init(&l->cost, l->flights);
     l->slot = xcalloc((size_t)limits->slots, sizeof(*l->slot));
     l->flight = xcalloc((size_t)l->flights, sizeof(*l->flight));
     for (int32_t i = 0; i < l->flights; i++) {

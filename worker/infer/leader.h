@@ -5,6 +5,7 @@
 #define LEPTON_WORKER_INFER_LEADER_H
 
 #include "worker/infer/pages.h"
+#include "worker/infer/pipeline.h"
 #include "worker/infer/serve.h"
 #include "worker/infer/speculate.h"
 
@@ -44,7 +45,8 @@ struct waiting {
 struct flight {
     struct step step;
     int32_t *slots;
-    void *result; /* a group of one rank has it at once */
+    int32_t micro_batches; /* how many might be under way beside it, itself included */
+    void *result;          /* a group of one rank has it at once */
 };
 
 struct leader {
@@ -55,6 +57,8 @@ struct leader {
     struct pages *pages;
     struct flight *flight; /* [stages], a ring */
     int32_t flights, first_flight, flight_count;
+    int32_t micro_batches; /* steps that may be under way now, 1 to flights */
+    struct pipeline_cost cost;
     struct batch_sequence *plan_in;
     struct batch_plan plan;
     int32_t *plan_slot; /* slot of each plan_in */

@@ -75,6 +75,8 @@ struct serve_stats {
     uint64_t prefix_queries, prefix_hits;          /* prompt tokens looked up; found */
     uint64_t preemptions;                          /* sequences put back to be recomputed */
     uint64_t drafted_tokens, accepted_tokens;      /* guessed by speculation; guessed right */
+    uint64_t stage_busy_us,
+        stage_bubble_us; /* over all stages: running steps; waiting though there was work */
 };
 
 struct mailbox;

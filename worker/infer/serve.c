@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "worker/infer/flight.h"
 #include "worker/infer/sequences.h"
 #include "worker/infer/transfer.h"
@@ -23,21 +24,24 @@ static int follow_step(struct follower *f, uint32_t *flags, struct err *err)
 {
     const struct serve_options *o = f->o;
     bool draws = o->control->rank == transfer_drawing_rank(o);
+    uint64_t waits_us = clock_now_us();
     watchdog_enter(o->watchdog, "waiting for a step", o->wait_limit_ms);
     if (transfer_recv_step(o, &f->step, f->bytes, f->capacity, err))
         return -1;
+    f->step.times.bubble_us += clock_now_us() - waits_us;
     *flags = f->step.flags;
     watchdog_enter(o->watchdog, "a step", o->step_limit_ms);
     if (!*flags) {
         struct transfer_result r = {0};
-        if (draws) {
-            r = transfer_result_view(f->result, &f->step);
-            *r.step_id = f->step.id;
-        }
-        if (executor_run(o->executor, &f->step, r.ids, r.logprobs, err))
-            return -1;
         if (draws)
+            r = transfer_result_view(f->result, &f->step);
+        if (transfer_run_step(o, &f->step, r.ids, r.logprobs, err))
+            return -1;
+        if (draws) {
+            *r.step_id = f->step.id;
+            *r.times = f->step.times;
             return comm_send(o->control, NULL, f->result, transfer_result_bytes(&f->step), 0, err);
+        }
     }
     return transfer_send_step(o, &f->step, &f->encoded, err);
 }
@@ -85,7 +89,7 @@ static int lead(struct leader *l, struct err *err)
         sequences_take_commands(l);
         sequences_publish(l);
         int launched = 0;
-        if (l->flight_count < l->flights && (launched = flight_launch(l, err)) < 0)
+        if (flight_may_launch(l) && (launched = flight_launch(l, err)) < 0)
             return -1;
         if (launched)
             continue;

@@ -54,8 +54,16 @@ struct step_limits {
     int32_t history;  /* history tokens of one step */
 };
 
+/* Of the stages that a step has been through. Travels beside the descriptor. */
+struct stage_times {
+    uint64_t busy_us;    /* all of them together: running the step */
+    uint64_t bubble_us;  /* all of them together: waiting for it, though the group had work */
+    uint64_t slowest_us; /* running it, on the stage that took longest */
+};
+
 struct step {
-    uint64_t id; /* grows by one */
+    struct stage_times times; /* no part of the encoding */
+    uint64_t id;              /* grows by one */
     uint32_t flags;
     int32_t sequence_count, token_count, sample_count, op_count, bias_count;
     int32_t history_count, history_tokens;

@@ -1,16 +1,20 @@
 #include "worker/infer/transfer.h"
 
+#include "common/clock.h"
+
 /* What stands in front of a step on its way from stage to stage. */
 struct step_envelope {
     uint64_t descriptor_bytes;
     uint64_t row_bytes;
+    struct stage_times times;
 };
 
 /* The envelope and the encoded descriptor. */
-static int send_descriptor(const struct serve_options *o, const struct buffer *encoded, uint64_t row_bytes,
-                           int to, struct err *err)
+static int send_descriptor(const struct serve_options *o, const struct step *step,
+                           const struct buffer *encoded, uint64_t row_bytes, int to, struct err *err)
 {
-    struct step_envelope e = {.descriptor_bytes = encoded->size, .row_bytes = row_bytes};
+    struct step_envelope e = {
+        .descriptor_bytes = encoded->size, .row_bytes = row_bytes, .times = step->times};
     return comm_send(o->control, NULL, &e, sizeof(e), to, err) ||
                    comm_send(o->control, NULL, encoded->data, encoded->size, to, err)
                ? -1
@@ -24,7 +28,7 @@ int transfer_share_step(const struct serve_options *o, const struct step *step, 
         return 0;
     step_encode(step, encoded);
     for (int slot = 1; slot < transfer_width(o); slot++)
-        if (send_descriptor(o, encoded, 0, slot, err))
+        if (send_descriptor(o, step, encoded, 0, slot, err))
             return -1;
     return 0;
 }
@@ -38,7 +42,7 @@ int transfer_send_step(const struct serve_options *o, const struct step *step, s
     uint64_t row_bytes = step->token_count ? tensor_bytes(&rows) : 0;
     int next = o->control->rank + transfer_width(o);
     step_encode(step, encoded);
-    if (send_descriptor(o, encoded, row_bytes, next, err))
+    if (send_descriptor(o, step, encoded, row_bytes, next, err))
         return -1;
     return row_bytes ? comm_send(o->data, executor_stream(o->executor), rows.data, row_bytes, next, err) : 0;
 }
@@ -57,6 +61,7 @@ int transfer_recv_step(const struct serve_options *o, struct step *step, void *b
     if (comm_recv(o->control, NULL, bytes, e.descriptor_bytes, from, err) ||
         step_decode(step, bytes, e.descriptor_bytes, &o->engine.limits, err))
         return -1;
+    step->times = e.times;
     struct tensor rows = executor_rows(o->executor, step);
     uint64_t expected = step->token_count && !first ? tensor_bytes(&rows) : 0;
     if (e.row_bytes != expected)
@@ -65,6 +70,18 @@ int transfer_recv_step(const struct serve_options *o, struct step *step, void *b
                        (unsigned long long)expected);
     return e.row_bytes ? comm_recv(o->data, executor_stream(o->executor), rows.data, e.row_bytes, from, err)
                        : 0;
+}
+
+int transfer_run_step(const struct serve_options *o, struct step *step, int32_t *ids,
+                      struct token_logprobs *logprobs, struct err *err)
+{
+    uint64_t begun_us = clock_now_us();
+    if (executor_run(o->executor, step, ids, logprobs, err))
+        return -1;
+    uint64_t us = clock_now_us() - begun_us;
+    step->times.busy_us += us;
+    step->times.slowest_us = us > step->times.slowest_us ? us : step->times.slowest_us;
+    return 0;
 }
 
 /* Called between blocks: sends under way move on, and the watchdog sees that the step lives. */
@@ -102,7 +119,7 @@ void transfer_hook_stage(const struct serve_options *o)
 static size_t result_bytes(size_t samples, bool logprobs)
 {
     size_t one = sizeof(int32_t) + (logprobs ? sizeof(struct token_logprobs) : 0);
-    return sizeof(uint64_t) + samples * one;
+    return sizeof(uint64_t) + sizeof(struct stage_times) + samples * one;
 }
 
 size_t transfer_result_bytes(const struct step *step)
@@ -118,7 +135,8 @@ size_t transfer_result_max_bytes(const struct step_limits *l)
 struct transfer_result transfer_result_view(void *bytes, const struct step *step)
 {
     struct transfer_result r = {.step_id = bytes};
-    r.ids = (int32_t *)(r.step_id + 1);
+    r.times = (struct stage_times *)(r.step_id + 1);
+    r.ids = (int32_t *)(r.times + 1);
     if (step_wants_logprobs(step))
         r.logprobs = (struct token_logprobs *)(r.ids + step->sample_count);
     return r;

@@ -39,13 +39,18 @@ int transfer_send_step(const struct serve_options *o, const struct step *step, s
  * (through bytes[capacity]), the rows of a stage before into the executor. */
 int transfer_recv_step(const struct serve_options *o, struct step *step, void *bytes, size_t capacity,
                        struct err *err);
+/* executor_run, and the time it took into the step's times. */
+int transfer_run_step(const struct serve_options *o, struct step *step, int32_t *ids,
+                      struct token_logprobs *logprobs, struct err *err);
 /* Called once per rank, before its first step. `o` is borrowed as long as the executor runs. */
 void transfer_hook_stage(const struct serve_options *o);
 
-/* The answer of the last stage to a step: its id, its drawn tokens, and their log-probabilities when a row
- * wants them. Both ends know its size from the step, so that one receive takes it. */
+/* The answer of the last stage to a step: its id, the stages' times, its drawn tokens, and their
+ * log-probabilities when a row wants them. Both ends know its size from the step, so that one receive takes
+ * it. */
 struct transfer_result {
     uint64_t *step_id;
+    struct stage_times *times;
     int32_t *ids;                    /* [sample_count] */
     struct token_logprobs *logprobs; /* [sample_count], or NULL */
 };

@@ -1,0 +1,95 @@
+#include "worker/infer/pipeline.h"
+
+#include "tests/test.h"
+
+/* A machine: what a step of so many rows takes a stage while m micro-batches are under way. */
+struct machine {
+    double pass_us, row_us;
+    bool shared; /* the stages share one memory: passes of m stages take m times as long */
+};
+
+static double step_us(const struct machine *x, int32_t m, int32_t rows)
+{
+    double pass = x->pass_us * (x->shared ? m : 1), arithmetic = x->row_us * rows;
+    return pass > arithmetic ? pass : arithmetic;
+}
+
+static double round_us(const struct machine *x, int32_t stages, int32_t m, int32_t sequences)
+{
+    return stages * step_us(x, m, (sequences + m - 1) / m);
+}
+
+/* Serves `sequences` for a while and returns what is chosen in the end. */
+static int32_t settle(struct pipeline_cost *c, const struct machine *x, int32_t sequences)
+{
+    int32_t m = 1;
+    for (int i = 0; i < 200; i++) {
+        m = pipeline_choose(c, sequences);
+        CHECK(m >= 1 && m <= c->stages && (m <= sequences || sequences < 1));
+        int32_t rows = (sequences + m - 1) / m;
+        pipeline_observe(c, m, rows, step_us(x, m, rows));
+    }
+    return m;
+}
+
+static void test_the_choice_is_the_best_there_is(void)
+{
+    static const struct machine machines[] = {
+        {1000, 10, false}, {1000, 10, true}, {1000, 200, false}, {1000, 200, true}, {1000, 2000, true}};
+    for (size_t i = 0; i < ARRAY_LEN(machines); i++)
+        for (int32_t stages = 1; stages <= 4; stages++)
+            for (int32_t sequences = 1; sequences <= 64; sequences *= 2) {
+                struct pipeline_cost c;
+                pipeline_init(&c, stages);
+                int32_t m = settle(&c, &machines[i], sequences);
+                double best = round_us(&machines[i], stages, m, sequences);
+                for (int32_t k = 1; k <= stages && k <= sequences; k++)
+                    CHECK(best <= round_us(&machines[i], stages, k, sequences) * 1.05);
+            }
+}
+
+static void test_stages_with_memory_of_their_own_are_all_kept_busy(void)
+{
+    struct pipeline_cost c;
+    struct machine x = {1000, 10, false};
+    pipeline_init(&c, 4);
+    CHECK_INT(settle(&c, &x, 8), 4);
+    CHECK_INT(settle(&c, &x, 2), 2); /* not more than there are sequences */
+}
+
+static void test_nothing_is_known_at_first(void)
+{
+    struct pipeline_cost c;
+    pipeline_init(&c, 3);
+    CHECK_INT(pipeline_choose(&c, 0), 1);
+    CHECK_INT(pipeline_choose(&c, 1), 1);
+    CHECK_INT(pipeline_choose(&c, 9), 3);
+    pipeline_observe(&c, 0, 5, 10); /* and what cannot be is ignored */
+    pipeline_observe(&c, 4, 5, 10);
+    pipeline_observe(&c, 2, 0, 10);
+    CHECK_INT(pipeline_choose(&c, 9), 3);
+}
+
+static void test_times_are_learnt(void)
+{
+    struct pipeline_cost c;
+    struct machine x = {1000, 50, false};
+    pipeline_init(&c, 2);
+    for (int i = 0; i < 300; i++) {
+        int32_t rows = i % 3 == 0 ? 1 : i % 3 == 1 ? 8 : 64;
+        pipeline_observe(&c, 2, rows, step_us(&x, 2, rows));
+    }
+    CHECK_NEAR(pipeline_step_us(&c, 2, 1), 1000, 10);
+    CHECK_NEAR(pipeline_step_us(&c, 2, 8), 1000, 10);
+    CHECK_NEAR(pipeline_step_us(&c, 2, 64), 3200, 40);
+    CHECK_NEAR(pipeline_step_us(&c, 2, 128), 6400, 80);
+}
+
+int main(void)
+{
+    TEST(test_the_choice_is_the_best_there_is, "no other number of micro-batches is faster by a twentieth");
+    TEST(test_stages_with_memory_of_their_own_are_all_kept_busy, "stages that share nothing are kept busy");
+    TEST(test_nothing_is_known_at_first, "without observations there is one micro-batch a stage");
+    TEST(test_times_are_learnt, "a pass and the rows' arithmetic are told apart");
+    return test_result();
+}

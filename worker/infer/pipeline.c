@@ -1,0 +1,70 @@
+#include "worker/infer/pipeline.h"
+
+#define WEIGHT    0.125 /* of a new observation */
+#define TELL_ROWS 1.25  /* a step so much longer than a pass is long because of its rows */
+#define GAIN      0.97  /* fewer micro-batches must take less than so much of the time to be taken */
+
+void pipeline_init(struct pipeline_cost *cost, int32_t stages)
+{
+    *cost = (struct pipeline_cost){.stages = stages < PIPELINE_MAX_STAGES ? stages : PIPELINE_MAX_STAGES};
+}
+
+void pipeline_observe(struct pipeline_cost *cost, int32_t m, int32_t rows, double us)
+{
+    if (m < 1 || m > cost->stages || rows < 1 || !(us > 0))
+        return;
+    double *pass = &cost->of[m].pass_us, *row = &cost->of[m].row_us;
+    if (!cost->of[m].seen) {
+        *pass = us;
+        *row = us / rows; /* at most */
+        cost->of[m].seen = true;
+        return;
+    }
+    if (us > TELL_ROWS * *pass && rows > 1) {
+        /* Rows bind; until the first such step row_us was only a bound from above. */
+        *row += (us / rows - *row) * WEIGHT;
+        cost->of[m].bound = true;
+    } else {
+        *pass += (us - *pass) * WEIGHT;
+        *row = us / rows < *row ? us / rows : *row;
+    }
+}
+
+/* The observed m next to this one, the larger first; 0 when nothing was observed. */
+static int32_t neighbour(const struct pipeline_cost *cost, int32_t m)
+{
+    for (int32_t k = m; k <= cost->stages; k++)
+        if (cost->of[k].seen)
+            return k;
+    for (int32_t k = m; k >= 1; k--)
+        if (cost->of[k].seen)
+            return k;
+    return 0;
+}
+
+double pipeline_step_us(const struct pipeline_cost *cost, int32_t m, int32_t rows)
+{
+    int32_t k = neighbour(cost, m);
+    if (k == 0)
+        return 1;
+    double pass = cost->of[k].pass_us, arithmetic = rows * cost->of[k].row_us;
+    if (k != m) { /* as good as it can be: shared with fewer, and no row binds that was not seen to */
+        pass *= k > m ? (double)m / k : 1;
+        arithmetic *= cost->of[k].bound;
+    }
+    return pass > arithmetic ? pass : arithmetic;
+}
+
+int32_t pipeline_choose(const struct pipeline_cost *cost, int32_t sequences)
+{
+    int32_t most = sequences < cost->stages ? sequences : cost->stages, best = most > 1 ? most : 1;
+    double best_us = 0;
+    for (int32_t m = most; m >= 1; m--) {
+        double us = cost->stages * pipeline_step_us(cost, m, (sequences + m - 1) / m);
+        if (m == most || us < GAIN * best_us) {
+            best = m;
+            best_us = us;
+        }
+    }
+    return best;
+}
