@@ -18,6 +18,7 @@ import gguf_file
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 LEPTON = os.path.join(os.environ.get("LEPTON_BUILD", os.path.join(ROOT, "build/release")), "lepton")
+SLOTS = os.path.join(os.path.dirname(LEPTON), "tests/drivers/slots")
 SHARED = os.environ.get("LEPTON_SHARED", os.path.join(ROOT, "../shared"))
 TOLERANCE = 1e-4
 TOKENS, LAYERS, VOCAB, CONTEXT = 47, 4, 97, 64
@@ -351,6 +352,14 @@ def lepton(path, ids, *arguments):
     return json.loads(run.stdout)
 
 
+def slots(path, ids, width):
+    """The logits when the layers are split over so many tensor slots."""
+    run = subprocess.run([SLOTS, path, str(width), *map(str, ids)], capture_output=True, text=True)
+    if run.returncode != 0:
+        raise AssertionError(run.stderr.strip())
+    return np.array([[float(word) for word in line.split()] for line in run.stdout.splitlines()])
+
+
 def check_model(build, directory):
     m, family, config = build()
     path = os.path.join(directory, "model.gguf")
@@ -365,6 +374,9 @@ def check_model(build, directory):
     assert difference <= TOLERANCE, f"logits differ by {difference:.2e}"
     for other in results[1:]:
         assert (other == results[0]).all(), "stages or chunks show in the bits"
+    split = slots(path, ids, 2)
+    apart = np.abs(split - results[0]).max()
+    assert apart <= TOLERANCE, f"logits of two tensor slots differ by {apart:.2e}"
     return difference
 
 
@@ -458,7 +470,7 @@ def decode(entry):
 
 def main():
     failures = 0
-    checks = [(f"{name}: logits of one, two and {LAYERS} stages", lambda d, b=build: check_model(b, d))
+    checks = [(f"{name}: logits of one, two and {LAYERS} stages, and of two tensor slots", lambda d, b=build: check_model(b, d))
               for name, build in MODELS]
     for name, build in (("gpt2", gpt2), ("gemma2", gemma2), ("mixtral", mixtral)):
         checks.append((f"{name}: a cluster of two stages draws the reference's tokens",
