@@ -1,29 +1,30 @@
-/* attention_avx512: causal attention over pages with AVX-512. Sixteen keys of a block stand in the sixteen
- * lanes of a register, so a score needs no sum across lanes:
+/* attention_avx512: causal attention over pages or packed documents with AVX-512. Keys stand in lanes, so a
+ * score needs no sum across lanes; queries that see the same keys are computed together, as in a matrix
+ * product:
  *
- *   block of 16 keys, turned:  kt[D][16]      scores[16] of a query = sum over d, ascending, of q[d] * kt[d]
+ *   block of 64 keys, turned: kt[4][D][16]    score[64] of a query = sum over d, ascending, of q[d] * kt[d]
  *   online softmax over the block, then       acc[D] = acc * fade + sum over keys, ascending, of p[key] *
  * v[key]
  *
- * Blocks lie at absolute positions 0, 16, 32, ...; the turned keys serve all query heads of a KV head and all
- * rows of an item. Every query has sums of its own in one written order: items, chunks, pages and threads do
- * not show. Keys behind a row's position are neither added nor, behind the sequence's last row here, read. */
+ * Blocks lie at absolute positions 0, 64, 128, ...; the turned keys serve all query heads of a KV head and
+ * all rows of an item. Every query has sums of its own in one written order: items, chunks, pages and threads
+ * do not show. Keys behind a row's position or before its window are not added and, outside of what the rows
+ * of the item see, not read. */
 #include "kernels/cpu/fast.h"
 
 #include <math.h>
 #include <string.h>
 
 #ifdef CPU_HAS_FAST
-#include <immintrin.h>
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
-#define INLINE \
-    static inline __attribute__((always_inline, target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
+#include "kernels/cpu/avx512.h"
 
-#define KEYS      16 /* of a block: the lanes of a register */
-#define ITEM_ROWS 8  /* rows of a sequence that share the turned keys */
-#define MAX_HEAD  256
-#define TOGETHER  8 /* queries scored side by side */
+#define TARGET   AVX512_TARGET
+#define INLINE   AVX512_INLINE
+#define KEYS     64 /* of a block: part of the arithmetic */
+#define GROUPS   (KEYS / 16)
+#define TOGETHER 6  /* queries computed side by side: 6 x 4 registers of sums */
+#define QUERIES  96 /* of an item, about: they share the turned keys */
 
 struct item {
     int32_t sequence, row, rows;
@@ -36,8 +37,21 @@ struct attention {
     float *out;
     const struct seq_view *view;
     const struct item *items;
-    float scale;
+    struct attention_options options;
     int64_t H, G, D, heads; /* heads: query heads of a KV head */
+    int64_t wide;           /* D rounded up to whole registers */
+    int64_t count;          /* of items, KV heads counted */
+};
+
+/* What a query keeps between blocks. */
+struct state {
+    float highest, sum;
+};
+
+/* A member's memory. */
+struct room {
+    float *kt, *v, *acc;
+    struct state *state;
 };
 
 /* exp(x) for x <= 0, NaN kept: 2^n * P(r), |r| <= ln2 / 2, Taylor to degree 6; error below 2 units of the
@@ -59,6 +73,16 @@ INLINE __m512 exp_ps(__m512 x)
     return _mm512_scalef_ps(p, n);
 }
 
+/* cap * tanh(s / cap): tanh |x| = (1 - e) / (1 + e), e = exp(-2 |x|), with the sign of x. */
+INLINE __m512 cap_ps(__m512 s, float cap)
+{
+    const __m512 one = _mm512_set1_ps(1.0f), sign = _mm512_set1_ps(-0.0f);
+    __m512 x = _mm512_div_ps(s, _mm512_set1_ps(cap));
+    __m512 e = exp_ps(_mm512_mul_ps(_mm512_andnot_ps(sign, x), _mm512_set1_ps(-2.0f)));
+    __m512 t = _mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e));
+    return _mm512_mul_ps(_mm512_or_ps(t, _mm512_and_ps(x, sign)), _mm512_set1_ps(cap));
+}
+
 /* The sum of sixteen lanes: halves onto halves, as in lanes.h. */
 INLINE float fold_ps(__m512 x)
 {
@@ -68,211 +92,271 @@ INLINE float fold_ps(__m512 x)
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
 }
 
-/* Sixteen elements of a key or value from position `at` on, a multiple of 16: half a block of Q8_0. */
-INLINE __m512 load_page(enum dtype type, const void *data, int64_t at)
+/* Up to sixteen elements of a key or value from element `at` on, zeros behind them; of Q8_0 `at` is a
+ * multiple of 16: half a block. */
+INLINE __m512 load_page(enum dtype type, const void *data, int64_t at, __mmask16 there)
 {
     if (type == DTYPE_F32)
-        return _mm512_loadu_ps((const float *)data + at);
-    if (type == DTYPE_BF16) {
-        const __m256i *from = (const void *)((const uint16_t *)data + at);
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from)), 16));
-    }
+        return _mm512_maskz_loadu_ps(there, (const float *)data + at);
     if (type == DTYPE_Q8_0) {
         const struct block_q8_0 *block = (const struct block_q8_0 *)data + at / Q8_0_BLOCK;
         __m128i q = _mm_loadu_si128((const __m128i *)(const void *)(block->q + at % Q8_0_BLOCK));
         return _mm512_mul_ps(_mm512_set1_ps(_cvtsh_ss(block->scale)),
                              _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)));
     }
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)((const uint16_t *)data + at)));
+    __m256i half = _mm256_maskz_loadu_epi16(there, (const uint16_t *)data + at);
+    if (type == DTYPE_BF16)
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    return _mm512_cvtph_ps(half);
 }
 
-/* to[16][16] = from[16]^T */
-INLINE void turn(__m512 row[16], float *to)
-{
-    __m512 a[16], b[16];
-    for (int i = 0; i < 16; i += 2) {
-        a[i] = _mm512_unpacklo_ps(row[i], row[i + 1]);
-        a[i + 1] = _mm512_unpackhi_ps(row[i], row[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int h = 0; h < 2; h++) {
-            __m512d low = _mm512_castps_pd(a[i + h]), high = _mm512_castps_pd(a[i + h + 2]);
-            b[i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-            b[i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
-        }
-    for (int i = 0; i < 4; i++) {
-        __m512 p = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88), q = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xDD);
-        __m512 r = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88),
-               s = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xDD);
-        _mm512_store_ps(to + 16 * i, _mm512_shuffle_f32x4(p, r, 0x88));
-        _mm512_store_ps(to + 16 * (i + 4), _mm512_shuffle_f32x4(q, s, 0x88));
-        _mm512_store_ps(to + 16 * (i + 8), _mm512_shuffle_f32x4(p, r, 0xDD));
-        _mm512_store_ps(to + 16 * (i + 12), _mm512_shuffle_f32x4(q, s, 0xDD));
-    }
-}
-
-/* The keys and values of one block for one KV head: kt[D][16], v[16][D]; keys from n on are zero. */
-TARGET static void load_block(const struct attention *a, const struct item *it, int64_t g, int64_t block,
-                              int n, float *kt, float *v)
+/* The first element of KV head g at a position of a sequence. */
+static int64_t element_at(const struct attention *a, int32_t sequence, int64_t position, int64_t g)
 {
     const struct seq_view *view = a->view;
-    int64_t at[KEYS];
-    const int32_t *table =
-        (const int32_t *)view->page_table.data +
-        (int64_t)((const int32_t *)view->slots.data)[it->sequence] * view->page_table.dim[1];
-    for (int j = 0; j < n; j++) {
-        int64_t position = block * KEYS + j, page = table[position / view->page_tokens];
+    int64_t index = ((const int32_t *)view->row_begin.data)[sequence] + position;
+    if (view->page_table.data) {
+        int64_t slot = ((const int32_t *)view->slots.data)[sequence], column = position / view->page_tokens;
+        ASSERT(column < view->page_table.dim[1]);
+        int64_t page = ((const int32_t *)view->page_table.data)[slot * view->page_table.dim[1] + column];
         ASSERT(page >= 0 && page < a->k->dim[0]);
-        at[j] = ((page * view->page_tokens + position % view->page_tokens) * a->G + g) * a->D;
+        index = page * view->page_tokens + position % view->page_tokens;
     }
+    return (index * a->G + g) * a->D;
+}
+
+/* The first n keys and values of a block for one KV head: kt[4][wide][16], v[64][wide]; keys behind them are
+ * zero. */
+TARGET static void load_block(const struct attention *a, int32_t sequence, int64_t g, int64_t base, int n,
+                              const struct room *room)
+{
+    int64_t at[KEYS];
+    for (int j = 0; j < n; j++)
+        at[j] = element_at(a, sequence, base + j, g);
     for (int64_t d = 0; d < a->D; d += 16) {
-        __m512 row[16];
-        for (int j = 0; j < KEYS; j++)
-            row[j] = j < n ? load_page(a->k->dtype, a->k->data, at[j] + d) : _mm512_setzero_ps();
-        turn(row, kt + d * KEYS);
+        __mmask16 there = avx512_first(a->D - d);
+        for (int group = 0; group < GROUPS; group++) {
+            __m512 row[16], column[16];
+            for (int j = 0; j < 16; j++)
+                row[j] = group * 16 + j < n
+                             ? load_page(a->k->dtype, a->k->data, at[group * 16 + j] + d, there)
+                             : _mm512_setzero_ps();
+            avx512_turn(row, column);
+            for (int i = 0; i < 16; i++)
+                _mm512_store_ps(room->kt + (group * a->wide + d + i) * 16, column[i]);
+        }
         for (int j = 0; j < n; j++)
-            _mm512_store_ps(v + j * a->D + d, load_page(a->v->dtype, a->v->data, at[j] + d));
+            _mm512_store_ps(room->v + j * a->wide + d, load_page(a->v->dtype, a->v->data, at[j] + d, there));
     }
 }
 
-/* What a query keeps between blocks. */
-struct state {
-    float highest, sum;
+/* Queries of an item that see the keys [low, high) of a block. */
+struct batch {
+    const float *q[TOGETHER];
+    int index[TOGETHER];
+    int count, low, high;
+    float p[TOGETHER][KEYS], fade[TOGETHER];
 };
 
-/* Scores of `count` queries (at most TOGETHER; constant where inlined) with the sixteen keys. */
-INLINE void score(const float *const *q, const float *kt, int64_t D, __m512 *out, const int count)
+/* Scores of all keys of the block, into p. rows is a constant where this is inlined. */
+INLINE void score(struct batch *b, const float *kt, int64_t D, int64_t wide, const int rows)
 {
-    __m512 s[TOGETHER];
-    for (int i = 0; i < count; i++)
-        s[i] = _mm512_setzero_ps();
-    for (int64_t d = 0; d < D; d++) {
-        __m512 k = _mm512_load_ps(kt + d * KEYS);
-#pragma GCC unroll 8
-        for (int i = 0; i < count; i++)
-            s[i] = _mm512_fmadd_ps(_mm512_set1_ps(q[i][d]), k, s[i]);
+    __m512 s[TOGETHER][GROUPS];
+    const float *q[TOGETHER];
+    for (int i = 0; i < rows; i++) {
+        q[i] = b->q[i];
+        for (int group = 0; group < GROUPS; group++)
+            s[i][group] = _mm512_setzero_ps();
     }
-    for (int i = 0; i < count; i++)
-        out[i] = s[i];
+    for (int64_t d = 0; d < D; d++) {
+        __m512 k[GROUPS];
+#pragma GCC unroll 4
+        for (int group = 0; group < GROUPS; group++)
+            k[group] = _mm512_load_ps(kt + (group * wide + d) * 16);
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; i++) {
+            __m512 x = _mm512_set1_ps(q[i][d]);
+#pragma GCC unroll 4
+            for (int group = 0; group < GROUPS; group++)
+                s[i][group] = _mm512_fmadd_ps(x, k[group], s[i][group]);
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        for (int group = 0; group < GROUPS; group++)
+            _mm512_storeu_ps(b->p[i] + 16 * group, s[i][group]);
 }
 
-/* Softmax of one query over its first `valid` keys of the block; p[16] and how much what was before fades. */
-TARGET static float soften(struct state *state, __m512 s, float scale, int valid, float *p)
+/* Softmax of one query over its keys of the block, in place; how much what was before fades. */
+TARGET static float soften(const struct attention *a, struct state *state, float *p, int low, int high)
 {
-    __mmask16 mask = (__mmask16)((1u << valid) - 1);
-    s = _mm512_mul_ps(s, _mm512_set1_ps(scale));
-    float most = _mm512_mask_reduce_max_ps(mask, s);
-    float highest = most > state->highest ? most : state->highest;
-    __m512 e = _mm512_maskz_mov_ps(mask, exp_ps(_mm512_sub_ps(s, _mm512_set1_ps(highest))));
+    __m512 s[GROUPS], most = _mm512_set1_ps(-INFINITY), e[GROUPS];
+    uint64_t seen = (high == KEYS ? ~0ull : (1ull << high) - 1) & ~((1ull << low) - 1);
+    for (int group = 0; group < GROUPS; group++) {
+        s[group] = _mm512_mul_ps(_mm512_loadu_ps(p + 16 * group), _mm512_set1_ps(a->options.scale));
+        if (a->options.softcap > 0)
+            s[group] = cap_ps(s[group], a->options.softcap);
+        most = _mm512_mask_max_ps(most, (__mmask16)(seen >> 16 * group), most, s[group]);
+    }
+    float highest = _mm512_reduce_max_ps(most);
+    highest = highest > state->highest ? highest : state->highest;
+    for (int group = 0; group < GROUPS; group++) {
+        e[group] = _mm512_maskz_mov_ps((__mmask16)(seen >> 16 * group),
+                                       exp_ps(_mm512_sub_ps(s[group], _mm512_set1_ps(highest))));
+        _mm512_storeu_ps(p + 16 * group, e[group]);
+    }
     float fade = _mm512_cvtss_f32(exp_ps(_mm512_set1_ps(state->highest - highest)));
-    state->sum = state->sum * fade + fold_ps(e);
+    state->sum =
+        state->sum * fade + fold_ps(_mm512_add_ps(_mm512_add_ps(e[0], e[1]), _mm512_add_ps(e[2], e[3])));
     state->highest = highest;
-    _mm512_storeu_ps(p, e);
     return fade;
 }
 
-/* acc[D] = acc * fade + sum of p[j] * v[j], j < valid ascending. */
-TARGET static void blend(float *acc, float fade, const float *p, const float *v, int valid, int64_t D)
+/* acc[..] = acc * fade + sum of p[j] * v[j], j ascending, for `registers` registers from d on. rows and
+ * registers are constants where this is inlined. */
+INLINE void blend(const struct batch *b, float *acc, const float *v, int64_t wide, const int rows,
+                  const int registers)
 {
-    for (int64_t d = 0; d < D; d += 64) {
-        int registers = D - d >= 64 ? 4 : (int)(D - d) / 16;
-        __m512 sum[4];
+    __m512 sum[TOGETHER][4];
+    for (int i = 0; i < rows; i++)
         for (int r = 0; r < registers; r++)
-            sum[r] = _mm512_mul_ps(_mm512_load_ps(acc + d + 16 * r), _mm512_set1_ps(fade));
-        if (registers == 4) {
-            for (int j = 0; j < valid; j++) {
-                __m512 weight = _mm512_set1_ps(p[j]);
-                for (int r = 0; r < 4; r++)
-                    sum[r] = _mm512_fmadd_ps(weight, _mm512_load_ps(v + j * D + d + 16 * r), sum[r]);
-            }
-        } else {
-            for (int j = 0; j < valid; j++)
-                for (int r = 0; r < registers; r++)
-                    sum[r] =
-                        _mm512_fmadd_ps(_mm512_set1_ps(p[j]), _mm512_load_ps(v + j * D + d + 16 * r), sum[r]);
+            sum[i][r] =
+                _mm512_mul_ps(_mm512_load_ps(acc + b->index[i] * wide + 16 * r), _mm512_set1_ps(b->fade[i]));
+    for (int j = b->low; j < b->high; j++) {
+        __m512 value[4];
+#pragma GCC unroll 4
+        for (int r = 0; r < registers; r++)
+            value[r] = _mm512_load_ps(v + j * wide + 16 * r);
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; i++) {
+            __m512 weight = _mm512_set1_ps(b->p[i][j]);
+#pragma GCC unroll 4
+            for (int r = 0; r < registers; r++)
+                sum[i][r] = _mm512_fmadd_ps(weight, value[r], sum[i][r]);
         }
-        for (int r = 0; r < registers; r++)
-            _mm512_store_ps(acc + d + 16 * r, sum[r]);
     }
+    for (int i = 0; i < rows; i++)
+        for (int r = 0; r < registers; r++)
+            _mm512_store_ps(acc + b->index[i] * wide + 16 * r, sum[i][r]);
 }
 
-/* All queries of an item against one block; those whose row lies before the block are left out. */
-TARGET static void attend_block(const struct attention *a, const struct item *it, int64_t g, int64_t block,
-                                const float *kt, const float *v, struct state *state, float *acc)
+INLINE void batch_of(const struct attention *a, struct batch *b, const struct room *room, const int rows)
+{
+    int64_t d = 0;
+    score(b, room->kt, a->D, a->wide, rows);
+    for (int i = 0; i < rows; i++)
+        b->fade[i] = soften(a, &room->state[b->index[i]], b->p[i], b->low, b->high);
+    for (; d + 64 <= a->wide; d += 64)
+        blend(b, room->acc + d, room->v + d, a->wide, rows, 4);
+    for (; d < a->wide; d += 16)
+        blend(b, room->acc + d, room->v + d, a->wide, rows, 1);
+}
+
+/* One function for each number of queries: the sums of each live in registers. */
+#define BATCH(ROWS)                                                                                   \
+    TARGET static void batch_##ROWS(const struct attention *a, struct batch *b, const struct room *r) \
+    {                                                                                                 \
+        batch_of(a, b, r, ROWS);                                                                      \
+    }
+BATCH(1)
+BATCH(2)
+BATCH(3)
+BATCH(4)
+BATCH(5)
+BATCH(6)
+
+static void run_batch(const struct attention *a, struct batch *b, const struct room *room)
+{
+    static void (*const by_count[])(const struct attention *, struct batch *, const struct room *) = {
+        NULL, batch_1, batch_2, batch_3, batch_4, batch_5, batch_6};
+    if (b->count > 0)
+        by_count[b->count](a, b, room);
+    b->count = 0;
+}
+
+/* The first position that a row sees. */
+static int64_t oldest_of(const struct attention *a, int64_t position)
+{
+    int64_t window = a->options.window;
+    return window > 0 && window <= position ? position + 1 - window : 0;
+}
+
+/* All queries of an item against one block. Those that see the same part of it go together. */
+static void attend_block(const struct attention *a, const struct item *it, int64_t g, int64_t base,
+                         const struct room *room)
 {
     const int32_t *positions = (const int32_t *)a->view->positions.data + it->row;
-    const float *q[TOGETHER];
-    int index[TOGETHER], pending = 0, queries = it->rows * (int)a->heads;
-    for (int i = 0; i <= queries; i++) {
-        bool over = i == queries;
-        if (!over && positions[i / a->heads] >= block * KEYS) {
-            q[pending] =
-                a->q + ((int64_t)(it->row + i / a->heads) * a->H + g * a->heads + i % a->heads) * a->D;
-            index[pending++] = i;
-        }
-        if (pending == 0 || (pending < TOGETHER && !over))
+    struct batch b = {.count = 0};
+    for (int i = 0; i < it->rows * (int)a->heads; i++) {
+        int64_t position = positions[i / a->heads], oldest = oldest_of(a, position);
+        if (position < base || oldest >= base + KEYS)
             continue;
-        __m512 s[TOGETHER];
-        if (pending == TOGETHER)
-            score(q, kt, a->D, s, TOGETHER);
-        else
-            for (int k = 0; k < pending; k++)
-                score(q + k, kt, a->D, s + k, 1);
-        for (int k = 0; k < pending; k++) {
-            float p[KEYS];
-            int64_t left = positions[index[k] / a->heads] + 1 - block * KEYS;
-            int valid = left < KEYS ? (int)left : KEYS;
-            float fade = soften(&state[index[k]], s[k], a->scale, valid, p);
-            blend(acc + index[k] * a->D, fade, p, v, valid, a->D);
-        }
-        pending = 0;
+        int low = oldest > base ? (int)(oldest - base) : 0;
+        int high = position + 1 < base + KEYS ? (int)(position + 1 - base) : KEYS;
+        if (b.count == TOGETHER || low != b.low || high != b.high)
+            run_batch(a, &b, room);
+        b.low = low;
+        b.high = high;
+        b.index[b.count] = i;
+        b.q[b.count++] =
+            a->q + ((int64_t)(it->row + i / a->heads) * a->H + g * a->heads + i % a->heads) * a->D;
     }
+    run_batch(a, &b, room);
 }
 
 TARGET static void finish(const struct attention *a, const struct item *it, int64_t g,
-                          const struct state *state, const float *acc)
+                          const struct room *room)
 {
     for (int i = 0; i < it->rows * (int)a->heads; i++) {
         float *out = a->out + ((int64_t)(it->row + i / a->heads) * a->H + g * a->heads + i % a->heads) * a->D;
-        __m512 inverse = _mm512_set1_ps(1.0f / state[i].sum);
+        __m512 inverse = _mm512_set1_ps(1.0f / room->state[i].sum);
         for (int64_t d = 0; d < a->D; d += 16)
-            _mm512_storeu_ps(out + d, _mm512_mul_ps(_mm512_load_ps(acc + i * a->D + d), inverse));
+            _mm512_mask_storeu_ps(out + d, avx512_first(a->D - d),
+                                  _mm512_mul_ps(_mm512_load_ps(room->acc + i * a->wide + d), inverse));
     }
+}
+
+static int64_t item_rows(const struct attention *a)
+{
+    return a->heads < QUERIES ? QUERIES / a->heads : 1;
 }
 
 static void attention_body(void *context, int64_t begin, int64_t end, int member)
 {
     const struct attention *a = context;
-    int64_t queries = ITEM_ROWS * a->heads;
-    size_t floats = (size_t)(2 * KEYS * a->D + queries * a->D);
-    float *kt =
-        team_scratch(a->team, member, floats * sizeof(float) + (size_t)queries * sizeof(struct state));
-    float *v = kt + KEYS * a->D, *acc = v + KEYS * a->D;
-    struct state *state = (struct state *)(void *)(acc + queries * a->D);
+    int64_t queries = item_rows(a) * a->heads, floats = (2 * KEYS + queries) * a->wide;
+    struct room room = {
+        .kt = team_scratch(a->team, member,
+                           (size_t)floats * sizeof(float) + (size_t)queries * sizeof(struct state))};
+    room.v = room.kt + KEYS * a->wide;
+    room.acc = room.v + KEYS * a->wide;
+    room.state = (struct state *)(void *)(room.acc + queries * a->wide);
     for (int64_t i = begin; i < end; i++) {
-        const struct item *it = &a->items[i / a->G];
-        int64_t g = i % a->G, last = ((const int32_t *)a->view->positions.data)[it->row + it->rows - 1];
-        memset(acc, 0, (size_t)(it->rows * a->heads * a->D) * sizeof(float));
+        int64_t from_end = a->count - 1 - i; /* late rows see most: the long items come first */
+        const struct item *it = &a->items[from_end / a->G];
+        const int32_t *positions = (const int32_t *)a->view->positions.data + it->row;
+        int64_t g = from_end % a->G, last = positions[it->rows - 1];
+        memset(room.acc, 0, (size_t)(it->rows * a->heads * a->wide) * sizeof(float));
         for (int64_t k = 0; k < it->rows * a->heads; k++)
-            state[k] = (struct state){.highest = -INFINITY};
-        for (int64_t block = 0; block * KEYS <= last; block++) {
-            int64_t left = last + 1 - block * KEYS;
-            load_block(a, it, g, block, left < KEYS ? (int)left : KEYS, kt, v);
-            attend_block(a, it, g, block, kt, v, state, acc);
+            room.state[k] = (struct state){.highest = -INFINITY};
+        for (int64_t base = oldest_of(a, positions[0]) / KEYS * KEYS; base <= last; base += KEYS) {
+            int64_t left = last + 1 - base;
+            load_block(a, it->sequence, g, base, left < KEYS ? (int)left : KEYS, &room);
+            attend_block(a, it, g, base, &room);
         }
-        finish(a, it, g, state, acc);
+        finish(a, it, g, &room);
     }
 }
 
 /* Cuts every sequence's rows into items. Positions of a sequence's rows ascend. */
-static int64_t cut_items(const struct seq_view *view, struct item *items)
+static int64_t cut_items(const struct attention *a, struct item *items)
 {
-    const int32_t *begin = view->row_begin.data;
+    const int32_t *begin = a->view->row_begin.data;
+    int32_t most = (int32_t)item_rows(a);
     int64_t count = 0;
-    for (int32_t s = 0; s + 1 < view->row_begin.dim[0]; s++)
-        for (int32_t row = begin[s]; row < begin[s + 1]; row += ITEM_ROWS) {
+    for (int32_t s = 0; s + 1 < a->view->row_begin.dim[0]; s++)
+        for (int32_t row = begin[s]; row < begin[s + 1]; row += most) {
             int32_t left = begin[s + 1] - row;
-            items[count++] = (struct item){s, row, left < ITEM_ROWS ? left : ITEM_ROWS};
+            items[count++] = (struct item){s, row, left < most ? left : most};
         }
     return count;
 }
@@ -281,25 +365,22 @@ void fast_attention(struct stream *s, struct tensor *out, const struct tensor *q
                     const struct tensor *v, const struct seq_view *view,
                     const struct attention_options *options)
 {
-    int64_t D = q->dim[2];
-    if (!view->page_table.data || options->softcap > 0 || options->window > 0 || D % 16 || D > MAX_HEAD) {
-        cpu_attention(s, out, q, k, v, view, options);
-        return;
-    }
-    int64_t T = q->dim[0], S = view->slots.dim[0];
-    struct item *items = cpu_stream_scratch(s, (size_t)(T / ITEM_ROWS + S + 1) * sizeof(*items));
+    int64_t T = q->dim[0], S = view->row_begin.dim[0] - 1;
     struct attention a = {.team = cpu_team(s),
                           .k = k,
                           .v = v,
                           .q = q->data,
                           .out = out->data,
                           .view = view,
-                          .items = items,
-                          .scale = options->scale,
+                          .options = *options,
                           .H = q->dim[1],
-                          .G = k->dim[2],
-                          .D = D};
+                          .G = k->dim[k->ndim - 2],
+                          .D = q->dim[2]};
     a.heads = a.H / a.G;
-    team_for(a.team, cut_items(view, items) * a.G, 1, attention_body, &a);
+    a.wide = (int64_t)round_up_u64((uint64_t)a.D, 16);
+    struct item *items = cpu_stream_scratch(s, (size_t)(T / item_rows(&a) + S + 1) * sizeof(*items));
+    a.items = items;
+    a.count = cut_items(&a, items) * a.G;
+    team_for(a.team, a.count, 1, attention_body, &a);
 }
 #endif
