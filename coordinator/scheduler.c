@@ -389,9 +389,8 @@ static void learn(uint64_t *average, uint64_t sample)
     *average = (uint64_t)((int64_t)*average + step);
 }
 
-static void learn_rate(struct pool *p, uint64_t *pool_sum, uint64_t *rate, bool measured, uint64_t sample)
+static void learn_rate(uint64_t *pool_sum, uint64_t *rate, bool measured, uint64_t sample)
 {
-    (void)p;
     uint64_t old = *rate;
     if (sample == 0)
         return;
@@ -402,6 +401,34 @@ static void learn_rate(struct pool *p, uint64_t *pool_sum, uint64_t *rate, bool 
     *pool_sum += *rate - old;
 }
 
+/* What nobody has measured is taken to be as fast as the measured groups of its pool, place for place: else
+ * the first that was measured would get everything, or nothing. */
+static void assume_rates(struct scheduler *s, uint32_t pool)
+{
+    struct pool *p = &s->pools[pool];
+    uint64_t prefill = 0, decode = 0, places = 0, measured = 0;
+    for (uint32_t i = 0; i < s->group_end; i++) {
+        const struct group *g = &s->groups[i];
+        if (!g->live || g->pool != pool || !g->measured)
+            continue;
+        prefill += g->view.prefill_rate;
+        decode += g->view.decode_rate;
+        places += g->view.max_sequences;
+        measured++;
+    }
+    for (uint32_t i = 0; i < s->group_end && measured > 0; i++) {
+        struct group *g = &s->groups[i];
+        if (!g->live || g->pool != pool || g->measured)
+            continue;
+        uint64_t old_prefill = g->view.prefill_rate, old_decode = g->view.decode_rate;
+        g->view.prefill_rate = prefill / measured;
+        g->view.decode_rate = decode * g->view.max_sequences / places + 1;
+        p->prefill_rate += g->view.prefill_rate - old_prefill;
+        p->decode_rate += g->view.decode_rate - old_decode;
+        group_refresh(s, i);
+    }
+}
+
 /* The prefill's rate includes its wait inside the group, so a short prompt behind others looks slow: only
  * prompts that the group had for itself, or long ones, say how fast it is. */
 static void learn_group(struct scheduler *s, struct entry *e, const struct scheduler_usage *u)
@@ -410,7 +437,7 @@ static void learn_group(struct scheduler *s, struct entry *e, const struct sched
     struct pool *p = &s->pools[g->pool];
     uint64_t fresh = u->prompt_tokens - (u->cached_tokens < u->prompt_tokens ? u->cached_tokens : 0);
     if (u->prefill_us > 0 && fresh >= 64 && (g->view.assigned <= 1 || !g->measured))
-        learn_rate(p, &p->prefill_rate, &g->view.prefill_rate, g->measured, fresh * 1000000 / u->prefill_us);
+        learn_rate(&p->prefill_rate, &g->view.prefill_rate, g->measured, fresh * 1000000 / u->prefill_us);
     if (u->decode_us > 0 && u->output_tokens > 4) {
         uint64_t each_us = u->decode_us / (u->output_tokens - 1);
         if (p->token_us == 0)
@@ -418,11 +445,14 @@ static void learn_group(struct scheduler *s, struct entry *e, const struct sched
         else
             learn(&p->token_us, each_us);
         if (each_us)
-            learn_rate(p, &p->decode_rate, &g->view.decode_rate, g->measured,
+            learn_rate(&p->decode_rate, &g->view.decode_rate, g->measured,
                        g->view.assigned * 1000000 / each_us);
+        p->unmeasured -= !g->measured;
         g->measured = true;
     }
     group_refresh(s, e->group);
+    if (p->unmeasured > 0)
+        assume_rates(s, g->pool);
 }
 
 /* Caches evict, and the index does not see it: what was found against what was expected, of late. */
@@ -526,6 +556,9 @@ void scheduler_group_ready(struct scheduler *s, uint32_t group, const struct sch
     if (group >= s->group_end)
         s->group_end = group + 1;
     group_refresh(s, group);
+    p->unmeasured += !g->measured;
+    if (!g->measured)
+        assume_rates(s, g->pool);
 }
 
 static void stop_accepting(struct scheduler *s, uint32_t group)
@@ -562,6 +595,7 @@ void scheduler_group_gone(struct scheduler *s, uint32_t group, uint64_t now_ms)
     }
     ASSERT(g->view.assigned == 0);
     g->live = false;
+    p->unmeasured -= !g->measured;
     p->groups--;
     p->prefill_rate -= g->view.prefill_rate;
     p->decode_rate -= g->view.decode_rate;

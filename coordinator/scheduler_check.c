@@ -80,6 +80,26 @@ static void check_pools(const struct scheduler *s)
     ASSERT(queued == s->queued && entries == s->live);
 }
 
+/* The sums over each pool's groups. */
+static void check_pool_groups(const struct scheduler *s, uint32_t pool)
+{
+    const struct pool *p = &s->pools[pool];
+    uint64_t groups = 0, accepting = 0, places = 0, unmeasured = 0, prefill = 0, decode = 0;
+    for (uint32_t i = 0; i < s->limits.groups; i++) {
+        const struct group *g = &s->groups[i];
+        if (!g->live || g->pool != pool)
+            continue;
+        groups++;
+        accepting += g->accepting;
+        places += g->accepting ? g->view.max_sequences : 0;
+        unmeasured += !g->measured;
+        prefill += g->view.prefill_rate;
+        decode += g->view.decode_rate;
+    }
+    ASSERT(groups == p->groups && accepting == p->accepting && places == p->places);
+    ASSERT(unmeasured == p->unmeasured && prefill == p->prefill_rate && decode == p->decode_rate);
+}
+
 void scheduler_check(const struct scheduler *s)
 {
     uint64_t bytes = 0;
@@ -97,4 +117,6 @@ void scheduler_check(const struct scheduler *s)
     check_flows(s);
     check_pools(s);
     check_groups(s);
+    for (uint32_t i = 0; i < s->pool_limit; i++)
+        check_pool_groups(s, i);
 }

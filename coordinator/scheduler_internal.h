@@ -72,6 +72,7 @@ struct pool {
     uint64_t clock; /* of the classes */
     uint32_t queued, entries;
     uint32_t groups, accepting; /* live ones */
+    uint32_t unmeasured;        /* of them: their rates are assumed */
     uint64_t places;            /* sequences of the accepting ones */
     struct heap open;           /* groups that take more, by load */
     struct list victims;        /* preemptible ones that run, by start */

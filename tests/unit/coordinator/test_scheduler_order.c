@@ -458,6 +458,28 @@ static void test_faster_groups_get_more(void)
     scheduler_free(&s);
 }
 
+static void test_unmeasured_groups_are_like_their_peers(void)
+{
+    struct scheduler *s = fresh();
+    struct scheduler_group_info info = {.model = "m", .max_sequences = 16};
+    uint32_t given[2] = {0};
+    scheduler_group_ready(s, 0, &info);
+    put(s, 0, INTERACTIVE, "t");
+    CHECK_INT(next_assigned(s), 0);
+    struct scheduler_usage fast = {
+        .prompt_tokens = 100, .output_tokens = 100, .prefill_us = 1000, .decode_us = 9900};
+    scheduler_used(s, 0, &fast); /* far faster than any assumption */
+    scheduler_finished(s, 0);
+    scheduler_group_ready(s, 1, &info);
+    for (uint32_t i = 0; i < 8; i++)
+        put(s, i, INTERACTIVE, "t");
+    for (uint32_t i = 0; i < 8; i++)
+        given[next(s).group]++;
+    CHECK_INT(given[0], 4);
+    CHECK_INT(given[1], 4);
+    scheduler_free(&s);
+}
+
 static void test_room_is_not_promised_twice(void)
 {
     struct scheduler *s = fresh();
@@ -518,6 +540,8 @@ int main(void)
     TEST(test_empty_caches_are_not_believed, "an index that promises what is not there is believed less");
     TEST(test_lost_caches_are_forgotten, "a group that was lost has nothing cached");
     TEST(test_faster_groups_get_more, "a group three times as fast gets three times the work");
+    TEST(test_unmeasured_groups_are_like_their_peers,
+         "a group that was not measured is taken for one like its peers");
     TEST(test_room_is_not_promised_twice, "KV room is not promised twice");
     TEST(test_large_request_is_not_starved, "a large request is not passed over for ever");
     return test_result();
