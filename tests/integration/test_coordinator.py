@@ -96,9 +96,9 @@ def test_spreads_over_groups(c):
     client = c.client()
     for i in range(4):
         generate(client, "q%d" % i)
-    for worker in (a, b):
-        for assign in [worker.expect("assign"), worker.expect("assign")]:
-            worker.serve(assign, 2)
+    assigns = [(worker, worker.expect("assign")) for worker in (a, b, a, b)]  # all, before a place is free again
+    for worker, assign in assigns:
+        worker.serve(assign, 2)
     outcomes = {}
     while len(outcomes) < 4:
         m = client.expect("token", "done")
