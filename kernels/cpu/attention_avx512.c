@@ -17,7 +17,7 @@
 
 #ifdef CPU_HAS_FAST
 
-#include "kernels/cpu/avx512.h"
+#include "kernels/cpu/avx512_math.h"
 
 #define TARGET   AVX512_TARGET
 #define INLINE   AVX512_INLINE
@@ -54,31 +54,12 @@ struct room {
     struct state *state;
 };
 
-/* exp(x) for x <= 0, NaN kept: 2^n * P(r), |r| <= ln2 / 2, Taylor to degree 6; error below 2 units of the
- * last place. */
-INLINE __m512 exp_ps(__m512 x)
-{
-    x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
-                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.0f / 720);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, n);
-}
-
 /* cap * tanh(s / cap): tanh |x| = (1 - e) / (1 + e), e = exp(-2 |x|), with the sign of x. */
 INLINE __m512 cap_ps(__m512 s, float cap)
 {
     const __m512 one = _mm512_set1_ps(1.0f), sign = _mm512_set1_ps(-0.0f);
     __m512 x = _mm512_div_ps(s, _mm512_set1_ps(cap));
-    __m512 e = exp_ps(_mm512_mul_ps(_mm512_andnot_ps(sign, x), _mm512_set1_ps(-2.0f)));
+    __m512 e = avx512_exp(_mm512_mul_ps(_mm512_andnot_ps(sign, x), _mm512_set1_ps(-2.0f)));
     __m512 t = _mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e));
     return _mm512_mul_ps(_mm512_or_ps(t, _mm512_and_ps(x, sign)), _mm512_set1_ps(cap));
 }
@@ -201,10 +182,10 @@ TARGET static float soften(const struct attention *a, struct state *state, float
     highest = highest > state->highest ? highest : state->highest;
     for (int group = 0; group < GROUPS; group++) {
         e[group] = _mm512_maskz_mov_ps((__mmask16)(seen >> 16 * group),
-                                       exp_ps(_mm512_sub_ps(s[group], _mm512_set1_ps(highest))));
+                                       avx512_exp(_mm512_sub_ps(s[group], _mm512_set1_ps(highest))));
         _mm512_storeu_ps(p + 16 * group, e[group]);
     }
-    float fade = _mm512_cvtss_f32(exp_ps(_mm512_set1_ps(state->highest - highest)));
+    float fade = _mm512_cvtss_f32(avx512_exp(_mm512_set1_ps(state->highest - highest)));
     state->sum =
         state->sum * fade + fold_ps(_mm512_add_ps(_mm512_add_ps(e[0], e[1]), _mm512_add_ps(e[2], e[3])));
     state->highest = highest;

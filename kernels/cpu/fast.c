@@ -96,6 +96,9 @@ static void use_avx512vnni(struct device_ops *ops)
     ops->pack = fast_pack;
     ops->matmul = fast_matmul;
     ops->attention = fast_attention;
+    ops->activate = fast_activate;
+    ops->softcap = fast_softcap;
+    ops->rope = fast_rope;
 }
 
 static void bf16_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,

@@ -26,6 +26,11 @@ int fast_select(struct device_ops *ops, const char *option, bool f16_as_bf16, co
 void fast_attention(struct stream *s, struct tensor *out, const struct tensor *q, const struct tensor *k,
                     const struct tensor *v, const struct seq_view *view,
                     const struct attention_options *options);
+void fast_activate(struct stream *s, struct tensor *out, const struct tensor *gate, const struct tensor *up,
+                   enum activation f);
+void fast_softcap(struct stream *s, struct tensor *x, float cap);
+void fast_rope(struct stream *s, struct tensor *x, const struct tensor *positions,
+               const struct tensor *frequency, enum rope_pairs pairs, float magnitude);
 void fast_matmul_panels(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                         const struct tensor *bias);
 void fast_matmul_bf16(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
