@@ -16,7 +16,7 @@
 
 static const struct config_option options[] = {
     {"kernels", 0, CONFIG_STRING, OPTION(kernels), 0, 0, "auto", "NAME",
-     "auto|reference|avx512vnni|avx512bf16", "kernel set", false},
+     "auto|reference|avx2|avx512vnni|avx512bf16", "kernel set", false},
     {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "0", "N", NULL, "threads; 0 = every processor",
      false},
     {"type", 0, CONFIG_STRING, OPTION(type), 0, 0, NULL, "TYPE", NULL,

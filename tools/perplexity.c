@@ -35,7 +35,8 @@ static const struct config_option options[] = {
     {"kv_type", 0, CONFIG_STRING, OPTION(kv_type), 0, 0, "f32", "TYPE", "f32|f16|bf16|q8_0",
      "element type of the KV cache", false},
     {"kernels", 0, CONFIG_STRING, OPTION(kernels), 0, 0, "auto", "NAME",
-     "auto|reference|avx512vnni|avx512bf16", "kernel set; auto = the fastest that this processor has", false},
+     "auto|reference|avx2|avx512vnni|avx512bf16", "kernel set; auto = the fastest that this processor has",
+     false},
     {"json", 'j', CONFIG_BOOL, OPTION(json), 0, 0, NULL, NULL, NULL, "print one JSON object", false},
     MODELS_OPTION(struct perplexity_settings),
 };

@@ -42,7 +42,7 @@ static const struct config_option options[] = {
     {"nccl_library", 0, CONFIG_STRING, OPTION(nccl_library), 0, 0, NULL, "PATH", NULL,
      "the NCCL library (default: libnccl.so.2 of the system)", false},
     {"kernels", 0, CONFIG_STRING, OPTION(kernels), 0, 0, "auto", "NAME",
-     "auto|reference|avx512vnni|avx512bf16",
+     "auto|reference|avx2|avx512vnni|avx512bf16",
      "kernel set of the cpu device, part of the numeric class; auto = the fastest that this processor has",
      false},
     {"f16_as_bf16", 0, CONFIG_BOOL, OPTION(f16_as_bf16), 0, 0, NULL, NULL, NULL,

@@ -121,6 +121,28 @@ static void use_avx512bf16(struct device_ops *ops)
     ops->matmul = bf16_matmul;
 }
 
+static void avx2_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                        const struct tensor *bias)
+{
+    if (w->layout == LAYOUT_PANELS && panel_is_float(w->stored.dtype))
+        avx2_matmul_float(s, out, x, w, bias);
+    else if (w->layout == LAYOUT_PANELS)
+        avx2_matmul_panels(s, out, x, w, bias);
+    else
+        cpu_matmul(s, out, x, w, bias);
+}
+
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+static void use_avx2(struct device_ops *ops)
+{
+    ops->pack = fast_pack;
+    ops->matmul = avx2_matmul;
+}
+
 static bool is_amd(void)
 {
     return __builtin_cpu_is("amd") != 0;
@@ -141,6 +163,7 @@ static const struct kernel_set {
 } SETS[] = {
     {"avx512bf16", "cpu-avx512bf16", "AVX-512 BF16", has_avx512bf16, is_amd, use_avx512bf16},
     {"avx512vnni", "cpu-avx512vnni", "AVX-512 VNNI", has_avx512vnni, always, use_avx512vnni},
+    {"avx2", "cpu-avx2", "AVX2 with FMA and F16C", has_avx2, always, use_avx2},
 };
 #define SET_COUNT ARRAY_LEN(SETS)
 #else
@@ -153,7 +176,7 @@ static const struct kernel_set {
 #define SET_COUNT 0
 #endif
 
-#define SET_NAMES "reference, avx512vnni or avx512bf16"
+#define SET_NAMES "reference, avx2, avx512vnni or avx512bf16"
 
 int fast_select(struct device_ops *ops, const char *option, bool f16_as_bf16, const char **name,
                 struct err *err)

@@ -3,6 +3,8 @@
  * own (design I7).
  *
  *   cpu-reference   runs anywhere; written order of additions without fused multiply-add
+ *   cpu-avx2        AVX2, FMA and F16C: integer dot products for quantised weights, fused multiply-add for
+ *                   the others, and the reference's attention
  *   cpu-avx512vnni  AVX-512 with VNNI: integer dot products for quantised weights, fused multiply-add
  *                   elsewhere
  *   cpu-avx512bf16  the same, but BF16 weights multiply with VDPBF16PS, which rounds x to BF16; with
@@ -36,6 +38,11 @@ void fast_matmul_panels(struct stream *s, struct tensor *out, const struct tenso
 void fast_matmul_bf16(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                       const struct tensor *bias);
 void fast_matmul_float(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                       const struct tensor *bias);
+
+void avx2_matmul_panels(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                        const struct tensor *bias);
+void avx2_matmul_float(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                        const struct tensor *bias);
 
 #endif

@@ -39,7 +39,8 @@ typedef void float_tile_function(const struct float_tile *tile);
 /* The tiles of a set for weights of one type. */
 struct float_tiles {
     int max_rows;                                     /* of a tile, at most FLOAT_MAX_ROWS */
-    int side[FLOAT_MAX_ROWS + 1];                     /* panels side by side, by rows */
+    int side[FLOAT_MAX_ROWS + 1];                     /* panels side by side, by rows; one number from
+                                                       * max_rows / 2 on, as many rows are cut so */
     float_tile_function *by_rows[FLOAT_MAX_ROWS + 1]; /* reads panels as they are packed */
     /* The same tiles for panels that were made floats, and what makes them so: where many tiles share a panel
      * that pays. NULL: the tiles above serve for any number of rows. */

@@ -1,28 +1,14 @@
-/* matmul_vnni: x . w^T for panels of blocks (kernels/cpu/panel.h) with AVX-512 VNNI.
+/* matmul_vnni: the tiles of kernels/cpu/matmul_blocks.h with AVX-512 VNNI. VPDPBUSD multiplies unsigned bytes
+ * by signed ones: the codes of weights by the numbers of x.
  *
- * x is quantised once per call, each 32 elements of a row by their own scale: a[k] = round(x[k] / s), s =
- * max|x| / 127. VPDPBUSD multiplies unsigned bytes by signed ones, so the codes of weights are unsigned; what
- * their offset adds, -offset * sum(a), starts each integer sum, which is exact. Per part (32 elements, or 16
- * where the type has a scale for each 16), in ascending order:
- *
- *   out[t][n] = fma(float(isum), w_scale[n] * x_scale[t], out[t][n])
- *   out[t][n] = fma(w_addend[n], x_scale[t] * sum(a), out[t][n])           types with a minimum
- *
- * and nothing else rounds. The order does not depend on the tile, the number of rows or of threads.
- *
- *            run of K ->                              run of K ->
- *   x tile [ 6 rows, quantised ]      two panels [ spread into bytes, in the first-level cache ]
- *                        \             /
- *                     sums[6][2][16], in registers over the run, in memory between runs
- *
- * The two panels are spread (kernels/cpu/spread.h) once for all tiles of a group of rows of x, whose
- * quantised form stays in the second-level cache while the panels of a member go by. */
+ * A tile is six rows of x by two panels: twelve integer sums and twelve float ones stay in registers. With up
+ * to four rows, where memory is the slower part, the codes are multiplied as they are spread. */
 #include "kernels/cpu/fast.h"
 
 #include <math.h>
 #include <string.h>
 
-#include "kernels/cpu/panel.h"
+#include "kernels/cpu/matmul_blocks.h"
 
 #ifdef CPU_HAS_FAST
 #include <immintrin.h>
@@ -44,39 +30,7 @@ INLINE void widen(const void *halves, void *out)
 #define TILE  6 /* rows of x whose sums fit the registers, twice for two panels: integers and floats */
 #define PAIR  2 /* panels side by side */
 #define FEW   4 /* rows of x up to which the codes need not be stored */
-#define PARTS 2 /* at most, of 32 elements */
-/* Blocks of 32 in a run: two panels' codes, 8 or 16 KiB, leave room for x in the first-level cache. Multiples
- * of the longest block of a type. */
-#define RUN_FEW  8
-#define RUN_MANY 16
-/* What the quantised rows of a group may take of the second-level cache. */
-#define GROUP_BYTES (1 << 20)
-
-/* One block of a tile of x: numbers [rows][32], for each part sums [rows] (integers: -offset * sum(a); or
- * floats: x_scale * sum(a)), scales [rows]. */
-#define TILE_BLOCK_BYTES(rows, parts) ((size_t)(rows) * (PANEL_BLOCK + 4 * (size_t)(parts) + 4))
-
-/* What a tile asks memory for while it computes: its share of the next run. */
-struct ask {
-    const char *at[PAIR];
-    size_t block_bytes; /* of each panel, for each block of the tile's run */
-};
-
-typedef void tile_function(const struct spread *w, const struct ask *ask, const char *x, int64_t blocks,
-                           float *sums);
-
-struct type;
-struct job {
-    struct team *team;
-    const struct panel_type *type;
-    const struct type *functions;
-    struct panel_layout layout;
-    const char *packed;
-    const float *x, *bias;
-    float *out;
-    char *tiles; /* quantised x */
-    int64_t T, N, K, blocks /* of 32 */, group /* rows of x whose tiles stay in the cache */;
-};
+#define PARTS BLOCK_MAX_PARTS
 
 /* ---- x in bytes */
 
@@ -100,16 +54,7 @@ struct job {
 REDUCE16(most16, _mm512_max_epu32)
 REDUCE16(sum16, _mm512_add_epi32)
 
-/* What quantising sixteen blocks of a row gives. */
-struct quantised {
-    _Alignas(64) int8_t numbers[16][PANEL_BLOCK];
-    float scales[16];
-    int32_t sums[PARTS][16]; /* of the numbers; with one part both are the block's */
-};
-
-/* `blocks` (at most 16) blocks of a row. The greatest magnitude is found among the bits, where NaN is above
- * infinity and infinity above all numbers: a block that has one gets NaN as its scale, and so do its outputs.
- * A block so small that the inverse of its scale overflows is zeros. */
+/* As matmul_blocks.h says. */
 TARGET static void quantise_blocks(const float *x, int blocks, int parts, struct quantised *out)
 {
     __m512i bits[16], first[16], second[16];
@@ -150,52 +95,6 @@ TARGET static void quantise_blocks(const float *x, int blocks, int parts, struct
     _mm512_storeu_si512(out->sums[0], sum16(first));
     if (parts == 2)
         _mm512_storeu_si512(out->sums[1], sum16(second));
-}
-
-/* Row `row` of a tile of `rows`, blocks [block, block + count). */
-TARGET static void store_quantised(const struct job *m, const struct quantised *q, char *tile, int rows,
-                                   int row, int count)
-{
-    size_t block_bytes = TILE_BLOCK_BYTES(rows, m->type->parts);
-    for (int b = 0; b < count; b++, tile += block_bytes) {
-        char *after = tile + (size_t)rows * PANEL_BLOCK;
-        memcpy(tile + row * PANEL_BLOCK, q->numbers[b], PANEL_BLOCK);
-        for (int part = 0; part < m->type->parts; part++) {
-            int32_t correction = -m->type->offset * q->sums[part][b];
-            float sum = q->scales[b] * (float)q->sums[part][b];
-            memcpy(after + (part * rows + row) * 4, m->type->has_addends ? (void *)&sum : (void *)&correction,
-                   4);
-        }
-        memcpy(after + (m->type->parts * rows + row) * 4, &q->scales[b], 4);
-    }
-}
-
-static char *tile_at(const struct job *m, int64_t t)
-{
-    return m->tiles + (size_t)t * (size_t)m->blocks * TILE_BLOCK_BYTES(1, m->type->parts);
-}
-
-static int at_most(int64_t left, int limit)
-{
-    return left < limit ? (int)left : limit;
-}
-
-static void quantise_body(void *context, int64_t begin, int64_t end, int member)
-{
-    const struct job *m = context;
-    struct quantised q;
-    (void)member;
-    for (int64_t t = begin; t < end; t++) {
-        int64_t first = t / TILE * TILE;
-        int rows = at_most(m->T - first, TILE);
-        char *tile = tile_at(m, first);
-        for (int64_t b = 0; b < m->blocks; b += 16) {
-            int count = at_most(m->blocks - b, 16);
-            quantise_blocks(m->x + t * m->K + b * PANEL_BLOCK, count, m->type->parts, &q);
-            store_quantised(m, &q, tile + (size_t)b * TILE_BLOCK_BYTES(rows, m->type->parts), rows,
-                            (int)(t - first), count);
-        }
-    }
 }
 
 /* ---- tiles */
@@ -405,21 +304,14 @@ TYPE_FUNCTIONS(q4_k, DTYPE_Q4_K, 1, true)
 TYPE_FUNCTIONS(q5_k, DTYPE_Q5_K, 1, true)
 TYPE_FUNCTIONS(q6_k, DTYPE_Q6_K, 2, false)
 
-typedef struct spread spread_function(const struct panel_layout *l, const char *panel, int64_t block,
-                                      int64_t blocks, const struct spread_room *room);
-typedef void few_function(const struct panel_layout *l, const char *panel, const char *x, float *sums);
-
-struct type {
-    spread_function *spread;
-    few_function *few[FEW + 1];
-    tile_function *const *one, *const *pair; /* panels */
-};
-
-#define TYPE_ENTRY(NAME, KIND)                                                                            \
-    {                                                                                                     \
-        NAME##_spread, {NULL, NAME##_few_1, NAME##_few_2, NAME##_few_3, NAME##_few_4}, KIND##_1, KIND##_2 \
+#define TYPE_ENTRY(NAME, KIND)                                                         \
+    {                                                                                  \
+        NAME##_spread, {NULL, NAME##_few_1, NAME##_few_2, NAME##_few_3, NAME##_few_4}, \
+        {                                                                              \
+            KIND##_1, KIND##_2                                                         \
+        }                                                                              \
     }
-static const struct type TYPES[DTYPE_COUNT] = {
+static const struct block_type TYPES[DTYPE_COUNT] = {
     [DTYPE_Q8_0] = TYPE_ENTRY(q8_0, whole),         [DTYPE_Q4_0] = TYPE_ENTRY(q4_0, whole),
     [DTYPE_Q4_1] = TYPE_ENTRY(q4_1, whole_addends), [DTYPE_Q5_0] = TYPE_ENTRY(q5_0, whole),
     [DTYPE_Q5_1] = TYPE_ENTRY(q5_1, whole_addends), [DTYPE_Q2_K] = TYPE_ENTRY(q2_k, halves_addends),
@@ -427,148 +319,18 @@ static const struct type TYPES[DTYPE_COUNT] = {
     [DTYPE_Q5_K] = TYPE_ENTRY(q5_k, whole_addends), [DTYPE_Q6_K] = TYPE_ENTRY(q6_k, halves),
 };
 
-/* ---- panels, runs and groups of rows */
-
-/* A member's scratch: two panels' runs, spread, and the sums of a group of rows. */
-struct room {
-    struct spread_room spread[PAIR];
-    float *sums;
-};
-
-static size_t room_bytes(int64_t run, int64_t rows)
-{
-    size_t panel = (size_t)run * (SPREAD_CODES + 2 * PARTS) * PANEL_PIECE;
-    return PAIR * panel + (size_t)rows * PAIR * PANEL_ROWS * sizeof(float);
-}
-
-static struct room room_cut(char *memory, int64_t run)
-{
-    struct room r;
-    for (int p = 0; p < PAIR; p++) {
-        r.spread[p].codes = (lanes_u32 *)(void *)memory;
-        memory += run * SPREAD_CODES * PANEL_PIECE;
-        r.spread[p].scales = (lanes_f32 *)(void *)memory;
-        memory += run * PARTS * PANEL_PIECE;
-        r.spread[p].addends = (lanes_f32 *)(void *)memory;
-        memory += run * PARTS * PANEL_PIECE;
-    }
-    r.sums = (float *)(void *)memory;
-    return r;
-}
-
-/* The sums of rows [t, t + rows) and `panels` panels from panel p on are complete. */
-TARGET static void store_sums(const struct job *m, const float *sums, int64_t t, int64_t rows, int64_t p,
-                              int panels)
-{
-    for (int i = 0; i < panels; i++) {
-        int64_t n = (p + i) * PANEL_ROWS, left = m->N - n;
-        __mmask16 mask = left >= PANEL_ROWS ? 0xFFFF : (__mmask16)((1u << left) - 1);
-        __m512 bias = m->bias ? _mm512_maskz_loadu_ps(mask, m->bias + n) : _mm512_setzero_ps();
-        for (int64_t r = 0; r < rows; r++) {
-            __m512 sum = _mm512_loadu_ps(sums + (r * panels + i) * PANEL_ROWS);
-            _mm512_mask_storeu_ps(m->out + (t + r) * m->N + n, mask,
-                                  m->bias ? _mm512_add_ps(sum, bias) : sum);
-        }
-    }
-}
-
-/* Of how many tiles of a run asks the next one's bytes are spread over: as long as that few tiles compute,
- * memory is the slower of the two. */
-#define ASKING 4
-
-/* What tile `i` of `tiles` asks for while panels from p on are at the run of `blocks` blocks from block b on.
- */
-static struct ask next_run(const struct job *m, int64_t p, int panels, int64_t b, int64_t blocks, int64_t i,
-                           int64_t tiles)
-{
-    struct ask ask = {.block_bytes = 0};
-    int64_t shares = tiles < ASKING ? tiles : ASKING;
-    const char *panel = m->packed + (size_t)p * m->layout.panel_bytes;
-    size_t bytes = (size_t)(blocks * m->layout.blocks / m->blocks) * m->layout.quant_bytes;
-    size_t share = round_up_u64((bytes + (size_t)shares - 1) / (size_t)shares, 64), from = 0;
-    if (b + blocks < m->blocks)
-        from = (size_t)((b + blocks) * m->layout.blocks / m->blocks) * m->layout.quant_bytes;
-    else
-        from = (size_t)panels * m->layout.panel_bytes; /* the beginning of the next panels */
-    if (i >= shares)
-        return ask;
-    for (int k = 0; k < panels; k++)
-        ask.at[k] = panel + (size_t)k * m->layout.panel_bytes + from + (size_t)i * share;
-    ask.block_bytes = (share + (size_t)blocks - 1) / (size_t)blocks;
-    return ask;
-}
-
-/* `panels` panels from panel p on by rows [t, t + rows). */
-static void panels_by_group(const struct job *m, const struct room *room, int64_t p, int panels, int64_t t,
-                            int64_t rows, int64_t run)
-{
-    struct spread w[PAIR];
-    int64_t count = (rows + TILE - 1) / TILE;
-    tile_function *const *tiles = panels == PAIR ? m->functions->pair : m->functions->one;
-    memset(room->sums, 0, (size_t)(rows * panels * PANEL_ROWS) * sizeof(float));
-    for (int64_t b = 0; b < m->blocks; b += run) {
-        int64_t blocks = m->blocks - b < run ? m->blocks - b : run;
-        for (int i = 0; i < panels; i++)
-            w[i] = m->functions->spread(&m->layout, m->packed + (size_t)(p + i) * m->layout.panel_bytes, b,
-                                        blocks, &room->spread[i]);
-        for (int64_t i = 0; i < count; i++) {
-            int here = at_most(rows - i * TILE, TILE);
-            struct ask ask = next_run(m, p, panels, b, blocks, i, count);
-            tiles[here](w, &ask,
-                        tile_at(m, t + i * TILE) + (size_t)b * TILE_BLOCK_BYTES(here, m->type->parts), blocks,
-                        room->sums + i * TILE * panels * PANEL_ROWS);
-        }
-    }
-    store_sums(m, room->sums, t, rows, p, panels);
-}
-
-/* Panels [begin, end) by the rows of x, which are few. */
-static void few_body(const struct job *m, int64_t begin, int64_t end)
-{
-    float sums[FEW * PANEL_ROWS];
-    for (int64_t p = begin; p < end; p++) {
-        m->functions->few[m->T](&m->layout, m->packed + (size_t)p * m->layout.panel_bytes, m->tiles, sums);
-        store_sums(m, sums, 0, m->T, p, 1);
-    }
-}
-
-static void panels_body(void *context, int64_t begin, int64_t end, int member)
-{
-    const struct job *m = context;
-    if (m->T <= FEW) {
-        few_body(m, begin * PAIR, end * PAIR < m->layout.panels ? end * PAIR : m->layout.panels);
-        return;
-    }
-    int64_t run = m->T <= ASKING * TILE ? RUN_FEW : RUN_MANY;
-    struct room room = room_cut(team_scratch(m->team, member, room_bytes(run, m->group)), run);
-    for (int64_t t = 0; t < m->T; t += m->group)
-        for (int64_t p = begin * PAIR; p < end * PAIR && p < m->layout.panels; p += PAIR)
-            panels_by_group(m, &room, p, at_most(m->layout.panels - p, PAIR), t,
-                            m->T - t < m->group ? m->T - t : m->group, run);
-}
+/* The codes of two panels' runs are 8 or 16 KiB. */
+static const struct block_tiles TILES = {.rows = TILE,
+                                         .side = PAIR,
+                                         .few = FEW,
+                                         .run_few = 8,
+                                         .run_many = 16,
+                                         .quantise = quantise_blocks,
+                                         .types = TYPES};
 
 void fast_matmul_panels(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                         const struct tensor *bias)
 {
-    const struct panel_type *type = panel_type(w->stored.dtype);
-    struct job m = {.team = cpu_team(s),
-                    .type = type,
-                    .functions = &TYPES[w->stored.dtype],
-                    .layout = panel_layout(w->stored.dtype, w->stored.dim[0], w->stored.dim[1]),
-                    .packed = w->packed,
-                    .x = x->data,
-                    .bias = bias ? bias->data : NULL,
-                    .out = out->data,
-                    .T = x->dim[0],
-                    .N = w->stored.dim[0],
-                    .K = w->stored.dim[1],
-                    .blocks = w->stored.dim[1] / PANEL_BLOCK};
-    size_t row_bytes = (size_t)m.blocks * TILE_BLOCK_BYTES(1, type->parts);
-    int64_t in_cache = (int64_t)(GROUP_BYTES / row_bytes);
-    m.group = (in_cache < TILE ? TILE : in_cache) / TILE * TILE;
-    m.group = m.group > m.T ? m.T : m.group;
-    m.tiles = cpu_stream_scratch(s, (size_t)m.T * row_bytes);
-    team_for(m.team, m.T, TILE, quantise_body, &m);
-    team_for(m.team, (m.layout.panels + PAIR - 1) / PAIR, 1, panels_body, &m);
+    block_matmul(s, out, x, w, bias, &TILES);
 }
 #endif

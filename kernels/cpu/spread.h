@@ -13,14 +13,8 @@
 #ifndef LEPTON_KERNELS_CPU_SPREAD_H
 #define LEPTON_KERNELS_CPU_SPREAD_H
 
-#include "kernels/cpu/panel.h"
+#include "kernels/cpu/matmul_blocks.h"
 #include "kernels/half.h"
-
-/* Sixteen lanes: those of the rows. */
-typedef uint32_t lanes_u32 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t lanes_i32 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef float lanes_f32 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t lanes_u16 __attribute__((vector_size(32), aligned(2), may_alias));
 
 #ifndef SPREAD_TARGET
 #define SPREAD_TARGET
@@ -35,7 +29,6 @@ static inline void spread_widen(const lanes_u16 *halves, lanes_f32 *out)
 #endif
 
 #define SPREAD_INLINE static inline __attribute__((always_inline)) SPREAD_TARGET
-#define SPREAD_CODES  8 /* registers of codes of a block of 32 elements */
 
 /* Register j of block `block` of the step. */
 typedef void spread_emit(void *to, int block, int j, const lanes_u32 *codes);
@@ -275,18 +268,6 @@ SPREAD_INLINE void spread_codes(const enum dtype type, const lanes_u32 *piece, i
 }
 
 /* ---- a run of blocks, stored */
-
-/* A run of blocks of one panel, spread: [block of 32][8] codes, [block][parts] scales and addends. The codes
- * of Q8_0 are where they were. */
-struct spread {
-    const lanes_u32 *codes;
-    const lanes_f32 *scales, *addends;
-};
-/* Where to spread to. */
-struct spread_room {
-    lanes_u32 *codes;
-    lanes_f32 *scales, *addends;
-};
 
 SPREAD_INLINE void spread_store(void *to, int block, int j, const lanes_u32 *codes)
 {

@@ -19,7 +19,7 @@ check() {
 
 lists_the_cpu() {
     local out
-    out=$("$lepton" devices) && grep -qE '^cpu +cpu-(reference|avx512vnni|avx512bf16) +[0-9]+ threads?$' <<<"$out" &&
+    out=$("$lepton" devices) && grep -qE '^cpu +cpu-(reference|avx2|avx512vnni|avx512bf16) +[0-9]+ threads?$' <<<"$out" &&
         grep -qE '^(cuda:0 |no GPU +.)' <<<"$out"
 }
 json_is_whole() {

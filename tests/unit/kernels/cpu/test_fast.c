@@ -37,18 +37,21 @@ static void close_bed(struct bed *b)
     device_close(&b->device);
 }
 
-static const char *missing(void)
+static const char *const SETS[] = {"avx2", "avx512vnni"};
+static const char *set; /* that the tests run with */
+
+static bool is_here(const char *kernels)
 {
     struct bed b;
-    bool here = open_bed(&b, "avx512vnni", 1);
+    bool here = open_bed(&b, kernels, 1);
     close_bed(&b);
-    return here ? NULL : "this processor has no AVX-512 VNNI";
+    return here;
 }
 
-#define NEED_FAST()          \
-    do {                     \
-        if (missing())       \
-            SKIP(missing()); \
+#define NEED_FAST()                                    \
+    do {                                               \
+        if (!is_here(set))                             \
+            SKIP("this processor cannot run the set"); \
     } while (0)
 
 /* A matrix of random blocks as a file stores it. */
@@ -152,7 +155,7 @@ static void test_matmul_is_exact_but_for_the_rounding_of_x(void)
             float *out = malloc((size_t)(t * n + 2 * GUARD) * sizeof(float));
             for (int64_t j = 0; j < t * n + 2 * GUARD; j++)
                 out[j] = 1e30f;
-            multiply("avx512vnni", 2, &host, x, t, bias, out + GUARD);
+            multiply(set, 2, &host, x, t, bias, out + GUARD);
             for (int j = 0; j < GUARD; j++)
                 CHECK(out[j] == 1e30f && out[GUARD + t * n + j] == 1e30f);
             uint64_t row_bytes = 0;
@@ -223,7 +226,7 @@ static void test_only_the_rounding_of_sums_is_left(void)
             int64_t n = 5 + 13 * (t % 5), k = row_of(types[i], widths[t % 4]);
             struct tensor host = random_rows(types[i], n, k, 31 + (unsigned)t);
             float *x = random_x(t, k, 37), *out = malloc((size_t)(t * n) * sizeof(float));
-            multiply("avx512vnni", 2, &host, x, t, NULL, out);
+            multiply(set, 2, &host, x, t, NULL, out);
             check_rounding(&host, x, t, out);
             free(host.data);
             free(x);
@@ -240,9 +243,9 @@ static void test_batches_and_threads_do_not_show(void)
         float *x = random_x(40, k, 13), alone[83], together[40 * 83];
         for (int threads = 1; threads <= 3; threads++)
             for (int64_t t = 1; t <= 40; t += threads == 1 ? 1 : 13) {
-                multiply("avx512vnni", threads, &host, x, t, NULL, together);
+                multiply(set, threads, &host, x, t, NULL, together);
                 for (int64_t j = 0; j < t; j += 7) {
-                    multiply("avx512vnni", 1, &host, x + j * k, 1, NULL, alone);
+                    multiply(set, 1, &host, x + j * k, 1, NULL, alone);
                     CHECK(memcmp(alone, together + j * n, sizeof(alone)) == 0);
                 }
             }
@@ -261,7 +264,7 @@ static void test_nan_reaches_its_row_alone(void)
             struct tensor host = random_rows(types[i], 20, k, 17);
             float *x = random_x(3, k, 19), out[60];
             x[k + 40] = bad[which];
-            multiply("avx512vnni", 1, &host, x, 3, NULL, out);
+            multiply(set, 1, &host, x, 3, NULL, out);
             for (int j = 0; j < 20; j++)
                 CHECK(isfinite(out[j]) && !isfinite(out[20 + j]) && isfinite(out[40 + j]));
             free(host.data);
@@ -276,7 +279,7 @@ static void test_tiny_and_zero_rows_are_quiet(void)
     float x[64] = {0}, out[32];
     for (int i = 32; i < 64; i++)
         x[i] = 1e-42f; /* a denormal: its inverse overflows */
-    multiply("avx512vnni", 1, &host, x, 2, NULL, out);
+    multiply(set, 1, &host, x, 2, NULL, out);
     for (int j = 0; j < 32; j++)
         CHECK_NEAR(out[j], 0, 1e-35);
     free(host.data);
@@ -290,7 +293,7 @@ static void test_rows_come_back_out_of_panels(void)
     struct weight w;
     struct err err;
     struct tensor host = random_rows(DTYPE_Q8_0, 40, 64, 29);
-    ASSERT(open_bed(&b, "avx512vnni", 1) && weight_pack(&w, b.device, &host, &err) == 0);
+    ASSERT(open_bed(&b, set, 1) && weight_pack(&w, b.device, &host, &err) == 0);
     int32_t ids[3] = {39, 0, 17};
     float got[3 * 64], want[64], dy[40] = {0}, dx[64];
     struct tensor id = tensor_1d(b.device, DTYPE_I32, ids, 3),
@@ -363,7 +366,7 @@ static void test_the_transposed_product_follows_the_definition(void)
                 size[c] += fabs(term);
             }
         }
-        multiply_transposed("avx512vnni", 2, &host, dy, t, dx);
+        multiply_transposed(set, 2, &host, dy, t, dx);
         for (int64_t c = 0; c < t * k; c++)
             wrong += !(fabs((double)dx[c] - want[c]) <= size[c] * (double)(n + 1) * 0x1p-24);
         CHECK_INT(wrong, 0);
@@ -386,9 +389,9 @@ static void test_the_transposed_product_has_the_same_bits_everywhere(void)
         float *dy = random_x(t, n, 53), *dx = malloc(bytes), *other = malloc(bytes);
         multiply_transposed("reference", 1, &host, dy, t, dx);
         for (int threads = 1; threads <= 3; threads++) {
-            multiply_transposed("avx512vnni", threads, &host, dy, t, other);
+            multiply_transposed(set, threads, &host, dy, t, other);
             CHECK(memcmp(dx, other, bytes) == 0);
-            multiply_transposed("avx512vnni", threads, &host, dy + 3 * n, 2, other);
+            multiply_transposed(set, threads, &host, dy + 3 * n, 2, other);
             CHECK(memcmp(dx + 3 * k, other, (size_t)(2 * k) * sizeof(float)) == 0);
         }
         free(host.data);
@@ -416,7 +419,7 @@ static void test_experts_have_the_bits_of_their_own_matrix(void)
         float *x = random_x(T, k, 61), out[T * EACH * N], want[N];
         uint64_t row_bytes = 0;
         dtype_row_bytes(types[i], (uint64_t)k, &row_bytes);
-        ASSERT(open_bed(&b, "avx512vnni", 2) && weight_pack(&w, b.device, &host, &err) == 0);
+        ASSERT(open_bed(&b, set, 2) && weight_pack(&w, b.device, &host, &err) == 0);
         struct tensor xt = tensor_2d(b.device, DTYPE_F32, x, T, k),
                       ot = tensor_2d(b.device, DTYPE_F32, out, T * EACH, N);
         struct tensor ct = tensor_2d(b.device, DTYPE_I32, chosen, T, EACH);
@@ -424,7 +427,7 @@ static void test_experts_have_the_bits_of_their_own_matrix(void)
         for (int j = 0; j < T * EACH; j++) {
             struct tensor own =
                 tensor_2d(NULL, types[i], (char *)host.data + (uint64_t)chosen[j] * N * row_bytes, N, k);
-            multiply("avx512vnni", 1, &own, x + j / EACH * k, 1, NULL, want);
+            multiply(set, 1, &own, x + j / EACH * k, 1, NULL, want);
             CHECK(memcmp(want, out + j * N, sizeof(want)) == 0);
         }
         weight_release(&w);
@@ -434,19 +437,74 @@ static void test_experts_have_the_bits_of_their_own_matrix(void)
     }
 }
 
+/* Integer sums are exact and every set makes the sums of floats in one order. */
+static void test_sets_have_the_same_bits(void)
+{
+    set = "avx2";
+    NEED_FAST();
+    set = "avx512vnni";
+    NEED_FAST();
+    for (size_t i = 0; i < ARRAY_LEN(types); i++)
+        for (int64_t t = 1; t <= 14; t++) {
+            int64_t n = 53, k = row_of(types[i], 1120);
+            struct tensor host = random_rows(types[i], n, k, 71);
+            float *x = random_x(t, k, 73), one[14 * 53], other[14 * 53];
+            x[40] = x[k - 1] = -90;
+            multiply("avx2", 1, &host, x, t, NULL, one);
+            multiply("avx512vnni", 2, &host, x, t, NULL, other);
+            CHECK(memcmp(one, other, (size_t)(t * n) * sizeof(float)) == 0);
+            free(host.data);
+            free(x);
+        }
+}
+
+/* Codes and numbers of x as large as they can be, and of one sign: no sum of 16 bits may saturate. */
+static void test_extreme_codes_do_not_saturate(void)
+{
+    NEED_FAST();
+    enum { N = 16, K = 256 };
+    for (size_t i = 0; i < ARRAY_LEN(types); i++)
+        for (int fill = 0; fill < 2 && !panel_is_float(types[i]); fill++) {
+            uint64_t row_bytes = 0;
+            dtype_row_bytes(types[i], K, &row_bytes);
+            struct tensor host = random_rows(types[i], N, K, 79);
+            size_t block = dtype_info(types[i])->block_bytes;
+            size_t code = types[i] == DTYPE_Q8_0 || types[i] == DTYPE_Q4_0 || types[i] == DTYPE_Q5_0 ? 2
+                          : types[i] == DTYPE_Q4_1 || types[i] == DTYPE_Q5_1                         ? 4
+                          : types[i] == DTYPE_Q4_K || types[i] == DTYPE_Q5_K                         ? 16
+                                                                                                     : 0;
+            size_t codes = types[i] == DTYPE_Q6_K   ? 192
+                           : types[i] == DTYPE_Q3_K ? 96
+                           : types[i] == DTYPE_Q2_K ? block - 4
+                                                    : block - code;
+            for (uint64_t at = 0; at < row_bytes * N; at += block)
+                memset((char *)host.data + at + code,
+                       types[i] == DTYPE_Q8_0 ? (fill ? 0x7F : 0x80) : (fill ? 0xFF : 0), codes);
+            float x[3 * K], out[3 * N];
+            for (int j = 0; j < 3 * K; j++)
+                x[j] = j / K == 0 ? 1.0f : j / K == 1 ? -1.0f : j % 2 ? 1.0f : -1.0f;
+            multiply(set, 1, &host, x, 3, NULL, out);
+            check_rounding(&host, x, 3, out);
+            free(host.data);
+        }
+}
+
 static void test_sets_are_chosen_by_name(void)
 {
     struct bed b;
     struct err err;
     CHECK_INT(device_open(&b.device, "cpu", &(struct device_options){.kernels = "fastest"}, &err), -1);
-    CHECK_CONTAINS(err.message, "kernels \"fastest\": expected auto, reference, avx512vnni or avx512bf16");
+    CHECK_CONTAINS(err.message,
+                   "kernels \"fastest\": expected auto, reference, avx2, avx512vnni or avx512bf16");
     CHECK(open_bed(&b, NULL, 1));
     CHECK_STR(device_kernel_set(b.device), "cpu-reference");
     close_bed(&b);
     CHECK(open_bed(&b, "auto", 1));
     const char *best = device_kernel_set(b.device);
-    if (missing())
+    if (!is_here("avx2"))
         CHECK_STR(best, "cpu-reference");
+    else if (!is_here("avx512vnni"))
+        CHECK_STR(best, "cpu-avx2");
     else
         CHECK(strcmp(best, "cpu-avx512vnni") == 0 || strcmp(best, "cpu-avx512bf16") == 0);
     close_bed(&b);
@@ -455,18 +513,26 @@ static void test_sets_are_chosen_by_name(void)
 int main(void)
 {
     TEST(test_panels_hold_every_value, "panels hold every value of the matrix exactly");
-    TEST(test_matmul_is_exact_but_for_the_rounding_of_x,
-         "matmul over panels is exact but for the rounding of x to 8 bits");
-    TEST(test_only_the_rounding_of_sums_is_left,
-         "with the same rounded x only the rounding of sums is left, for 1 to 40 rows of odd widths");
-    TEST(test_batches_and_threads_do_not_show, "batches and threads do not show in the bits");
-    TEST(test_nan_reaches_its_row_alone, "NaN and infinity in x reach the outputs of their row alone");
-    TEST(test_tiny_and_zero_rows_are_quiet, "rows of zeros and of denormals give zeros");
-    TEST(test_rows_come_back_out_of_panels, "embeddings, the transposed product and experts read panels");
-    TEST(test_the_transposed_product_follows_the_definition, "the transposed product follows the definition");
-    TEST(test_the_transposed_product_has_the_same_bits_everywhere,
-         "the transposed product has the reference's bits for every batch and thread count");
-    TEST(test_experts_have_the_bits_of_their_own_matrix, "experts have the bits of their own matrix");
+    for (size_t i = 0; i < ARRAY_LEN(SETS); i++) {
+        set = SETS[i];
+        printf("# kernel set %s\n", set);
+        TEST(test_matmul_is_exact_but_for_the_rounding_of_x,
+             "matmul over panels is exact but for the rounding of x to 8 bits");
+        TEST(test_only_the_rounding_of_sums_is_left,
+             "with the same rounded x only the rounding of sums is left, for 1 to 40 rows of odd widths");
+        TEST(test_batches_and_threads_do_not_show, "batches and threads do not show in the bits");
+        TEST(test_nan_reaches_its_row_alone, "NaN and infinity in x reach the outputs of their row alone");
+        TEST(test_tiny_and_zero_rows_are_quiet, "rows of zeros and of denormals give zeros");
+        TEST(test_rows_come_back_out_of_panels, "embeddings, the transposed product and experts read panels");
+        TEST(test_the_transposed_product_follows_the_definition,
+             "the transposed product follows the definition");
+        TEST(test_the_transposed_product_has_the_same_bits_everywhere,
+             "the transposed product has the reference's bits for every batch and thread count");
+        TEST(test_experts_have_the_bits_of_their_own_matrix, "experts have the bits of their own matrix");
+        TEST(test_extreme_codes_do_not_saturate,
+             "the largest codes by the largest numbers are added exactly");
+    }
+    TEST(test_sets_have_the_same_bits, "AVX2 and AVX-512 give the same bits");
     TEST(test_sets_are_chosen_by_name, "kernel sets are chosen by name");
     return test_result();
 }

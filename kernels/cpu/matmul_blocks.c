@@ -1,0 +1,216 @@
+#include "kernels/cpu/matmul_blocks.h"
+
+#include <string.h>
+
+#include "kernels/cpu/device_cpu.h"
+
+/* What the quantised rows of a group may take of the second-level cache. */
+#define GROUP_BYTES (1 << 20)
+
+struct job {
+    struct team *team;
+    const struct block_tiles *tiles;
+    const struct panel_type *type;
+    const struct block_type *functions;
+    struct panel_layout layout;
+    const char *packed;
+    const float *x, *bias;
+    float *out;
+    char *quantised; /* x, in tiles */
+    int64_t T, N, K, blocks /* of 32 */, group /* rows of x whose tiles stay in the cache */;
+};
+
+/* ---- x in bytes */
+
+/* Row `row` of a tile of `rows`, blocks [block, block + count). */
+static void store_quantised(const struct job *m, const struct quantised *q, char *tile, int rows, int row,
+                            int count)
+{
+    size_t block_bytes = TILE_BLOCK_BYTES(rows, m->type->parts);
+    for (int b = 0; b < count; b++, tile += block_bytes) {
+        char *after = tile + (size_t)rows * PANEL_BLOCK;
+        memcpy(tile + row * PANEL_BLOCK, q->numbers[b], PANEL_BLOCK);
+        for (int part = 0; part < m->type->parts; part++) {
+            int32_t correction = -m->type->offset * q->sums[part][b];
+            float sum = q->scales[b] * (float)q->sums[part][b];
+            memcpy(after + (part * rows + row) * 4, m->type->has_addends ? (void *)&sum : (void *)&correction,
+                   4);
+        }
+        memcpy(after + (m->type->parts * rows + row) * 4, &q->scales[b], 4);
+    }
+}
+
+static char *tile_at(const struct job *m, int64_t t)
+{
+    return m->quantised + (size_t)t * (size_t)m->blocks * TILE_BLOCK_BYTES(1, m->type->parts);
+}
+
+static int at_most(int64_t left, int limit)
+{
+    return left < limit ? (int)left : limit;
+}
+
+static void quantise_body(void *context, int64_t begin, int64_t end, int member)
+{
+    const struct job *m = context;
+    struct quantised q;
+    (void)member;
+    for (int64_t t = begin; t < end; t++) {
+        int64_t first = t / m->tiles->rows * m->tiles->rows;
+        int rows = at_most(m->T - first, m->tiles->rows);
+        char *tile = tile_at(m, first);
+        for (int64_t b = 0; b < m->blocks; b += BLOCK_QUANTISE) {
+            int count = at_most(m->blocks - b, BLOCK_QUANTISE);
+            m->tiles->quantise(m->x + t * m->K + b * PANEL_BLOCK, count, m->type->parts, &q);
+            store_quantised(m, &q, tile + (size_t)b * TILE_BLOCK_BYTES(rows, m->type->parts), rows,
+                            (int)(t - first), count);
+        }
+    }
+}
+
+/* ---- panels, runs and groups of rows */
+
+/* A member's scratch: the runs of panels side by side, spread, and the sums of a group of rows. */
+struct room {
+    struct spread_room spread[BLOCK_MAX_SIDE];
+    float *sums;
+};
+
+static size_t room_bytes(const struct block_tiles *tiles, int64_t run, int64_t rows)
+{
+    size_t panel = (size_t)run * (SPREAD_CODES + 2 * BLOCK_MAX_PARTS) * PANEL_PIECE;
+    return (size_t)tiles->side * (panel + (size_t)rows * PANEL_ROWS * sizeof(float));
+}
+
+static struct room room_cut(const struct block_tiles *tiles, char *memory, int64_t run)
+{
+    struct room r;
+    for (int p = 0; p < tiles->side; p++) {
+        r.spread[p].codes = (lanes_u32 *)(void *)memory;
+        memory += run * SPREAD_CODES * PANEL_PIECE;
+        r.spread[p].scales = (lanes_f32 *)(void *)memory;
+        memory += run * BLOCK_MAX_PARTS * PANEL_PIECE;
+        r.spread[p].addends = (lanes_f32 *)(void *)memory;
+        memory += run * BLOCK_MAX_PARTS * PANEL_PIECE;
+    }
+    r.sums = (float *)(void *)memory;
+    return r;
+}
+
+/* The sums of rows [t, t + rows) and `panels` panels from panel p on are complete. */
+static void store_sums(const struct job *m, const float *sums, int64_t t, int64_t rows, int64_t p, int panels)
+{
+    for (int64_t r = 0; r < rows; r++)
+        for (int i = 0; i < panels; i++, sums += PANEL_ROWS) {
+            int64_t n = (p + i) * PANEL_ROWS;
+            int here = at_most(m->N - n, PANEL_ROWS);
+            float *out = m->out + (t + r) * m->N + n;
+            memcpy(out, sums, (size_t)here * sizeof(float));
+            for (int j = 0; m->bias && j < here; j++)
+                out[j] += m->bias[n + j];
+        }
+}
+
+/* Of how many tiles of a run asks the next one's bytes are spread over: as long as that few tiles compute,
+ * memory is the slower of the two. */
+#define ASKING 4
+
+/* What tile `i` of `tiles` asks for while panels from p on are at the run of `blocks` blocks from block b on.
+ */
+static struct ask next_run(const struct job *m, int64_t p, int panels, int64_t b, int64_t blocks, int64_t i,
+                           int64_t tiles)
+{
+    struct ask ask = {.block_bytes = 0};
+    int64_t shares = tiles < ASKING ? tiles : ASKING;
+    const char *panel = m->packed + (size_t)p * m->layout.panel_bytes;
+    size_t bytes = (size_t)(blocks * m->layout.blocks / m->blocks) * m->layout.quant_bytes;
+    size_t share = round_up_u64((bytes + (size_t)shares - 1) / (size_t)shares, 64), from = 0;
+    if (b + blocks < m->blocks)
+        from = (size_t)((b + blocks) * m->layout.blocks / m->blocks) * m->layout.quant_bytes;
+    else
+        from = (size_t)panels * m->layout.panel_bytes; /* the beginning of the next panels */
+    if (i >= shares)
+        return ask;
+    for (int k = 0; k < panels; k++)
+        ask.at[k] = panel + (size_t)k * m->layout.panel_bytes + from + (size_t)i * share;
+    ask.block_bytes = (share + (size_t)blocks - 1) / (size_t)blocks;
+    return ask;
+}
+
+/* `panels` panels from panel p on by rows [t, t + rows). */
+static void panels_by_group(const struct job *m, const struct room *room, int64_t p, int panels, int64_t t,
+                            int64_t rows, int64_t run)
+{
+    struct spread w[BLOCK_MAX_SIDE];
+    int64_t each = m->tiles->rows, count = (rows + each - 1) / each;
+    tile_function *const *by_rows = m->functions->by_rows[panels - 1];
+    memset(room->sums, 0, (size_t)(rows * panels * PANEL_ROWS) * sizeof(float));
+    for (int64_t b = 0; b < m->blocks; b += run) {
+        int64_t blocks = m->blocks - b < run ? m->blocks - b : run;
+        for (int i = 0; i < panels; i++)
+            w[i] = m->functions->spread(&m->layout, m->packed + (size_t)(p + i) * m->layout.panel_bytes, b,
+                                        blocks, &room->spread[i]);
+        for (int64_t i = 0; i < count; i++) {
+            int here = at_most(rows - i * each, (int)each);
+            struct ask ask = next_run(m, p, panels, b, blocks, i, count);
+            by_rows[here](w, &ask,
+                          tile_at(m, t + i * each) + (size_t)b * TILE_BLOCK_BYTES(here, m->type->parts),
+                          blocks, room->sums + i * each * panels * PANEL_ROWS);
+        }
+    }
+    store_sums(m, room->sums, t, rows, p, panels);
+}
+
+/* Panels [begin, end) by the rows of x, which are few. */
+static void few_body(const struct job *m, int64_t begin, int64_t end)
+{
+    float sums[BLOCK_MAX_FEW * PANEL_ROWS];
+    for (int64_t p = begin; p < end; p++) {
+        const char *panel = m->packed + (size_t)p * m->layout.panel_bytes;
+        m->functions->few[m->T](&m->layout, panel, m->quantised, sums);
+        store_sums(m, sums, 0, m->T, p, 1);
+    }
+}
+
+static void panels_body(void *context, int64_t begin, int64_t end, int member)
+{
+    const struct job *m = context;
+    const struct block_tiles *tiles = m->tiles;
+    int side = tiles->side;
+    if (m->T <= tiles->few) {
+        few_body(m, begin * side, end * side < m->layout.panels ? end * side : m->layout.panels);
+        return;
+    }
+    int64_t run = m->T <= ASKING * tiles->rows ? tiles->run_few : tiles->run_many;
+    struct room room = room_cut(tiles, team_scratch(m->team, member, room_bytes(tiles, run, m->group)), run);
+    for (int64_t t = 0; t < m->T; t += m->group)
+        for (int64_t p = begin * side; p < end * side && p < m->layout.panels; p += side)
+            panels_by_group(m, &room, p, at_most(m->layout.panels - p, side), t,
+                            m->T - t < m->group ? m->T - t : m->group, run);
+}
+
+void block_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
+                  const struct tensor *bias, const struct block_tiles *tiles)
+{
+    const struct panel_type *type = panel_type(w->stored.dtype);
+    struct job m = {.team = cpu_team(s),
+                    .tiles = tiles,
+                    .type = type,
+                    .functions = &tiles->types[w->stored.dtype],
+                    .layout = panel_layout(w->stored.dtype, w->stored.dim[0], w->stored.dim[1]),
+                    .packed = w->packed,
+                    .x = x->data,
+                    .bias = bias ? bias->data : NULL,
+                    .out = out->data,
+                    .T = x->dim[0],
+                    .N = w->stored.dim[0],
+                    .K = w->stored.dim[1],
+                    .blocks = w->stored.dim[1] / PANEL_BLOCK};
+    size_t row_bytes = (size_t)m.blocks * TILE_BLOCK_BYTES(1, type->parts);
+    int64_t in_cache = (int64_t)(GROUP_BYTES / row_bytes);
+    m.group = (in_cache < tiles->rows ? tiles->rows : in_cache) / tiles->rows * tiles->rows;
+    m.group = m.group > m.T ? m.T : m.group;
+    m.quantised = cpu_stream_scratch(s, (size_t)m.T * row_bytes);
+    team_for(m.team, m.T, tiles->rows, quantise_body, &m);
+    team_for(m.team, (m.layout.panels + tiles->side - 1) / tiles->side, 1, panels_body, &m);
+}
