@@ -91,43 +91,73 @@ INLINE __m512 load_page(enum dtype type, const void *data, int64_t at, __mmask16
     return _mm512_cvtph_ps(half);
 }
 
-/* The first element of KV head g at a position of a sequence. */
-static int64_t element_at(const struct attention *a, int32_t sequence, int64_t position, int64_t g)
+/* The elements at which KV head g of n positions from `base` on begins: a page is looked up once for its run
+ * of positions. */
+static void find_keys(const struct attention *a, int32_t sequence, int64_t g, int64_t base, int n,
+                      int64_t *at)
 {
     const struct seq_view *view = a->view;
-    int64_t index = ((const int32_t *)view->row_begin.data)[sequence] + position;
-    if (view->page_table.data) {
-        int64_t slot = ((const int32_t *)view->slots.data)[sequence], column = position / view->page_tokens;
-        ASSERT(column < view->page_table.dim[1]);
-        int64_t page = ((const int32_t *)view->page_table.data)[slot * view->page_table.dim[1] + column];
-        ASSERT(page >= 0 && page < a->k->dim[0]);
-        index = page * view->page_tokens + position % view->page_tokens;
+    const int32_t *pages = view->page_table.data;
+    int64_t tokens = view->page_tokens, step = a->G * a->D;
+    if (!pages) {
+        for (int j = 0; j < n; j++)
+            at[j] = (((const int32_t *)view->row_begin.data)[sequence] + base + j) * step + g * a->D;
+        return;
     }
-    return (index * a->G + g) * a->D;
+    pages += ((const int32_t *)view->slots.data)[sequence] * view->page_table.dim[1];
+    for (int j = 0; j < n;) {
+        int64_t column = (base + j) / tokens, inside = (base + j) % tokens;
+        ASSERT(column < view->page_table.dim[1] && pages[column] >= 0 && pages[column] < a->k->dim[0]);
+        int64_t first = (pages[column] * tokens + inside) * step + g * a->D;
+        for (int64_t left = tokens - inside; left > 0 && j < n; left--, first += step)
+            at[j++] = first;
+    }
 }
 
-/* The first n keys and values of a block for one KV head: kt[4][wide][16], v[64][wide]; keys behind them are
- * zero. */
-TARGET static void load_block(const struct attention *a, int32_t sequence, int64_t g, int64_t base, int n,
+/* Keys and values of one KV head at n positions. */
+struct keys {
+    int64_t at[KEYS];
+    int n;
+};
+
+/* Asks memory for the head that begins at element `at`. Q8_0 is the one type with blocks here. */
+INLINE void ask_for(const struct tensor *x, int64_t at, int64_t D)
+{
+    int64_t unit = x->dtype == DTYPE_F32    ? (int64_t)sizeof(float)
+                   : x->dtype == DTYPE_Q8_0 ? (int64_t)sizeof(struct block_q8_0)
+                                            : (int64_t)sizeof(uint16_t);
+    int64_t from = x->dtype == DTYPE_Q8_0 ? at / Q8_0_BLOCK : at;
+    int64_t units = x->dtype == DTYPE_Q8_0 ? D / Q8_0_BLOCK : D;
+    for (int64_t byte = 0; byte < units * unit; byte += 64)
+        _mm_prefetch((const char *)x->data + from * unit + byte, _MM_HINT_T1);
+}
+
+/* The keys and values of a block for one KV head: kt[4][wide][16], v[64][wide]; keys behind the n are zero.
+ * Between them the next block is asked for, piece by piece, so that it is on its way while this one is
+ * computed. */
+TARGET static void load_block(const struct attention *a, const struct keys *keys, const struct keys *next,
                               const struct room *room)
 {
-    int64_t at[KEYS];
-    for (int j = 0; j < n; j++)
-        at[j] = element_at(a, sequence, base + j, g);
+    int64_t parts = a->wide / 16 * GROUPS, part = 0, asked = 0;
     for (int64_t d = 0; d < a->D; d += 16) {
         __mmask16 there = avx512_first(a->D - d);
         for (int group = 0; group < GROUPS; group++) {
             __m512 row[16], column[16];
+            for (part++; asked < next->n * part / parts; asked++) {
+                ask_for(a->k, next->at[asked], a->D);
+                ask_for(a->v, next->at[asked], a->D);
+            }
             for (int j = 0; j < 16; j++)
-                row[j] = group * 16 + j < n
-                             ? load_page(a->k->dtype, a->k->data, at[group * 16 + j] + d, there)
+                row[j] = group * 16 + j < keys->n
+                             ? load_page(a->k->dtype, a->k->data, keys->at[group * 16 + j] + d, there)
                              : _mm512_setzero_ps();
             avx512_turn(row, column);
             for (int i = 0; i < 16; i++)
                 _mm512_store_ps(room->kt + (group * a->wide + d + i) * 16, column[i]);
         }
-        for (int j = 0; j < n; j++)
-            _mm512_store_ps(room->v + j * a->wide + d, load_page(a->v->dtype, a->v->data, at[j] + d, there));
+        for (int j = 0; j < keys->n; j++)
+            _mm512_store_ps(room->v + j * a->wide + d,
+                            load_page(a->v->dtype, a->v->data, keys->at[j] + d, there));
     }
 }
 
@@ -301,6 +331,15 @@ static int64_t item_rows(const struct attention *a)
     return a->heads < QUERIES ? QUERIES / a->heads : 1;
 }
 
+/* The keys of the block at `base` up to the position `last`; none behind it. */
+static void find_block(const struct attention *a, const struct item *it, int64_t g, int64_t base,
+                       int64_t last, struct keys *keys)
+{
+    int64_t left = last + 1 - base;
+    keys->n = left <= 0 ? 0 : left < KEYS ? (int)left : KEYS;
+    find_keys(a, it->sequence, g, base, keys->n, keys->at);
+}
+
 static void attention_body(void *context, int64_t begin, int64_t end, int member)
 {
     const struct attention *a = context;
@@ -319,9 +358,12 @@ static void attention_body(void *context, int64_t begin, int64_t end, int member
         memset(room.acc, 0, (size_t)(it->rows * a->heads * a->wide) * sizeof(float));
         for (int64_t k = 0; k < it->rows * a->heads; k++)
             room.state[k] = (struct state){.highest = -INFINITY};
-        for (int64_t base = oldest_of(a, positions[0]) / KEYS * KEYS; base <= last; base += KEYS) {
-            int64_t left = last + 1 - base;
-            load_block(a, it->sequence, g, base, left < KEYS ? (int)left : KEYS, &room);
+        int64_t base = oldest_of(a, positions[0]) / KEYS * KEYS;
+        struct keys keys[2];
+        find_block(a, it, g, base, last, &keys[0]);
+        for (int turn = 0; base <= last; base += KEYS, turn ^= 1) {
+            find_block(a, it, g, base + KEYS, last, &keys[turn ^ 1]);
+            load_block(a, &keys[turn], &keys[turn ^ 1], &room);
             attend_block(a, it, g, base, &room);
         }
         finish(a, it, g, &room);
