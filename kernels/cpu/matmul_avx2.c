@@ -97,6 +97,14 @@ _Static_assert(SIGNED_BYTES *PAIR_SUM(128) <= INT16_MAX && SIX_BITS * PAIR_SUM(6
                    FIVE_BITS * PAIR_SUM(31) <= INT16_MAX && FOUR_BITS * PAIR_SUM(15) <= INT16_MAX,
                "a 16-bit sum saturates");
 
+/* Sums that are made at once: the compiler would make a tree of the additions of a block, whose products
+ * wait in memory meanwhile. */
+AVX2_INLINE __m256i add_now(__m256i sum)
+{
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
 /* isum[t][h] += pieces [j, j + count) of a block by the rows. */
 AVX2_INLINE void multiply(__m256i isum[TILE][HALVES], const lanes_u32 *codes, const int32_t *numbers, int j,
                           const int count, const int rows, const enum codes kind)
@@ -105,6 +113,7 @@ AVX2_INLINE void multiply(__m256i isum[TILE][HALVES], const lanes_u32 *codes, co
 #pragma GCC unroll 8
     for (int i = j; i < j + count; i++) {
         __m256i code[HALVES], size[HALVES];
+#pragma GCC unroll 2
         for (int h = 0; h < HALVES; h++) {
             code[h] = _mm256_loadu_si256((const __m256i *)(const void *)(codes + i) + h);
             if (kind == SIGNED_BYTES) { /* without the offset that panels add */
@@ -120,15 +129,13 @@ AVX2_INLINE void multiply(__m256i isum[TILE][HALVES], const lanes_u32 *codes, co
                 __m256i pairs = kind == SIGNED_BYTES
                                     ? _mm256_maddubs_epi16(size[h], _mm256_sign_epi8(four, code[h]))
                                     : _mm256_maddubs_epi16(code[h], four);
-                sum[t][h] = i == j ? pairs : _mm256_add_epi16(sum[t][h], pairs);
+                sum[t][h] = i == j ? pairs : add_now(_mm256_add_epi16(sum[t][h], pairs));
+                if (i == j + count - 1) /* the last that 16 bits hold */
+                    isum[t][h] = add_now(
+                        _mm256_add_epi32(isum[t][h], _mm256_madd_epi16(sum[t][h], _mm256_set1_epi16(1))));
             }
         }
     }
-#pragma GCC unroll 4
-    for (int t = 0; t < rows; t++)
-#pragma GCC unroll 2
-        for (int h = 0; h < HALVES; h++)
-            isum[t][h] = _mm256_add_epi32(isum[t][h], _mm256_madd_epi16(sum[t][h], _mm256_set1_epi16(1)));
 }
 
 /* sums[rows][16] += one part of a block; all but the pointers are constants where this is inlined. */

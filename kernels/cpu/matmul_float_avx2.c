@@ -36,12 +36,15 @@ AVX2_INLINE __m256 load_weights(enum dtype type, const void *panel, int64_t k, c
 AVX2_INLINE void add_tile(const struct float_tile *tile, const int rows, const int side,
                           __m256 sum[ROWS][FLOAT_MAX_SIDE][HALVES])
 {
+#pragma GCC unroll 4
     for (int p = 0; p < side; p++)
+#pragma GCC unroll 2
         for (int h = 0; h < HALVES; h++) {
             int64_t n = p * PANEL_ROWS + h * AVX2_LANES;
             if (tile->outputs <= n)
                 return;
             __m256i mask = avx2_first(tile->outputs - n);
+#pragma GCC unroll 6
             for (int t = 0; t < rows; t++) {
                 float *at = tile->out + t * tile->stride + n;
                 __m256 all =
@@ -76,7 +79,9 @@ AVX2_INLINE void float_tile(const struct float_tile *tile, const int rows, const
     __m256 sum[ROWS][FLOAT_MAX_SIDE][HALVES];
     for (int p = 0; p < side; p++)
         panel[p] = tile->panel[p];
+#pragma GCC unroll 6
     for (int t = 0; t < rows; t++)
+#pragma GCC unroll 4
         for (int p = 0; p < side; p++)
             sum[t][p][0] = sum[t][p][1] = _mm256_setzero_ps();
     int64_t k = 0;
