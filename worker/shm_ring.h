@@ -18,7 +18,8 @@ struct shm_ring {
 size_t shm_ring_write(struct shm_ring *r, const void *data, size_t bytes);
 /* Reads as much into data[bytes] as is there; returns how much. */
 size_t shm_ring_read(struct shm_ring *r, void *data, size_t bytes);
-/* Waits for a byte to read, at most for `limit_us` (0 = without end); true when there is one. */
+/* Waits for a byte to read, at most for `limit_us` (0 = without end); true when there is one. May wake early,
+ * as shm_word_wait. */
 bool shm_ring_wait(struct shm_ring *r, uint64_t limit_us);
 
 #endif
