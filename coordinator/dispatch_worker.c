@@ -35,8 +35,7 @@ void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wi
         scheduler_group_forget(d->scheduler, g->slot);
     struct scheduler_group_info info = {.model = g->model,
                                         .max_sequences = (uint32_t)g->max_sequences,
-                                        .kv_tokens = g->pages * g->page_tokens,
-                                        .context = g->context};
+                                        .kv_tokens = g->pages * g->page_tokens};
     scheduler_group_ready(d->scheduler, g->slot, &info);
     snapshot_restore(d, g);
     log_info("cluster", "group %s of worker %s is ready: epoch %llu, model %s, %u stages, %llu sequences",

@@ -85,16 +85,6 @@ void scheduler_free(struct scheduler **ps)
     *ps = NULL;
 }
 
-void scheduler_set_policy(struct scheduler *s, const struct balancer_policy *policy)
-{
-    s->policy = policy;
-}
-
-void scheduler_set_prefix_weight(struct scheduler *s, uint32_t percent)
-{
-    s->prefix_weight = percent;
-}
-
 static struct group *group_at(const struct scheduler *s, uint32_t group)
 {
     ASSERT(group < s->limits.groups);
@@ -538,8 +528,7 @@ void scheduler_group_ready(struct scheduler *s, uint32_t group, const struct sch
                         .live = true,
                         .accepting = true,
                         .measured = info->prefill_rate && info->decode_rate,
-                        .pool = (uint32_t)(p - s->pools),
-                        .context = info->context};
+                        .pool = (uint32_t)(p - s->pools)};
     g->view = (struct balancer_group){
         .group = group,
         .max_sequences = info->max_sequences,
@@ -688,26 +677,6 @@ bool scheduler_draining(const struct scheduler *s)
 struct scheduler_counts scheduler_counts(const struct scheduler *s)
 {
     return s->counts;
-}
-
-bool scheduler_group_view(const struct scheduler *s, uint32_t group, struct balancer_group *out)
-{
-    *out = group_at(s, group)->view;
-    return group_at(s, group)->live;
-}
-
-uint32_t scheduler_class_queued(const struct scheduler *s, uint32_t class)
-{
-    ASSERT(class < s->limits.class_count);
-    return s->class_queued[class];
-}
-
-uint32_t scheduler_class_find(const struct scheduler *s, const char *name)
-{
-    for (uint32_t i = 0; i < s->limits.class_count; i++)
-        if (strcmp(s->limits.classes[i].name, name) == 0)
-            return i;
-    return SCHEDULER_NONE;
 }
 
 uint64_t scheduler_memory(const struct scheduler *s)

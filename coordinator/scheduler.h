@@ -82,9 +82,6 @@ struct scheduler_action {
 struct scheduler;
 struct scheduler *scheduler_new(const struct scheduler_limits *limits, const struct balancer_policy *policy);
 void scheduler_free(struct scheduler **s);
-/* What may be changed while it runs. */
-void scheduler_set_policy(struct scheduler *s, const struct balancer_policy *policy);
-void scheduler_set_prefix_weight(struct scheduler *s, uint32_t percent);
 
 /* ---- events of requests ---- */
 struct scheduler_submission {
@@ -129,7 +126,6 @@ struct scheduler_group_info {
     const char *model; /* copied */
     uint32_t max_sequences;
     uint64_t kv_tokens;                 /* 0: unknown */
-    uint64_t context;                   /* most tokens of a sequence; 0: unknown */
     uint64_t prefill_rate, decode_rate; /* tokens/s; 0: learned from what it reports */
 };
 void scheduler_group_ready(struct scheduler *s, uint32_t group, const struct scheduler_group_info *info);
@@ -168,11 +164,6 @@ struct scheduler_counts {
     uint64_t prefix_tokens;         /* of prompts, expected to be cached where they went */
 };
 struct scheduler_counts scheduler_counts(const struct scheduler *s);
-/* What the scheduler thinks of a group; false when it is not live. */
-bool scheduler_group_view(const struct scheduler *s, uint32_t group, struct balancer_group *out);
-uint32_t scheduler_class_queued(const struct scheduler *s, uint32_t class);
-uint32_t scheduler_class_find(const struct scheduler *s,
-                              const char *name); /* SCHEDULER_NONE: no such class */
 /* Bytes of memory that it holds: limits decide it. */
 uint64_t scheduler_memory(const struct scheduler *s);
 /* Checks every invariant; ASSERTs. For tests and simulations: O(everything). */

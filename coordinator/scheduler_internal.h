@@ -95,7 +95,6 @@ struct group {
     bool open;      /* in its pool's heap */
     bool measured;  /* its rates are learned or given, not assumed */
     uint32_t pool;
-    uint64_t context;
     struct balancer_group view;
 };
 

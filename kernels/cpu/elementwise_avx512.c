@@ -3,7 +3,7 @@
  *
  * Only what showed in the time of a step is here: the reference's norms, additions and page writes already
  * run at the speed of memory. For the same reason nothing is fused with its neighbours: a SwiGLU that is
- * bound by memory costs about a hundredth of the three products around it. */
+ * bound by memory costs about two hundredths of the three products around it. */
 #include "kernels/cpu/fast.h"
 
 #include <math.h>

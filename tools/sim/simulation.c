@@ -275,10 +275,8 @@ static void group_starts(struct simulation *m, uint32_t group)
     struct sim_group *g = &m->groups[group];
     g->engine = engine_new(&g->speed, m->o->check ? 1 : 1u << 20);
     g->live = true;
-    struct scheduler_group_info info = {.model = "model",
-                                        .max_sequences = g->speed.max_sequences,
-                                        .kv_tokens = g->speed.kv_tokens,
-                                        .context = g->speed.kv_tokens};
+    struct scheduler_group_info info = {
+        .model = "model", .max_sequences = g->speed.max_sequences, .kv_tokens = g->speed.kv_tokens};
     if (m->o->tell_speeds) {
         info.prefill_rate = (uint64_t)engine_prefill_rate(&g->speed);
         info.decode_rate = (uint64_t)engine_decode_rate(&g->speed);
