@@ -1,5 +1,6 @@
-/* scheduler_internal: what scheduler.c (events), scheduler_pool.c (models, tenants, order) and
- * scheduler_step.c (decisions) share. Nobody else includes it. */
+/* scheduler_internal: what scheduler.c (events), scheduler_admit.c, scheduler_learn.c, scheduler_pool.c
+ * (models, tenants, order), scheduler_step.c (decisions) and scheduler_check.c share. Nobody else includes
+ * it. */
 #ifndef LEPTON_COORDINATOR_SCHEDULER_INTERNAL_H
 #define LEPTON_COORDINATOR_SCHEDULER_INTERNAL_H
 
@@ -163,6 +164,10 @@ uint64_t pool_decode_rate(const struct pool *p);
 uint64_t entry_due_ms(const struct scheduler *s, const struct entry *e, int *code, const char **reason);
 /* Sets its due time anew. */
 void entry_due(struct scheduler *s, uint32_t request);
+
+/* ---- scheduler_learn.c ---- */
+/* Gives the groups of a pool that were not measured the rates of those that were. */
+void assume_rates(struct scheduler *s, uint32_t pool);
 
 /* ---- scheduler.c ---- */
 /* Takes the entry out of whatever it is in. */
