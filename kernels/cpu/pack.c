@@ -9,7 +9,7 @@
 #include "kernels/cpu/device_cpu.h"
 
 #define RUN_BYTES   (1u << 20)
-#define TOUCH_BYTES (96u << 10) /* packed, then watched: both forms stay in a second-level cache */
+#define TOUCH_BYTES (32u << 10) /* packed, then watched: both forms stay in a second-level cache */
 
 struct pass {
     int64_t rows, unit, step; /* step: rows of one call, a multiple of unit */
@@ -19,12 +19,15 @@ struct pass {
     void *context;
 };
 
-/* The first row of run r: the first unit that begins at byte r * RUN_BYTES or behind it. */
+/* The first row of run r: of the unit in which byte r * RUN_BYTES lies, so that a watcher whose pieces are as
+ * long as a run finds each piece's first byte at the front of a run and not at the end of the one before:
+ * what of a piece is in another run has left the cache, or is in another processor's. */
 static int64_t run_begin(const struct pass *p, int64_t r)
 {
-    uint64_t unit_bytes = p->row_bytes * (uint64_t)p->unit;
-    int64_t row = (int64_t)(((uint64_t)r * RUN_BYTES + unit_bytes - 1) / unit_bytes) * p->unit;
-    return row < p->rows ? row : p->rows;
+    uint64_t byte = (uint64_t)r * RUN_BYTES;
+    if (byte >= p->row_bytes * (uint64_t)p->rows)
+        return p->rows;
+    return (int64_t)(byte / (p->row_bytes * (uint64_t)p->unit)) * p->unit;
 }
 
 static void pass_body(void *context, int64_t begin, int64_t end, int member)
