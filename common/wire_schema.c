@@ -214,7 +214,7 @@ static const struct wire_field group_status_fields[] = {
              "time that stages waited though there was work"),
     UINT(wire_group_status, running, 0, COUNT, "sequences in its batch"),
     UINT(wire_group_status, waiting, 0, COUNT, "sequences it holds outside the batch"),
-    UINT(wire_group_status, assigned, 0, COUNT, "requests the coordinator has given it"),
+    UINT(wire_group_status, assigned, 0, COUNT, "sequences that the coordinator has given it"),
     UINT(wire_group_status, steps, 0, COUNT, "steps so far: progress"),
     UINT(wire_group_status, tokens_generated, 0, COUNT, "tokens so far"),
     UINT(wire_group_status, heartbeat_age_ms, 0, COUNT, "since its last heartbeat: liveness"),

@@ -14,9 +14,11 @@ uint64_t balancer_load_us(const struct balancer_group *g)
 
 bool balancer_fits(const struct balancer_group *g, const struct balancer_request *r)
 {
-    if (g->assigned >= g->max_sequences)
+    if (g->requests == 0)
+        return g->max_sequences > 0;
+    if (g->assigned + r->choices > g->max_sequences)
         return false;
-    return g->assigned == 0 || g->kv_tokens == 0 || g->kv_reserved + r->kv_tokens <= g->kv_tokens;
+    return g->kv_tokens == 0 || g->kv_reserved + r->kv_tokens <= g->kv_tokens;
 }
 
 /* What the new request waits for: the prefill before it, its own, and the decoding that goes on beside. */

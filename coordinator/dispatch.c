@@ -152,7 +152,7 @@ void dispatch_group_lost(struct dispatch *d, struct group *g, const char *why)
 {
     if (g->state == GROUP_LOST)
         return;
-    log_warn("cluster", "group %s (epoch %llu, %u requests) is gone: %s", g->name,
+    log_warn("cluster", "group %s (epoch %llu, %u sequences) is gone: %s", g->name,
              (unsigned long long)g->epoch, scheduler_assigned(d->scheduler, g->slot), why);
     cluster_lost(g);
     scheduler_group_gone(d->scheduler, g->slot, clock_now_ms());

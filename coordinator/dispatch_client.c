@@ -89,7 +89,8 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
                                               .tenant = q->client.name,
                                               .class = q->class,
                                               .bytes = q->prompt_bytes,
-                                              .max_tokens = q->max_tokens * q->sampling.n,
+                                              .choices = (uint32_t)q->sampling.n,
+                                              .max_tokens = q->max_tokens,
                                               .deadline_ms = now_us / 1000 + timeout_ms,
                                               .prefix = &prefix};
     prefix_key_make(&prefix, prefix_salt(q->client.name), q->prompt, q->prompt_bytes);

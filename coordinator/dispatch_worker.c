@@ -158,12 +158,11 @@ static void report_usage(struct dispatch *d, const struct request *q)
     for (uint64_t i = 0; i < q->sampling.n; i++) {
         const struct wire_done *done = &q->choices[i].done;
         usage.prompt_tokens = done->prompt_tokens;
-        usage.cached_tokens =
-            done->cached_tokens > usage.cached_tokens ? done->cached_tokens : usage.cached_tokens;
         usage.output_tokens += done->completion_tokens;
         usage.prefill_us = done->prefill_us > usage.prefill_us ? done->prefill_us : usage.prefill_us;
         usage.decode_us = done->decode_us > usage.decode_us ? done->decode_us : usage.decode_us;
     }
+    usage.cached_tokens = q->choices[0].done.cached_tokens; /* the others find what the first computed */
     scheduler_used(d->scheduler, q->slot, &usage);
 }
 

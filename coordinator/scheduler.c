@@ -107,12 +107,13 @@ void group_refresh(struct scheduler *s, uint32_t group)
 static void leave_group(struct scheduler *s, struct entry *e)
 {
     struct group *g = &s->groups[e->group];
-    ASSERT(g->view.assigned > 0);
-    g->view.assigned--;
+    ASSERT(g->view.requests > 0 && g->view.assigned >= e->choices);
+    g->view.requests--;
+    g->view.assigned -= e->choices;
     g->view.prefill_tokens -= e->prefill_left;
     g->view.decode_tokens -= e->decode_left;
     g->view.kv_reserved -= e->kv_tokens;
-    s->flows[e->flow].running--;
+    s->flows[e->flow].running -= e->choices;
     e->prefill_left = e->decode_left = 0;
     group_refresh(s, e->group);
 }
@@ -136,7 +137,7 @@ void entry_leave(struct scheduler *s, uint32_t request)
         list_remove(s, &s->lost, request);
         break;
     case PREEMPTED:
-        s->pools[s->flows[e->flow].pool].preempting--;
+        s->pools[s->flows[e->flow].pool].preempting -= e->choices;
         leave_group(s, e);
         break;
     case RUNNING:
@@ -177,7 +178,7 @@ void scheduler_progress(struct scheduler *s, uint32_t request, uint64_t tokens)
     e->prefilled = true;
     e->produced = tokens;
     /* What is longer than expected is expected to go on for a quarter of what it has. */
-    uint64_t left = tokens < e->output_tokens ? e->output_tokens - tokens : tokens / 4 + 1;
+    uint64_t left = e->choices * (tokens < e->output_tokens ? e->output_tokens - tokens : tokens / 4 + 1);
     g->view.decode_tokens += left - e->decode_left;
     e->decode_left = left;
     group_refresh(s, e->group);
@@ -193,7 +194,7 @@ void scheduler_ending(struct scheduler *s, uint32_t request)
     struct entry *e = scheduler_entry(s, request);
     ASSERT(e->state == RUNNING || e->state == PREEMPTED || e->state == ENDING || e->state == LOST);
     if (e->state == PREEMPTED)
-        s->pools[s->flows[e->flow].pool].preempting--;
+        s->pools[s->flows[e->flow].pool].preempting -= e->choices;
     if (e->state == RUNNING)
         leave_victims(s, request);
     if (e->state == RUNNING || e->state == PREEMPTED)

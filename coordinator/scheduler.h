@@ -90,7 +90,8 @@ struct scheduler_submission {
     const char *tenant;  /* NULL: "" */
     uint32_t class;      /* below the number of classes */
     uint64_t bytes;      /* of the prompt */
-    uint64_t max_tokens; /* 0: unknown */
+    uint32_t choices;    /* answers over the one prompt: so many places at a group; 0: 1 */
+    uint64_t max_tokens; /* of each; 0: unknown */
     uint64_t deadline_ms;
     const struct prefix_key *prefix; /* NULL: nothing is known of the prompt */
 };
@@ -104,12 +105,13 @@ struct scheduler_admission {
  * queue is full, the newest request of a tenant that holds more of it than the new one's may be shed. */
 int scheduler_submit(struct scheduler *s, const struct scheduler_submission *in, uint64_t now_ms,
                      struct scheduler_admission *out, struct err *err);
-/* It has so many tokens now (>= 1: its prefill is over). Need not be said for every token. */
+/* Each of its choices has so many tokens now, about (>= 1: its prefill is over). Need not be said for every
+ * token. */
 void scheduler_progress(struct scheduler *s, uint32_t request, uint64_t tokens);
 /* What it really was, before scheduler_finished: estimates and accounts are corrected. */
 struct scheduler_usage {
-    uint64_t prompt_tokens, cached_tokens, output_tokens;
-    uint64_t prefill_us, decode_us; /* 0: unknown */
+    uint64_t prompt_tokens, cached_tokens, output_tokens; /* of all choices together */
+    uint64_t prefill_us, decode_us;                       /* 0: unknown */
 };
 void scheduler_used(struct scheduler *s, uint32_t request, const struct scheduler_usage *usage);
 /* The request is over: its group said so, or it still waited and its client cancelled it. */
@@ -156,7 +158,7 @@ uint64_t scheduler_due_ms(const struct scheduler *s);
 uint32_t scheduler_queued(const struct scheduler *s);
 uint32_t scheduler_live(const struct scheduler *s); /* all that were submitted and have not left */
 uint64_t scheduler_bytes(const struct scheduler *s);
-uint32_t scheduler_assigned(const struct scheduler *s, uint32_t group);
+uint32_t scheduler_assigned(const struct scheduler *s, uint32_t group); /* sequences */
 bool scheduler_draining(const struct scheduler *s);
 struct scheduler_counts {
     uint64_t decisions;             /* assignments */

@@ -4,20 +4,21 @@
 #include <stdlib.h>
 
 struct sums {
-    uint64_t assigned, prefill, decode, kv;
+    uint64_t requests, assigned, prefill, decode, kv;
 };
 
 static void check_group(const struct scheduler *s, uint32_t group, const struct sums *sum)
 {
     const struct group *g = &s->groups[group];
-    ASSERT(g->view.assigned == sum->assigned && g->view.prefill_tokens == sum->prefill);
+    ASSERT(g->view.requests == sum->requests && g->view.assigned == sum->assigned);
+    ASSERT(g->view.prefill_tokens == sum->prefill);
     ASSERT(g->view.decode_tokens == sum->decode && g->view.kv_reserved == sum->kv);
-    ASSERT(g->live || sum->assigned == 0);
+    ASSERT(g->live || sum->requests == 0);
     if (!g->known)
         return;
-    ASSERT(g->view.assigned <= g->view.max_sequences);
     /* No over-commitment: only a request that has a group for itself may be larger than the group. */
-    ASSERT(g->view.kv_tokens == 0 || g->view.kv_reserved <= g->view.kv_tokens || g->view.assigned == 1);
+    ASSERT(g->view.assigned <= g->view.max_sequences || g->view.requests == 1);
+    ASSERT(g->view.kv_tokens == 0 || g->view.kv_reserved <= g->view.kv_tokens || g->view.requests == 1);
     ASSERT(g->open == (g->live && g->accepting && g->view.assigned < g->view.max_sequences));
     ASSERT(!g->open || s->open_nodes[group].key == balancer_load_us(&g->view));
     ASSERT(g->view.prefill_rate > 0 && g->view.decode_rate > 0);
@@ -31,7 +32,8 @@ static void check_groups(const struct scheduler *s)
         if (e->state != RUNNING && e->state != PREEMPTED && e->state != ENDING)
             continue;
         ASSERT(e->group < s->limits.groups && s->groups[e->group].live);
-        sums[e->group].assigned++;
+        sums[e->group].requests++;
+        sums[e->group].assigned += e->choices;
         sums[e->group].prefill += e->prefill_left;
         sums[e->group].decode += e->decode_left;
         sums[e->group].kv += e->kv_tokens;
@@ -47,6 +49,7 @@ static void check_entry(const struct scheduler *s, uint32_t request)
     ASSERT(e->due == (e->state == QUEUED || e->state == RUNNING || e->state == PREEMPTED));
     ASSERT(!e->victim || e->state == RUNNING);
     ASSERT(e->preemptions <= SCHEDULER_MAX_PREEMPTIONS);
+    ASSERT(e->state == FREE || e->choices > 0);
     ASSERT(e->state == FREE || (s->flows[e->flow].used && s->flows[e->flow].class == e->class));
 }
 
@@ -61,6 +64,34 @@ static void check_flows(const struct scheduler *s)
         live += f->live;
     }
     ASSERT(queued == s->queued && live == s->live);
+}
+
+/* The places that are waited for, taken, and about to come free, counted anew. */
+static void check_places(const struct scheduler *s)
+{
+    uint32_t *running = xcalloc(s->flow_limit, sizeof(*running));
+    uint32_t *preempting = xcalloc(s->pool_limit, sizeof(*preempting));
+    uint32_t(*queued)[SCHEDULER_MAX_CLASSES] = xcalloc(s->pool_limit, sizeof(*queued));
+    for (uint32_t i = 0; i < s->limits.live_requests; i++) {
+        const struct entry *e = &s->entries[i];
+        uint32_t pool = s->flows[e->flow].pool;
+        if (e->state == QUEUED)
+            queued[pool][e->class] += e->choices;
+        if (e->state == PREEMPTED)
+            preempting[pool] += e->choices;
+        if (e->state == RUNNING || e->state == PREEMPTED || e->state == ENDING)
+            running[e->flow] += e->choices;
+    }
+    for (uint32_t i = 0; i < s->flow_limit; i++)
+        ASSERT(s->flows[i].running == running[i]);
+    for (uint32_t i = 0; i < s->pool_limit; i++) {
+        ASSERT(s->pools[i].preempting == preempting[i]);
+        for (uint32_t c = 0; c < s->limits.class_count; c++)
+            ASSERT(s->pools[i].class[c].queued_places == queued[i][c]);
+    }
+    free(running);
+    free(preempting);
+    free(queued);
 }
 
 static void check_pools(const struct scheduler *s)
@@ -115,6 +146,7 @@ void scheduler_check(const struct scheduler *s)
     ASSERT(live == s->live && queued == s->queued && lost == s->lost.count && bytes == s->bytes);
     ASSERT(s->queued <= s->limits.live_requests && bytes <= s->limits.prompt_bytes);
     check_flows(s);
+    check_places(s);
     check_pools(s);
     check_groups(s);
     for (uint32_t i = 0; i < s->pool_limit; i++)

@@ -21,10 +21,11 @@ struct entry {
     uint32_t previous, next; /* of the list it is in */
     uint32_t group;          /* RUNNING, PREEMPTED, ENDING */
     uint32_t flow;
-    uint32_t passed; /* how often another went first for want of room */
+    uint32_t choices; /* places that it takes at a group */
+    uint32_t passed;  /* how often another went first for want of room */
     uint64_t bytes, submitted_ms, deadline_ms, order;
     uint64_t impatient_ms; /* from when on it may preempt; 0: it may now, or its class never does */
-    uint64_t prompt_tokens, output_tokens; /* expected */
+    uint64_t prompt_tokens, output_tokens; /* expected; output_tokens: of each choice, like max_tokens */
     uint64_t max_tokens;
     uint64_t cached_raw;              /* as the index has it; cached_tokens: as far as it is believed */
     uint64_t cached_tokens, produced; /* at its group */
@@ -44,7 +45,7 @@ struct flow {
     uint32_t next, previous; /* of the active flows of its class in its pool */
     uint32_t bucket_next;    /* of the hash table */
     uint32_t live;           /* entries that point here */
-    uint32_t running;        /* of them at a group */
+    uint32_t running;        /* their sequences at groups */
     struct heap order;       /* by deadline */
     struct list arrived;     /* by arrival */
     uint64_t served;         /* virtual tokens */
@@ -55,7 +56,7 @@ struct flow {
 
 struct pool_class {
     uint32_t active; /* first active flow */
-    uint32_t active_count, queued;
+    uint32_t active_count, queued, queued_places;
     uint32_t live_flows; /* flows with entries */
     uint64_t served;     /* virtual tokens, by weight */
     uint64_t clock;      /* the virtual time of the flow that was served last */
@@ -72,12 +73,12 @@ struct pool {
     struct pool_class class[SCHEDULER_MAX_CLASSES];
     uint64_t clock; /* of the classes */
     uint32_t queued, entries;
-    uint32_t groups, accepting; /* live ones */
-    uint32_t unmeasured;        /* of them: their rates are assumed */
-    uint64_t places;            /* sequences of the accepting ones */
-    struct heap open;           /* groups that take more, by load */
-    struct list victims;        /* preemptible ones that run, by start */
-    uint32_t preempting;
+    uint32_t groups, accepting;         /* live ones */
+    uint32_t unmeasured;                /* of them: their rates are assumed */
+    uint64_t places;                    /* sequences of the accepting ones */
+    struct heap open;                   /* groups that take more, by load */
+    struct list victims;                /* preemptible ones that run, by start */
+    uint32_t preempting;                /* sequences that were told to make room */
     uint64_t gone_ms;                   /* when it lost its last group */
     uint64_t prefill_rate, decode_rate; /* sums over its live groups */
     uint64_t bytes_per_256_tokens;      /* estimates, learned */

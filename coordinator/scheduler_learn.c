@@ -63,10 +63,11 @@ static void learn_group(struct scheduler *s, struct entry *e, const struct sched
     struct group *g = &s->groups[e->group];
     struct pool *p = &s->pools[g->pool];
     uint64_t fresh = u->prompt_tokens - (u->cached_tokens < u->prompt_tokens ? u->cached_tokens : 0);
-    if (u->prefill_us > 0 && fresh >= 64 && (g->view.assigned <= 1 || !g->measured))
+    if (u->prefill_us > 0 && fresh >= 64 && (g->view.requests <= 1 || !g->measured))
         learn_rate(&p->prefill_rate, &g->view.prefill_rate, g->measured, fresh * 1000000 / u->prefill_us);
-    if (u->decode_us > 0 && u->output_tokens > 4) {
-        uint64_t each_us = u->decode_us / (u->output_tokens - 1);
+    if (u->decode_us > 0 && u->output_tokens / e->choices > 4) {
+        uint64_t output = u->output_tokens / e->choices; /* of each, side by side */
+        uint64_t each_us = u->decode_us / (output - 1);
         if (p->token_us == 0)
             p->token_us = each_us ? each_us : 1;
         else
@@ -106,7 +107,7 @@ void scheduler_used(struct scheduler *s, uint32_t request, const struct schedule
         p->bytes_per_256_tokens = p->bytes_per_256_tokens ? p->bytes_per_256_tokens : 1;
     }
     if (e->state == RUNNING)
-        learn(&p->output_tokens_x16, 16 * u->output_tokens);
+        learn(&p->output_tokens_x16, 16 * u->output_tokens / e->choices);
     learn_prefix(p, e, u);
     learn_group(s, e, u);
     entry_settle(s, request, u->prompt_tokens + 2 * u->output_tokens);

@@ -267,6 +267,7 @@ void queue_put(struct scheduler *s, uint32_t request)
     f->work_us += e->work_us;
     p->class[f->class].work_us += e->work_us;
     p->class[f->class].queued++;
+    p->class[f->class].queued_places += e->choices;
     p->queued++;
     s->queued++;
     s->class_queued[f->class]++;
@@ -284,6 +285,7 @@ void queue_take(struct scheduler *s, uint32_t request)
     f->work_us -= e->work_us;
     p->class[f->class].work_us -= e->work_us;
     p->class[f->class].queued--;
+    p->class[f->class].queued_places -= e->choices;
     p->queued--;
     s->queued--;
     s->class_queued[f->class]--;
@@ -374,11 +376,13 @@ void entry_estimate(struct scheduler *s, struct entry *e)
     e->output_tokens = e->max_tokens && e->max_tokens < output ? e->max_tokens : output;
     if (e->output_tokens == 0)
         e->output_tokens = 1;
+    uint64_t generated = e->choices * e->output_tokens;
     e->work_us =
-        e->prompt_tokens * 1000000 / pool_prefill_rate(p) + e->output_tokens * 1000000 / pool_decode_rate(p);
-    e->charge = e->prompt_tokens + OUTPUT_WEIGHT * e->output_tokens;
+        e->prompt_tokens * 1000000 / pool_prefill_rate(p) + generated * 1000000 / pool_decode_rate(p);
+    e->charge = e->prompt_tokens + OUTPUT_WEIGHT * generated;
     uint64_t room = 2 * e->output_tokens > 64 ? 2 * e->output_tokens : 64;
-    e->kv_tokens = e->prompt_tokens + (e->max_tokens && e->max_tokens < room ? e->max_tokens : room);
+    room = e->max_tokens && e->max_tokens < room ? e->max_tokens : room;
+    e->kv_tokens = e->prompt_tokens + e->choices * room; /* the choices share the prompt's pages */
 }
 
 /* Microseconds of work that the class begins in a millisecond. */

@@ -91,7 +91,8 @@ static bool consider(const struct scheduler *s, const struct pool *p, struct can
     const struct group *g = &s->groups[group];
     if (!g->open || &s->pools[g->pool] != p || !balancer_fits(&g->view, r) || c->count == CANDIDATES)
         return false;
-    if (c->over_share && g->view.assigned + kept_places(&g->view) >= g->view.max_sequences)
+    uint32_t taken = g->view.assigned + r->choices + kept_places(&g->view);
+    if (c->over_share && taken > g->view.max_sequences && g->view.requests > 0)
         return false;
     for (size_t i = 0; i < c->count; i++)
         if (c->groups[i].group == group)
@@ -147,8 +148,10 @@ static uint32_t choose_group(struct scheduler *s, struct pool *p, uint32_t reque
 {
     const struct entry *e = &s->entries[request];
     const struct balancer_policy *policy = s->policy;
-    struct balancer_request r = {
-        .prompt_tokens = e->prompt_tokens, .output_tokens = e->output_tokens, .kv_tokens = e->kv_tokens};
+    struct balancer_request r = {.prompt_tokens = e->prompt_tokens,
+                                 .output_tokens = e->choices * e->output_tokens,
+                                 .kv_tokens = e->kv_tokens,
+                                 .choices = e->choices};
     struct candidates c = {.over_share = flow_over_share(s, &s->flows[e->flow])};
     if (p->open.count == 0)
         return SCHEDULER_NONE;
@@ -184,9 +187,10 @@ static void assign(struct scheduler *s, struct pool *p, struct output *out, uint
     e->cached_tokens = cached < e->prompt_tokens ? cached : e->prompt_tokens;
     e->cached_raw = cached * 100 / pool_prefix_percent(p);
     e->prefill_left = e->prompt_tokens - e->cached_tokens;
-    e->decode_left = e->output_tokens;
-    g->view.assigned++;
-    s->flows[e->flow].running++;
+    e->decode_left = e->choices * e->output_tokens;
+    g->view.requests++;
+    g->view.assigned += e->choices;
+    s->flows[e->flow].running += e->choices;
     g->view.prefill_tokens += e->prefill_left;
     g->view.decode_tokens += e->decode_left;
     g->view.kv_reserved += e->kv_tokens;
@@ -206,27 +210,34 @@ static void assign(struct scheduler *s, struct pool *p, struct output *out, uint
 }
 
 /* ---- who makes room ---- */
-/* The preemptible request that began last loses least; only of groups that take work. */
-static void preempt(struct scheduler *s, struct pool *p, struct output *out)
+/* The preemptible request that began last loses least; only of groups that take work. Its group alone gives
+ * as many places as are needed at once. */
+static void preempt(struct scheduler *s, struct pool *p, struct output *out, uint32_t places)
 {
-    uint32_t waiting = 0;
+    uint32_t waiting = 0, group = SCHEDULER_NONE, free = 0;
     for (uint32_t c = 0; c < s->limits.class_count; c++)
-        waiting += s->limits.classes[c].preempts ? p->class[c].queued : 0;
+        waiting += s->limits.classes[c].preempts ? p->class[c].queued_places : 0;
     for (uint32_t i = p->victims.last; i != SCHEDULER_NONE && p->preempting < waiting && !output_full(out);) {
         struct entry *e = &s->entries[i];
         uint32_t request = i;
         i = e->previous;
-        if (!s->groups[e->group].accepting)
+        const struct group *g = &s->groups[e->group];
+        if (!g->accepting || (group != SCHEDULER_NONE && e->group != group))
             continue;
+        if (group == SCHEDULER_NONE && g->open)
+            free = g->view.max_sequences - g->view.assigned;
+        group = e->group;
         list_remove(s, &p->victims, request);
         e->victim = false;
         e->state = PREEMPTED;
         e->preemptions++;
-        p->preempting++;
+        p->preempting += e->choices;
+        free += e->choices;
         s->counts.preempted++;
         out->actions[out->count++] =
             (struct scheduler_action){.kind = SCHEDULER_PREEMPT, .request = request, .group = e->group};
-        return; /* one for one */
+        if (free >= places)
+            return;
     }
 }
 
@@ -265,7 +276,7 @@ static void step_pool(struct scheduler *s, struct pool *p, uint64_t now_ms, stru
             continue;
         }
         if (s->limits.classes[e->class].preempts && !e->impatient_ms)
-            preempt(s, p, out);
+            preempt(s, p, out, e->choices);
         bool waits_for_room = !flow_over_share(s, &s->flows[e->flow]);
         if (p->open.count == 0 || (waits_for_room && (++e->passed > PASSED_LIMIT || --tries == 0)))
             break;

@@ -74,6 +74,8 @@ static const struct config_table table = {
 /* A request under way; its name on the wire is its number. */
 struct flight {
     bool over;
+    uint32_t left; /* choices that have not ended */
+    uint64_t produced;
     struct workload_item item;
     uint64_t sent_us, first_us, cached;
 };
@@ -102,6 +104,7 @@ static int send_request(struct load *l, struct err *err)
     char name[32];
     *f = (struct flight){0};
     workload_take(l->w, &f->item);
+    f->left = f->item.choices;
     workload_prompt(&f->item, &l->prompt);
     snprintf(name, sizeof(name), "load-%llu", (unsigned long long)l->count);
     wire_init(&m, WIRE_GENERATE);
@@ -112,6 +115,7 @@ static int send_request(struct load *l, struct err *err)
     m.generate.timeout_ms = f->item.deadline_us / 1000;
     m.generate.class = wire_string(sim_class_names[f->item.class]);
     m.generate.sampling.ignore_eos = true;
+    m.generate.sampling.n = f->item.choices;
     l->count++;
     l->open++;
     f->sent_us = clock_now_us();
@@ -133,7 +137,7 @@ static void record(struct load *l, struct flight *f, int code)
                              .ttft_ms = f->first_us ? (float)((double)(f->first_us - due_us) / 1e3) : -1,
                              .e2e_ms = (float)((double)e2e_us / 1e3),
                              .prompt_tokens = f->item.prompt_tokens,
-                             .output_tokens = code ? 0 : f->item.output_tokens,
+                             .output_tokens = code ? 0 : f->item.choices * f->item.output_tokens,
                              .cached_tokens = (uint32_t)f->cached,
                              .code = (int16_t)code,
                              .class = (uint8_t)f->item.class,
@@ -182,8 +186,12 @@ static int take_message(struct load *l, const struct wire_message *m, struct err
         f = flight_of(l, m->done.request);
         if (!f)
             return 0;
-        f->item.output_tokens = (uint32_t)m->done.completion_tokens;
-        f->cached = m->done.cached_tokens;
+        f->produced += m->done.completion_tokens;
+        if (m->done.choice == 0)
+            f->cached = m->done.cached_tokens;
+        if (--f->left > 0)
+            return 0;
+        f->item.output_tokens = (uint32_t)(f->produced / f->item.choices);
         record(l, f, 0);
         workload_answered(l->w, &f->item, l->last_us - l->started_us);
         return 0;

@@ -88,11 +88,12 @@ static double group_rate(const struct sim_settings *s, const struct engine_speed
     double conversation = s->demand.turns > 1 ? (s->demand.turns - 1) / 2.0 : 0;
     double prompt = s->demand.system_tokens + s->demand.prompt_tokens +
                     conversation * (s->demand.prompt_tokens + s->demand.output_tokens);
-    double sequences = v->max_sequences, kv = (double)v->kv_tokens / (prompt + s->demand.output_tokens);
+    double choices = (1 + (double)s->demand.choices) / 2, output = choices * (double)s->demand.output_tokens;
+    double sequences = v->max_sequences, kv = choices * (double)v->kv_tokens / (prompt + output);
     if (kv >= 1 && kv < sequences)
         sequences = kv;
-    double decode_us = s->demand.output_tokens * (v->base_us / sequences + v->decode_us);
-    double arithmetic_us = s->demand.output_tokens * v->prefill_us;
+    double decode_us = output * (v->base_us / sequences + v->decode_us);
+    double arithmetic_us = output * v->prefill_us;
     double fresh = v->cache_places && s->demand.turns > 1 ? s->demand.prompt_tokens : prompt;
     return 1e6 / (fresh * v->prefill_us + (decode_us > arithmetic_us ? decode_us : arithmetic_us));
 }
@@ -205,7 +206,8 @@ static void random_cluster(uint64_t seed, struct sim_options *so, struct workloa
         .prompt_tokens = (double)part(&r, 4, 400),
         .output_tokens = (double)part(&r, 1, 60),
         .system_tokens = (uint32_t)part(&r, 0, 200),
-        .max_prompt_tokens = 2000};
+        .max_prompt_tokens = 2000,
+        .choices = (uint32_t)(1 + part(&r, 0, 1) * part(&r, 0, 5))};
 }
 
 static int check(const struct sim_settings *s, struct err *err)

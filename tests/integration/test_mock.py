@@ -86,6 +86,26 @@ def test_repeats(c):
     mocks.stop()
 
 
+def test_choices(c):
+    """a request for several answers takes a place for each: another waits until there is one, and loads of them end"""
+    mocks = Mocks(c, ("g0",), FAST.replace("base_us = 2000.0", "base_us = 20000.0"))
+    client = c.client()
+    client.send("generate", request="five", prompt="Once", max_tokens=1000, n=5)
+    client.expect("accepted")
+    client.expect("token")
+    assert groups(c)[0]["assigned"] == 5
+    client.send("generate", request="four", prompt="Once", max_tokens=1000, n=4)
+    client.expect("accepted", "token")
+    c.until(lambda: c.status().queued == 1, "the second request to wait")
+    assert groups(c)[0]["assigned"] == 5
+    client.send("cancel", request="five")
+    c.until(lambda: groups(c)[0]["assigned"] == 4, "the second request to take its places")
+    client.close()
+    a = load(c, "--rate", 50, "--requests", 60, "--choices", 4, "--prompt-tokens", 50, "--output-tokens", 4)["all"]
+    assert a["complete"] == 60, a
+    assert mocks.stop() == [0]
+
+
 def test_killed_mock(c):
     """a mock that is killed under load loses its requests with a code, the other goes on, and comes back"""
     mocks = Mocks(c)

@@ -126,6 +126,15 @@ def _():
         assert ours <= 1.3 * best, (ours, best)
 
 
+@test("answers to one prompt share it: less work than as many requests, as many tokens")
+def _():
+    args = ("--prompt-tokens", 2000, "--rate", 2, "--groups", 4, "--requests", 2000)
+    one, many = report(*args), report(*args, "--choices", 8)
+    assert many["all"]["complete"] == 2000
+    assert many["all"]["output_tokens"] > 3.5 * one["all"]["output_tokens"]  # 1 to 8: 4.5 in the mean
+    assert many["all"]["ttft_ms"]["mean"] < 2 * one["all"]["ttft_ms"]["mean"]
+
+
 @test("2000 random small clusters keep every invariant")
 def _():
     assert "2000 clusters" in sim("--check", 2000, "--seed", 1000)
@@ -143,13 +152,14 @@ def _():
         with open(d + "/own", "w") as f:
             for i in range(100):
                 f.write(json.dumps({"arrival_ms": 50 * i, "prompt_tokens": 100, "output_tokens": 5, "tenant": i % 3,
-                                    "class": "batch"}) + "\n\n")
+                                    "class": "batch", "n": 1 + i % 2}) + "\n\n")
         with open(d + "/bench", "w") as f:
             json.dump({"results": [{"test": "pp512", "batch": 1, "tokens_per_second": 400},
                                    {"test": "tg128", "batch": 1, "tokens_per_second": 20},
                                    {"test": "tg128", "batch": 8, "tokens_per_second": 100}]}, f)
         r = report("--trace", d + "/own", "--speed", d + "/bench", "--groups", 2, "--svg", d + "/svg")
         assert r["tenants"] == 3 and r["classes"][0]["name"] == "batch" and r["all"]["complete"] == 100
+        assert r["all"]["output_tokens"] == 5 * 150
         assert r["all"]["ttft_ms"]["p50"] >= 250  # 100 tokens at 400 tokens/s
         assert len(xml.dom.minidom.parse(d + "/svg").getElementsByTagName("polyline")) == 4
 

@@ -21,6 +21,7 @@ int demand_open(struct workload **out, const struct demand *d, double rate, uint
         .prompt_tokens = (double)d->prompt_tokens,
         .output_tokens = (double)d->output_tokens,
         .system_tokens = (uint32_t)d->system_tokens,
+        .choices = (uint32_t)d->choices,
         .max_prompt_tokens = max_prompt_tokens};
     if (d->trace)
         return workload_trace(out, &o, d->trace, err);

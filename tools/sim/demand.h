@@ -7,7 +7,7 @@
 #include "tools/sim/workload.h"
 
 struct demand {
-    int64_t requests, seed, tenants, turns, prompt_tokens, output_tokens, system_tokens;
+    int64_t requests, seed, tenants, turns, choices, prompt_tokens, output_tokens, system_tokens;
     int64_t realtime_ms, interactive_ms, batch_ms;
     double rate, greedy, realtime, interactive, batch, think_s, duration_s;
     char *arrivals, *trace;
@@ -48,6 +48,7 @@ struct demand {
         DEMAND_INT(type, m, output_tokens, 1, 1000000, "100", "N", "Mean tokens of an answer."),           \
         DEMAND_INT(type, m, system_tokens, 0, 1000000, "0", "N",                                           \
                    "Tokens that every prompt of a tenant begins with."),                                   \
+        DEMAND_INT(type, m, choices, 1, 128, "1", "N", "A request asks for one to so many answers."),      \
         DEMAND_INT(type, m, tenants, 1, 1000000, "4", "N", "Tenants."),                                    \
         DEMAND_REAL(type, m, greedy, 0.001, 1e6, "1", "X",                                                 \
                     "The first tenant asks so many times as much as another."),                            \

@@ -20,11 +20,14 @@ struct sim_group {
 
 struct live {
     bool used, accepted, yielding, ended; /* ended: its client has its outcome */
+    bool cut;                             /* a choice was cancelled */
     struct workload_item item;
     uint32_t group;
     uint64_t first_us; /* its first token; 0: none yet */
     uint32_t cached, progress;
-    uint64_t order; /* told to engines: a slot is used again */
+    uint32_t choices_left; /* that its group has not ended */
+    uint32_t produced;     /* by those that it has */
+    uint64_t order;        /* told to engines: a slot is used again */
 };
 
 struct simulation {
@@ -79,7 +82,7 @@ static void record(struct simulation *m, const struct live *q, int code)
         .e2e_ms = (float)((double)e2e_us / 1e3),
         .tenant = q->item.tenant,
         .prompt_tokens = q->item.prompt_tokens,
-        .output_tokens = code ? 0 : q->item.output_tokens,
+        .output_tokens = code ? 0 : q->item.choices * q->item.output_tokens,
         .cached_tokens = q->cached,
         .code = (int16_t)code,
         .accepted = q->accepted,
@@ -117,12 +120,14 @@ static void give(struct simulation *m, uint32_t slot, uint32_t group)
     struct engine_place places[ENGINE_PLACES];
     workload_prefix(&q->item, &key, places);
     q->group = group;
-    q->progress = 0;
+    q->progress = q->produced = 0;
+    q->choices_left = q->item.choices;
     q->order = ++m->orders;
     engine_submit(m->groups[group].engine,
                   &(struct engine_request){.id = engine_id(m, slot),
                                            .prompt_tokens = q->item.prompt_tokens,
                                            .output_tokens = q->item.output_tokens,
+                                           .choices = q->item.choices,
                                            .place_count = key.count,
                                            .places = places},
                   m->now_us);
@@ -132,7 +137,7 @@ static void give(struct simulation *m, uint32_t slot, uint32_t group)
 static void take_back(struct simulation *m, uint32_t slot)
 {
     struct live *q = &m->live[slot];
-    engine_cancel(m->groups[q->group].engine, engine_id(m, slot), m->now_us);
+    engine_cancel(m->groups[q->group].engine, engine_id(m, slot), -1, m->now_us);
     engine_changed(m, q->group);
 }
 
@@ -193,6 +198,7 @@ static void arrive(struct simulation *m)
                                       .tenant = tenant,
                                       .class = item.class,
                                       .bytes = (uint64_t)item.prompt_tokens * WORKLOAD_TOKEN_BYTES,
+                                      .choices = item.choices,
                                       .max_tokens = m->o->announced ? item.output_tokens : 0,
                                       .deadline_ms = (item.arrival_us + item.deadline_us) / 1000,
                                       .prefix = &key};
@@ -211,20 +217,20 @@ static void arrive(struct simulation *m)
 }
 
 /* ---- what groups report ---- */
-static void finished(struct simulation *m, uint32_t slot, const struct engine_event *v)
+static void finished(struct simulation *m, uint32_t slot)
 {
     struct live *q = &m->live[slot];
     struct scheduler_usage u = {.prompt_tokens = q->item.prompt_tokens,
-                                .cached_tokens = v->cached_tokens,
-                                .output_tokens = v->tokens,
+                                .cached_tokens = q->cached,
+                                .output_tokens = q->produced,
                                 .decode_us = q->first_us ? m->now_us - q->first_us : 0};
     uint64_t entered = enter();
     scheduler_used(m->s, slot, &u);
     scheduler_finished(m->s, slot);
     leave(m, entered);
     if (!q->ended) {
-        record(m, q, v->kind == ENGINE_DONE ? 0 : 499);
-        if (v->kind == ENGINE_DONE && (!m->o->until_us || m->now_us < m->o->until_us))
+        record(m, q, q->cut ? 499 : 0);
+        if (!q->cut && (!m->o->until_us || m->now_us < m->o->until_us))
             workload_answered(m->w, &q->item, m->now_us);
     }
     free_slot(m, slot);
@@ -235,10 +241,10 @@ static void happened(struct simulation *m, const struct engine_event *v)
     uint32_t slot = (uint32_t)(v->id & 0xffffff);
     struct live *q = &m->live[slot];
     ASSERT(q->used && v->id == engine_id(m, slot));
-    if (v->tokens > 0 && !q->first_us) {
+    if (v->tokens > 0 && !q->first_us)
         q->first_us = m->now_us;
-        q->cached = v->cached_tokens;
-    }
+    if (v->tokens > 0 && v->choice == 0)
+        q->cached = v->cached_tokens; /* the other choices find the first one's prompt */
     if (v->kind == ENGINE_TOKENS) {
         if (q->progress && v->tokens / PROGRESS_EVERY == q->progress / PROGRESS_EVERY)
             return;
@@ -246,13 +252,19 @@ static void happened(struct simulation *m, const struct engine_event *v)
         uint64_t entered = enter();
         scheduler_progress(m->s, slot, v->tokens);
         leave(m, entered);
-    } else if (v->kind == ENGINE_CANCELLED && q->yielding && !q->ended) {
-        q->yielding = false;
+        return;
+    }
+    q->produced += v->tokens;
+    q->cut |= v->kind == ENGINE_CANCELLED;
+    if (--q->choices_left > 0)
+        return;
+    if (q->cut && q->yielding && !q->ended) {
+        q->yielding = q->cut = false;
         uint64_t entered = enter();
         scheduler_yielded(m->s, slot);
         leave(m, entered);
     } else {
-        finished(m, slot, v);
+        finished(m, slot);
     }
 }
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/wire.h"
 #include "coordinator/heap.h"
 
 #define BURST_FACTOR 4.0  /* a burst has this many times the mean rate, */
@@ -174,6 +175,12 @@ static uint32_t draw_class(struct workload *w)
     return WORKLOAD_CLASSES - 1;
 }
 
+/* One answer draws nothing: seeds say what they said before there were choices. */
+static uint32_t draw_choices(struct workload *w)
+{
+    return w->o.choices > 1 ? 1 + (uint32_t)(draw(w) % w->o.choices) : 1;
+}
+
 static struct workload_item first_turn(struct workload *w)
 {
     struct workload_item item = {.arrival_us = (uint64_t)w->next_us,
@@ -185,6 +192,7 @@ static struct workload_item first_turn(struct workload *w)
     item.system_tokens = w->o.system_tokens;
     item.prompt_tokens = clamp(w->o.system_tokens + log_normal(w, w->o.prompt_tokens), 4, most);
     item.output_tokens = clamp(exponential(w, w->o.output_tokens), 1, 8 * w->o.output_tokens + 1);
+    item.choices = draw_choices(w);
     next_arrival(w);
     return item;
 }
@@ -226,6 +234,7 @@ void workload_answered(struct workload *w, const struct workload_item *item, uin
     next.turn++;
     next.prompt_tokens = (uint32_t)prompt;
     next.output_tokens = clamp(exponential(w, w->o.output_tokens), 1, 8 * w->o.output_tokens + 1);
+    next.choices = draw_choices(w);
     next.arrival_us = now_us + (uint64_t)exponential(w, 1e6 * w->o.think_s);
     w->issued++;
     push(w, &next);
@@ -333,14 +342,15 @@ static int read_blocks(const json_t *ids, struct workload_item *item, uint64_t *
 static int read_item(const struct workload_options *o, const json_t *line, struct workload_item *item,
                      uint64_t **blocks, struct err *err)
 {
-    double arrival_ms = 0, prompt = 0, output = 0, tenant = 0, conversation = 0, deadline_ms = -1;
+    double arrival_ms = 0, prompt = 0, output = 0, tenant = 0, conversation = 0, deadline_ms = -1, n = 1;
     item->class = 1;
     if (number_of(line, "arrival_ms", "timestamp", true, &arrival_ms, err) < 0 ||
         number_of(line, "prompt_tokens", "input_length", true, &prompt, err) < 0 ||
         number_of(line, "output_tokens", "output_length", true, &output, err) < 0 ||
         number_of(line, "tenant", "tenant", false, &tenant, err) < 0 ||
         number_of(line, "conversation", "conversation", false, &conversation, err) < 0 ||
-        number_of(line, "deadline_ms", "deadline_ms", false, &deadline_ms, err) < 0)
+        number_of(line, "deadline_ms", "deadline_ms", false, &deadline_ms, err) < 0 ||
+        number_of(line, "n", "n", false, &n, err) < 0)
         return -1;
     const json_t *class = json_object_get(line, "class"), *ids = json_object_get(line, "hash_ids");
     if ((class && class_of(class, &item->class, err)) || (ids && read_blocks(ids, item, blocks, err)))
@@ -350,6 +360,7 @@ static int read_item(const struct workload_options *o, const json_t *line, struc
     item->arrival_us = (uint64_t)(arrival_ms * 1000);
     item->prompt_tokens = clamp(prompt, 1, 1e7);
     item->output_tokens = clamp(output, 1, 1e7);
+    item->choices = clamp(n, 1, WIRE_MAX_CHOICES);
     item->tenant = (uint32_t)fmod(tenant, 1e6);
     item->conversation = conversation > 0 ? (uint64_t)conversation : item->conversation;
     item->deadline_us =

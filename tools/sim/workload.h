@@ -26,13 +26,15 @@ struct workload_options {
     double prompt_tokens, output_tokens; /* means: of what a turn adds, of an answer */
     uint32_t system_tokens;              /* at the beginning of every prompt of a tenant */
     uint32_t max_prompt_tokens;
+    uint32_t choices; /* a request asks for 1 to so many answers; 0: 1 */
 };
 
 struct workload_item {
     uint64_t arrival_us, deadline_us; /* deadline_us: after the arrival */
     uint64_t conversation;
     uint32_t tenant, class, turn;
-    uint32_t prompt_tokens, output_tokens;
+    uint32_t prompt_tokens, output_tokens; /* output_tokens: of each choice */
+    uint32_t choices;
     uint32_t system_tokens; /* of the prompt, shared by its tenant's requests */
     const uint64_t *blocks; /* of a trace: names of the prompt's blocks of 512 tokens; borrowed */
     uint32_t block_count;
@@ -42,8 +44,8 @@ struct workload;
 struct workload *workload_new(const struct workload_options *o);
 /* Replays a file of JSON lines: {"timestamp" (ms), "input_length", "output_length", "hash_ids"} as Mooncake's
  * traces have it (Qin et al. 2024), or {"arrival_ms", "prompt_tokens", "output_tokens", "tenant", "class",
- * "conversation", "deadline_ms"}, of which only the first three must be there. -1: what is wrong, in which
- * line. o->requests bounds it when not 0. */
+ * "conversation", "deadline_ms", "n"}, of which only the first three must be there. -1: what is wrong, in
+ * which line. o->requests bounds it when not 0. */
 int workload_trace(struct workload **out, const struct workload_options *o, const char *path,
                    struct err *err);
 void workload_free(struct workload **w);

@@ -14,11 +14,12 @@ const struct engine_speed engine_standard_speed = {.base_us = 20000,
                                                    .cache_places = 4096};
 
 struct sequence {
-    uint64_t id;
-    uint32_t prompt, output, cached;
+    uint64_t id; /* the choices of a request follow one another */
+    uint32_t choice, prompt, output, cached;
     uint32_t fed, produced; /* fed: of the prompt, cached part included */
     uint32_t chunk;         /* in the step under way */
     bool cancelled, admitted;
+    bool follows; /* a choice before it holds the prompt */
     uint32_t place_count;
     struct engine_place *places;
 };
@@ -66,7 +67,7 @@ void engine_free(struct engine **pe)
 /* What it holds when it is complete: taken as a whole, so that nothing is ever preempted. */
 static uint64_t kv_of(const struct sequence *q)
 {
-    return (uint64_t)q->prompt + q->output;
+    return (q->follows ? 0 : (uint64_t)q->prompt) + q->output;
 }
 
 /* Sequences move up into the batch while there is room; the first always may. */
@@ -78,7 +79,7 @@ static void admit(struct engine *e)
             break;
         e->kv_used += kv_of(q);
         q->admitted = true;
-        if (e->cache)
+        if (e->cache && !q->follows)
             q->cached = places_find(e->cache, q->places, q->place_count);
         if (q->cached >= q->prompt)
             q->cached = q->prompt - 1; /* the last one's logits are needed */
@@ -87,11 +88,23 @@ static void admit(struct engine *e)
     }
 }
 
+/* Of the choices behind the one that has its prompt now: the last token is left, its logits are needed. */
+static void share_prompts(struct engine *e)
+{
+    for (uint32_t i = 1; i < e->admitted; i++) {
+        struct sequence *q = &e->sequences[i];
+        const struct sequence *before = &e->sequences[i - 1];
+        if (q->follows && q->fed == 0 && before->fed >= before->prompt - 1)
+            q->fed = q->cached = q->prompt - 1;
+    }
+}
+
 /* Begins the next steps at start_us. */
 static void plan(struct engine *e, uint64_t start_us)
 {
     uint32_t decoding = 0, tokens = 0, least = UINT32_MAX;
     admit(e);
+    share_prompts(e);
     for (uint32_t i = 0; i < e->admitted; i++) {
         struct sequence *q = &e->sequences[i];
         q->chunk = 0;
@@ -105,7 +118,7 @@ static void plan(struct engine *e, uint64_t start_us)
     uint32_t left = e->speed.step_tokens > decoding ? e->speed.step_tokens - decoding : 1;
     for (uint32_t i = 0; i < e->admitted && left > 0; i++) {
         struct sequence *q = &e->sequences[i];
-        if (q->fed >= q->prompt)
+        if (q->fed >= q->prompt || (q->follows && q->fed < q->prompt - 1))
             continue;
         q->chunk = q->prompt - q->fed < left ? q->prompt - q->fed : left;
         left -= q->chunk;
@@ -135,30 +148,40 @@ static void interrupt(struct engine *e, uint64_t now_us)
         e->steps = (uint32_t)past + 1;
 }
 
-void engine_submit(struct engine *e, const struct engine_request *r, uint64_t now_us)
+static void add(struct engine *e, const struct engine_request *r, uint32_t choice)
 {
-    ASSERT(r->prompt_tokens > 0 && r->output_tokens > 0 && r->place_count <= ENGINE_PLACES);
     if (e->count == e->capacity) {
         e->capacity = e->capacity ? 2 * e->capacity : 16;
         e->sequences = xrealloc(e->sequences, e->capacity * sizeof(*e->sequences));
     }
     struct sequence *q = &e->sequences[e->count++];
-    *q = (struct sequence){.id = r->id, .prompt = r->prompt_tokens, .output = r->output_tokens};
+    *q = (struct sequence){.id = r->id,
+                           .choice = choice,
+                           .prompt = r->prompt_tokens,
+                           .output = r->output_tokens,
+                           .follows = choice > 0};
     if (e->cache && r->place_count) {
         q->place_count = r->place_count;
         q->places = xcalloc(r->place_count, sizeof(*q->places));
         memcpy(q->places, r->places, r->place_count * sizeof(*q->places));
     }
+}
+
+void engine_submit(struct engine *e, const struct engine_request *r, uint64_t now_us)
+{
+    ASSERT(r->prompt_tokens > 0 && r->output_tokens > 0 && r->place_count <= ENGINE_PLACES);
+    for (uint32_t i = 0; i < (r->choices ? r->choices : 1); i++)
+        add(e, r, i);
     if (!e->steps)
         plan(e, now_us);
     else
         interrupt(e, now_us);
 }
 
-void engine_cancel(struct engine *e, uint64_t id, uint64_t now_us)
+void engine_cancel(struct engine *e, uint64_t id, int32_t choice, uint64_t now_us)
 {
     for (uint32_t i = 0; i < e->count; i++)
-        if (e->sequences[i].id == id) {
+        if (e->sequences[i].id == id && (choice < 0 || e->sequences[i].choice == (uint32_t)choice)) {
             e->sequences[i].cancelled = true;
             interrupt(e, now_us);
         }
@@ -170,8 +193,8 @@ static void emit(struct engine *e, size_t *count, enum engine_event_kind kind, c
         e->event_capacity = e->event_capacity ? 2 * e->event_capacity : 64;
         e->events = xrealloc(e->events, e->event_capacity * sizeof(*e->events));
     }
-    e->events[(*count)++] =
-        (struct engine_event){.kind = kind, .id = q->id, .tokens = q->produced, .cached_tokens = q->cached};
+    e->events[(*count)++] = (struct engine_event){
+        .kind = kind, .id = q->id, .choice = q->choice, .tokens = q->produced, .cached_tokens = q->cached};
 }
 
 /* What the steps that are over did to one sequence; true when it is gone. */
@@ -197,6 +220,19 @@ static bool advance(struct engine *e, struct sequence *q, size_t *count)
     return q->cancelled || done;
 }
 
+/* A sequence leaves; what it held of the prompt goes to the next choice of its request. */
+static void leave(struct engine *e, uint32_t at)
+{
+    struct sequence *q = &e->sequences[at];
+    struct sequence *heir = !q->follows && at + 1 < e->count ? &e->sequences[at + 1] : NULL;
+    e->kv_used -= q->admitted ? kv_of(q) : 0;
+    if (heir && heir->follows && heir->id == q->id) {
+        heir->follows = false;
+        e->kv_used += heir->admitted ? heir->prompt : 0;
+    }
+    free(q->places);
+}
+
 size_t engine_step(struct engine *e, const struct engine_event **events)
 {
     size_t count = 0;
@@ -206,8 +242,7 @@ size_t engine_step(struct engine *e, const struct engine_event **events)
     for (uint32_t i = 0; i < e->count; i++) {
         struct sequence *q = &e->sequences[i];
         if (advance(e, q, &count)) {
-            e->kv_used -= q->admitted ? kv_of(q) : 0;
-            free(q->places);
+            leave(e, i);
             continue;
         }
         admitted += q->admitted;

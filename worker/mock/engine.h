@@ -3,7 +3,8 @@
  * time, so what the one says about the other can be measured.
  *
  * It keeps the rules of worker/infer: continuous batching, decoding before prefill, prompts in chunks under a
- * token budget, KV pages reserved, prefixes kept while there is room, least recently used first. A step of d
+ * token budget, KV pages reserved, prefixes kept while there is room, least recently used first. Choices of
+ * one request share their prompt: the first computes it, the others begin when it is there. A step of d
  * decoding sequences and p prompt tokens takes
  *
  *      max(base_us + d * decode_us, (d + p) * prefill_us)
@@ -37,6 +38,7 @@ struct engine_place {
 struct engine_request {
     uint64_t id;
     uint32_t prompt_tokens, output_tokens; /* both >= 1 */
+    uint32_t choices;                      /* sequences over the prompt; 0: 1 */
     uint32_t place_count;
     const struct engine_place *places; /* borrowed during the call */
 };
@@ -49,6 +51,7 @@ enum engine_event_kind {
 struct engine_event {
     enum engine_event_kind kind;
     uint64_t id;
+    uint32_t choice; /* of the request */
     uint32_t tokens, cached_tokens;
 };
 
@@ -57,8 +60,8 @@ struct engine;
 struct engine *engine_new(const struct engine_speed *speed, uint32_t max_jump);
 void engine_free(struct engine **e);
 void engine_submit(struct engine *e, const struct engine_request *r, uint64_t now_us);
-/* It leaves with the step under way; an unknown id does nothing. */
-void engine_cancel(struct engine *e, uint64_t id, uint64_t now_us);
+/* One choice, or all (-1), leave with the step under way; an unknown id does nothing. */
+void engine_cancel(struct engine *e, uint64_t id, int32_t choice, uint64_t now_us);
 /* When the step under way ends; ENGINE_NEVER when there is nothing to do. */
 uint64_t engine_due_us(const struct engine *e);
 /* Ends the step that was due and begins the next. The events are valid until the next call. */

@@ -88,13 +88,19 @@ struct mock {
     struct serve_stats stats;
 };
 
-static uint32_t take_slot(struct mock *m)
+/* So many slots in a row: the first names the request to the engine. */
+static uint32_t take_slots(struct mock *m, uint32_t choices)
 {
-    for (uint32_t i = 0; i < m->count; i++)
-        if (!m->answers[i].used)
-            return i;
-    m->answers = xrealloc(m->answers, (m->count + 1) * sizeof(*m->answers));
-    return m->count++;
+    uint32_t unused = 0;
+    for (uint32_t i = 0; i < m->count; i++) {
+        unused = m->answers[i].used ? 0 : unused + 1;
+        if (unused == choices)
+            return i + 1 - choices;
+    }
+    uint32_t first = m->count - unused;
+    m->count = first + choices;
+    m->answers = xrealloc(m->answers, m->count * sizeof(*m->answers));
+    return first;
 }
 
 /* The prompt's beginnings by its bytes, each named for its tenant. */
@@ -117,23 +123,23 @@ static void submit(struct mock *m, const struct sequence_request *r, uint64_t no
     struct engine_place places[ENGINE_PLACES];
     uint32_t place_count = find_places(r, places);
     uint32_t tokens = ((uint32_t)r->prompt_tokens + TOKEN_BYTES - 1) / TOKEN_BYTES;
-    for (int32_t c = 0; c < r->choices; c++) {
-        uint32_t slot = take_slot(m);
-        m->answers[slot] = (struct answer){.used = true,
-                                           .handle = r->handle,
-                                           .seed = r->sampling.seed,
-                                           .arrived_us = now_us,
-                                           .choice = c,
-                                           .prompt_tokens = (int32_t)(tokens ? tokens : 1)};
-        m->live++;
-        engine_submit(m->engine,
-                      &(struct engine_request){.id = slot,
-                                               .prompt_tokens = tokens ? tokens : 1,
-                                               .output_tokens = (uint32_t)r->max_tokens,
-                                               .place_count = place_count,
-                                               .places = places},
-                      now_us);
-    }
+    uint32_t first = take_slots(m, (uint32_t)r->choices);
+    for (int32_t c = 0; c < r->choices; c++)
+        m->answers[first + (uint32_t)c] = (struct answer){.used = true,
+                                                          .handle = r->handle,
+                                                          .seed = r->sampling.seed,
+                                                          .arrived_us = now_us,
+                                                          .choice = c,
+                                                          .prompt_tokens = (int32_t)(tokens ? tokens : 1)};
+    m->live += (uint32_t)r->choices;
+    engine_submit(m->engine,
+                  &(struct engine_request){.id = first,
+                                           .prompt_tokens = tokens ? tokens : 1,
+                                           .output_tokens = (uint32_t)r->max_tokens,
+                                           .choices = (uint32_t)r->choices,
+                                           .place_count = place_count,
+                                           .places = places},
+                  now_us);
 }
 
 static void cancel(struct mock *m, const struct sequence_request *r, bool all, uint64_t now_us)
@@ -144,7 +150,7 @@ static void cancel(struct mock *m, const struct sequence_request *r, bool all, u
             continue;
         a->cancelled = true;
         a->silent |= all;
-        engine_cancel(m->engine, i, now_us);
+        engine_cancel(m->engine, i - (uint32_t)a->choice, a->choice, now_us);
     }
 }
 
@@ -195,7 +201,7 @@ static void emit_tokens(struct mock *m, struct answer *a, uint32_t tokens)
 
 static void happened(struct mock *m, const struct engine_event *v)
 {
-    struct answer *a = &m->answers[v->id];
+    struct answer *a = &m->answers[v->id + v->choice];
     if (!a->cancelled)
         emit_tokens(m, a, v->tokens);
     if (v->kind == ENGINE_TOKENS)

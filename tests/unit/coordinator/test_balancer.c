@@ -12,7 +12,8 @@ static struct balancer_group group(uint32_t number, uint64_t prefill_tokens, uin
                                    .last = number};
 }
 
-static const struct balancer_request request = {.prompt_tokens = 500, .output_tokens = 20, .kv_tokens = 600};
+static const struct balancer_request request = {
+    .prompt_tokens = 500, .output_tokens = 20, .kv_tokens = 600, .choices = 1};
 
 static int choose(const struct balancer_policy *policy, const struct balancer_group *groups, size_t count)
 {
@@ -37,7 +38,7 @@ static void test_load_is_time(void)
 static void test_room(void)
 {
     struct balancer_group g = group(0, 0, 0);
-    g.assigned = 8;
+    g.assigned = g.requests = 8;
     CHECK(!balancer_fits(&g, &request));
     g.assigned = 7;
     CHECK(balancer_fits(&g, &request)); /* its KV cache is unknown */
@@ -46,7 +47,7 @@ static void test_room(void)
     CHECK(balancer_fits(&g, &request));
     g.kv_reserved = 401;
     CHECK(!balancer_fits(&g, &request));
-    g.assigned = 0; /* with nobody there it may try, and be refused with the numbers */
+    g.assigned = g.requests = 0; /* with nobody there it may try, and be refused with the numbers */
     CHECK(balancer_fits(&g, &request));
 }
 

@@ -76,8 +76,8 @@ static void test_cancel(void)
     const struct engine_event *v;
     submit(e, 1, 10, 100, 0);
     step(e, &v, 10000);
-    engine_cancel(e, 1, 25000);       /* in the second of a long run of steps */
-    engine_cancel(e, 99, 25000);      /* nobody */
+    engine_cancel(e, 1, -1, 25000);   /* in the second of a long run of steps */
+    engine_cancel(e, 99, -1, 25000);  /* nobody */
     CHECK_INT(step(e, &v, 32000), 1); /* it leaves with the step under way */
     CHECK(v[0].kind == ENGINE_CANCELLED && v[0].tokens == 3);
     CHECK(engine_due_us(e) == ENGINE_NEVER);
@@ -103,6 +103,41 @@ static void test_prefix(void)
     engine_submit(e, &r, 30000);
     engine_step(e, &v);
     CHECK_INT(v[0].cached_tokens, 64);
+    engine_free(&e);
+}
+
+static void test_choices_share_their_prompt(void)
+{
+    struct engine *e = engine_new(&speed, 1);
+    const struct engine_event *v;
+    struct engine_request r = {.id = 1, .prompt_tokens = 200, .output_tokens = 3, .choices = 2};
+    engine_submit(e, &r, 0);
+    CHECK_INT(engine_running(e), 2);
+    CHECK_INT(engine_kv_used(e), 200 + 2 * 3);
+    CHECK_INT(step(e, &v, 20000), 1); /* the first computes it */
+    CHECK(v[0].choice == 0 && v[0].cached_tokens == 0);
+    CHECK_INT(step(e, &v, 31000), 2); /* the other needs its last token alone */
+    CHECK(v[1].choice == 1 && v[1].tokens == 1 && v[1].cached_tokens == 199);
+    CHECK_INT(step(e, &v, 43000), 2);
+    CHECK(v[0].kind == ENGINE_DONE && v[1].kind == ENGINE_TOKENS);
+    CHECK_INT(engine_kv_used(e), 200 + 3); /* the prompt is the other's now */
+    CHECK_INT(step(e, &v, 54000), 1);
+    CHECK(v[0].kind == ENGINE_DONE && engine_kv_used(e) == 0);
+    engine_free(&e);
+}
+
+static void test_a_choice_goes_on_without_the_first(void)
+{
+    struct engine *e = engine_new(&speed, 1);
+    const struct engine_event *v;
+    struct engine_request r = {.id = 1, .prompt_tokens = 300, .output_tokens = 1, .choices = 2};
+    engine_submit(e, &r, 0);
+    engine_cancel(e, 1, 0, 5000); /* in the middle of the prompt */
+    CHECK_INT(step(e, &v, 20000), 1);
+    CHECK(v[0].kind == ENGINE_CANCELLED && v[0].choice == 0);
+    CHECK_INT(step(e, &v, 40000), 0);
+    CHECK_INT(step(e, &v, 50000), 1);
+    CHECK(v[0].kind == ENGINE_DONE && v[0].choice == 1 && engine_kv_used(e) == 0);
     engine_free(&e);
 }
 
@@ -142,6 +177,9 @@ int main(void)
     TEST(test_decoding_goes_beside_prefill, "decoding goes on beside a prefill, within the tokens of a step");
     TEST(test_room, "sequences wait for KV room and for a place");
     TEST(test_cancel, "a cancelled sequence leaves with the step under way");
+    TEST(test_choices_share_their_prompt, "choices share their prompt: the first computes it");
+    TEST(test_a_choice_goes_on_without_the_first,
+         "a choice goes on when the one that computes the prompt leaves");
     TEST(test_prefix, "a prompt that begins like an earlier one is prefilled from there");
     TEST(test_jumps_change_nothing, "steps taken as one end when they would one by one");
     return test_result();
