@@ -143,25 +143,37 @@ $(B)/tests/drivers/%: $(B)/tests/drivers/%.o $(LIBWORKER) $(LIBKERNELS) $(LIBCOM
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
 
+# Libraries that fault tests put in front of libc.
+PRELOADS := $(patsubst tests/%.c,$(B)/tests/%.so,$(wildcard tests/faults/*.c))
+$(B)/tests/faults/%.so: tests/faults/%.c Makefile
+	@mkdir -p $(@D)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(CPPFLAGS) -std=gnu11 $(WARN) -O2 -fPIC -shared -o $@ $< -ldl
+
 HOUSE := $(wildcard tests/house/*.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
+FAULTS := $(sort $(wildcard tests/faults/test_*.py))
+# Those that take seconds, in every run of the tests; the others with `make faults` alone.
+FAULTS_SHORT := $(wildcard tests/faults/test_peers.py)
 
 # What ThreadSanitizer cannot see into.
 ifeq ($(VARIANT),tsan)
 export TSAN_OPTIONS ?= suppressions=$(CURDIR)/tests/tsan.supp
 endif
 
-.PHONY: test check house unit test-programs debug tsan
-test-programs: $(UNIT) $(MPI_TESTS) $(DRIVERS)
+.PHONY: test check house unit test-programs debug tsan faults
+test-programs: $(UNIT) $(MPI_TESTS) $(DRIVERS) $(PRELOADS)
 test: ## Install what is missing, build, and run every test: house rules, units, integration
 	@tools/deps.sh --test
 	@$(MAKE) --no-print-directory check
 check: all test-programs ## The same, with what is installed
-	@LEPTON_BUILD=$(CURDIR)/$(B) tests/run $(HOUSE) $(UNIT) $(INTEGRATION)
+	@LEPTON_BUILD=$(CURDIR)/$(B) tests/run $(HOUSE) $(UNIT) $(INTEGRATION) $(FAULTS_SHORT)
 house: ## Check includes, headers, formatting and scripts alone
 	@tests/run $(HOUSE)
 unit: test-programs ## Run the unit tests alone
 	@tests/run $(UNIT)
+faults: all test-programs ## Inject every fault of tests/faults into the real programs (about five minutes)
+	@LEPTON_BUILD=$(CURDIR)/$(B) tests/run $(FAULTS) tests/integration/test_faults.py
 debug: ## Build with ASan and UBSan (build/debug); `make unit VARIANT=debug` runs the units there
 	$(MAKE) VARIANT=debug all test-programs
 tsan: ## Build with TSan (build/tsan); `make unit VARIANT=tsan` runs the units there

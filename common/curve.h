@@ -53,11 +53,11 @@ int curve_client(void *socket, const struct curve_key *own, const char *server_p
 struct curve_zap;
 int curve_zap_start(struct curve_zap **out, void *context, const char *authorized_directory, struct err *err);
 void curve_zap_stop(struct curve_zap **zap);
-/* Counts and logs the peers of a server socket whom libzmq refuses before ZAP is asked: another mechanism,
- * another protocol, a handshake not finished in 10 s. Call it from the thread that owns the socket, before
- * zmq_bind; close the socket before curve_zap_stop. */
-int curve_zap_watch(struct curve_zap *zap, void *socket, struct err *err);
-/* Handshakes refused so far; those of watched sockets that never reached ZAP included. Any thread. */
+/* An event of the monitor of a server socket: counts and logs the peers whom libzmq refuses before ZAP is
+ * asked: another mechanism, another protocol, a handshake not finished in time. `peer` is for the log. Any
+ * thread. */
+void curve_zap_note(struct curve_zap *zap, unsigned event, unsigned value, const char *peer);
+/* Handshakes refused so far; those that were noted included. Any thread. */
 uint64_t curve_zap_refused(struct curve_zap *zap);
 
 /* Splits a user id "role:name" into its parts; false when it is none. */

@@ -6,7 +6,7 @@
  * two changes may fall into one tick.
  *
  * A peer that speaks another mechanism (NULL, PLAIN) or not even ZMTP never gets as far as ZAP: libzmq
- * refuses it by itself. The monitors of curve_zap_watch count and log those. */
+ * refuses it by itself. Whoever reads the monitor of the socket tells those (curve_zap_note). */
 #include "common/curve.h"
 
 #include <dirent.h>
@@ -26,7 +26,6 @@
 
 #define ENDPOINT        "inproc://zeromq.zap.01"
 #define MOST_KEYS       16384
-#define MOST_WATCHED    8
 #define LOGS_PER_SECOND 10
 #define FRAMES          7 /* version, request id, domain, address, routing id, mechanism, credentials */
 
@@ -40,19 +39,17 @@ struct curve_zap {
     char *directory;
     void *handler;              /* REP; the thread's */
     void *control, *controlled; /* PAIR: the caller's end and the thread's */
-    void *monitors[MOST_WATCHED];
-    size_t monitor_count;
-    unsigned watched; /* the caller's: numbers the monitor endpoints */
-    uint64_t unique;  /* in the names of inproc endpoints: libzmq frees a name some time after the close */
+    uint64_t unique; /* in the names of inproc endpoints: libzmq frees a name some time after the close */
     pthread_t thread;
 
     /* the thread's */
     struct zap_key *keys;
     size_t key_count;
     uint64_t signature; /* of the directory when the keys were read */
+
+    pthread_mutex_t log_lock; /* of the three below */
     uint64_t log_window_s;
     unsigned logged, suppressed; /* refusals in this second */
-
     _Atomic uint64_t refused;
 };
 
@@ -188,6 +185,7 @@ static void refuse(struct curve_zap *zap, const char *peer, const char *why)
 {
     uint64_t now_s = clock_now_ms() / 1000;
     atomic_fetch_add(&zap->refused, 1);
+    pthread_mutex_lock(&zap->log_lock);
     if (now_s != zap->log_window_s) {
         if (zap->suppressed)
             log_warn("curve", "%u more refusals in that second", zap->suppressed);
@@ -198,6 +196,7 @@ static void refuse(struct curve_zap *zap, const char *peer, const char *why)
         log_warn("curve", "refused %s: %s", peer, why);
     else
         zap->suppressed++;
+    pthread_mutex_unlock(&zap->log_lock);
 }
 
 struct zap_request {
@@ -278,98 +277,34 @@ static void answer(struct curve_zap *zap)
 
 /* ---- refusals that ZAP never sees ---- */
 
-static void read_monitor(struct curve_zap *zap, size_t which)
+void curve_zap_note(struct curve_zap *zap, unsigned event, unsigned value, const char *peer)
 {
-    zmq_msg_t event, address;
-    uint16_t number = 0;
-    uint32_t value = 0;
-    char peer[128] = "?", why[64];
-    zmq_msg_init(&event);
-    zmq_msg_init(&address);
-    if (zmq_msg_recv(&event, zap->monitors[which], 0) == 6 && zmq_msg_more(&event)) {
-        memcpy(&number, zmq_msg_data(&event), 2);
-        memcpy(&value, (char *)zmq_msg_data(&event) + 2, 4);
-        if (zmq_msg_recv(&address, zap->monitors[which], 0) >= 0 && zmq_msg_size(&address) > 0)
-            snprintf(peer, sizeof(peer), "%.*s", (int)zmq_msg_size(&address), (char *)zmq_msg_data(&address));
-    }
-    if (number == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) {
+    char why[64];
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) {
         bool mismatch = value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH;
         snprintf(why, sizeof(why), mismatch ? "the mechanism is not CURVE" : "protocol error 0x%08x", value);
         refuse(zap, peer, why);
-    } else if (number == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL) {
+    } else if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL) {
         refuse(zap, peer, "the handshake was not finished");
-    } else if (number == ZMQ_EVENT_MONITOR_STOPPED) { /* its socket was closed */
-        zmq_close(zap->monitors[which]);
-        zap->monitors[which] = zap->monitors[--zap->monitor_count];
     }
-    zmq_msg_close(&event);
-    zmq_msg_close(&address);
-}
-
-int curve_zap_watch(struct curve_zap *zap, void *socket, struct err *err)
-{
-    char endpoint[64];
-    snprintf(endpoint, sizeof(endpoint), "inproc://lepton.curve.%llx.%u", (unsigned long long)zap->unique,
-             zap->watched);
-    if (zap->watched == MOST_WATCHED)
-        return err_set(err, "cannot watch more than %d sockets", MOST_WATCHED);
-    if (zmq_socket_monitor(socket, endpoint,
-                           ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
-                               ZMQ_EVENT_MONITOR_STOPPED) != 0)
-        return err_set(err, "cannot watch handshakes: %s", zmq_strerror(errno));
-    void *monitor = zmq_socket(zap->context, ZMQ_PAIR);
-    int linger = 0;
-    if (!monitor || zmq_setsockopt(monitor, ZMQ_LINGER, &linger, sizeof(linger)) != 0 ||
-        zmq_connect(monitor, endpoint) != 0 ||
-        zmq_send(zap->control, &monitor, sizeof(monitor), 0) !=
-            sizeof(monitor)) { /* hands it to the thread */
-        err_set(err, "cannot watch handshakes: %s", zmq_strerror(errno));
-        zmq_socket_monitor(socket, NULL, 0);
-        if (monitor)
-            zmq_close(monitor);
-        return -1;
-    }
-    zap->watched++;
-    return 0;
 }
 
 /* ---- the thread ---- */
 
-/* False: stop. */
-static bool obey(struct curve_zap *zap)
-{
-    void *monitor;
-    int n = zmq_recv(zap->controlled, &monitor, sizeof(monitor), 0);
-    if (n != (int)sizeof(monitor))
-        return false; /* an empty message, or the context ends */
-    zap->monitors[zap->monitor_count++] = monitor;
-    return true;
-}
-
 static void *zap_thread(void *argument)
 {
     struct curve_zap *zap = argument;
-    bool running = true;
-    while (running) {
-        zmq_pollitem_t items[2 + MOST_WATCHED] = {{.socket = zap->controlled, .events = ZMQ_POLLIN},
-                                                  {.socket = zap->handler, .events = ZMQ_POLLIN}};
-        size_t monitors = zap->monitor_count;
-        for (size_t i = 0; i < monitors; i++)
-            items[2 + i] = (zmq_pollitem_t){.socket = zap->monitors[i], .events = ZMQ_POLLIN};
-        if (zmq_poll(items, (int)(2 + monitors), -1) < 0) {
-            running = errno == EINTR;
-            continue;
-        }
-        if (items[1].revents)
+    zmq_pollitem_t items[2] = {{.socket = zap->controlled, .events = ZMQ_POLLIN},
+                               {.socket = zap->handler, .events = ZMQ_POLLIN}};
+    while (!items[0].revents) { /* a message there means: stop */
+        if (zmq_poll(items, 2, -1) < 0) {
+            if (errno != EINTR)
+                break;
+            items[0].revents = 0;
+        } else if (items[1].revents) {
             answer(zap);
-        for (size_t i = monitors; i-- > 0;) /* backwards: read_monitor may fill a gap from the end */
-            if (items[2 + i].revents)
-                read_monitor(zap, i);
-        if (items[0].revents)
-            running = obey(zap);
+        }
     }
-    for (size_t i = 0; i < zap->monitor_count; i++)
-        zmq_close(zap->monitors[i]);
     zmq_unbind(zap->handler, ENDPOINT); /* at once: zmq_close frees the name some time later */
     zmq_close(zap->handler);
     zmq_close(zap->controlled);
@@ -400,6 +335,7 @@ int curve_zap_start(struct curve_zap **out, void *context, const char *authorize
     zap->context = context;
     zap->directory = xstrdup(authorized_directory);
     zap->unique = clock_entropy();
+    pthread_mutex_init(&zap->log_lock, NULL);
     snprintf(endpoint, sizeof(endpoint), "inproc://lepton.zap.%llx", (unsigned long long)zap->unique);
     zap->handler = new_socket(context, ZMQ_REP);
     zap->control = new_socket(context, ZMQ_PAIR);
@@ -441,6 +377,7 @@ void curve_zap_stop(struct curve_zap **zap_p)
     zmq_send(zap->control, "", 0, 0);
     pthread_join(zap->thread, NULL);
     zmq_close(zap->control);
+    pthread_mutex_destroy(&zap->log_lock);
     free(zap->keys);
     free(zap->directory);
     free(zap);

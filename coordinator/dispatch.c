@@ -105,7 +105,8 @@ static void client_left(struct dispatch *d, const struct peer *client, const str
         if (q != but)
             remove_if_over(d, q);
     }
-    log_info("dispatch", "client %s left with %u live requests", gone.name, count);
+    if (count > 0)
+        log_info("dispatch", "client %s left with %u live requests", gone.name, count);
 }
 
 void dispatch_flush(struct dispatch *d, struct request *q)
@@ -207,6 +208,8 @@ static void act_end(struct dispatch *d, const struct scheduler_action *action)
     bool set = action->code == 502
                    ? request_error(q, 502, "group %s was lost while it served the request", q->group_name)
                    : request_error(q, action->code, "%s", action->reason);
+    if (set && action->code == 429)
+        q->retry_after_ms = DISPATCH_RETRY_MS;
     if (set)
         dispatch_count_outcome(d, q);
     if (action->group == SCHEDULER_NONE) {
@@ -242,17 +245,36 @@ static void act(struct dispatch *d, uint64_t now_ms)
     }
 }
 
+/* The client has time to read why, as long again; then it is given up. */
+static void cut(struct dispatch *d, struct request *q, uint64_t now_ms)
+{
+    char why[160];
+    bool counted = q->outcome != OUTCOME_NONE;
+    snprintf(why, sizeof(why), "the client did not read for %llu ms: the stream is cut",
+             (unsigned long long)d->options.stall_timeout_ms);
+    q->stalled_ms = now_ms;
+    if (!request_cut(q, 408, why))
+        return;
+    log_warn("dispatch", "request %s of client %s is cut: the client does not read", q->id, q->client.name);
+    if (!counted)
+        dispatch_count_outcome(d, q);
+    if (q->waits) {
+        q->waits = false;
+        scheduler_finished(d->scheduler, q->slot);
+    } else if (q->group != REQUEST_NO_GROUP) {
+        scheduler_ending(d->scheduler, q->slot);
+        dispatch_cancel_at_group(d, q);
+    }
+}
+
 static void retry_stalled(struct dispatch *d, uint64_t now_ms)
 {
     for (uint32_t i = 0; d->stalled > 0 && i < requests_limit(d->requests); i++) {
         struct request *q = requests_at(d->requests, i);
         if (!q || !q->stalled_ms)
             continue;
-        if (now_ms >= q->stalled_ms + d->options.stall_timeout_ms) {
-            log_warn("dispatch", "request %s of client %s is cut: the client does not read", q->id,
-                     q->client.name);
-            abandon(d, q);
-        }
+        if (now_ms >= q->stalled_ms + d->options.stall_timeout_ms)
+            cut(d, q, now_ms);
         dispatch_flush(d, q);
     }
 }
@@ -313,6 +335,17 @@ bool dispatch_drained(const struct dispatch *d)
             return false;
     }
     return true;
+}
+
+void dispatch_left(struct dispatch *d, const struct peer *peer)
+{
+    if (peer->role == CURVE_CLIENT)
+        client_left(d, peer, NULL);
+    for (uint32_t i = 0; peer->role == CURVE_WORKER && i < cluster_slots(d->cluster); i++) {
+        struct group *g = cluster_group(d->cluster, i);
+        if (g && g->state != GROUP_LOST && peer_equal(&g->peer, peer))
+            dispatch_group_lost(d, g, "it closed its connection");
+    }
 }
 
 /* ---- messages by sender ---- */

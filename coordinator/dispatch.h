@@ -28,6 +28,8 @@ struct dispatch *dispatch_new(struct router *router, const struct dispatch_optio
 void dispatch_free(struct dispatch **d);
 
 void dispatch_message(struct dispatch *d, const struct router_message *m);
+/* The connection is no more: a client's requests end, a group is lost. */
+void dispatch_left(struct dispatch *d, const struct peer *peer);
 /* Ends leases and requests that are due, assigns, sends on to clients that read again. After every turn. */
 void dispatch_tick(struct dispatch *d);
 /* When dispatch_tick must be called though no message came; monotonic; UINT64_MAX = never. */

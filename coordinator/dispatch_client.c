@@ -74,7 +74,7 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
     uint64_t now_us = clock_now_us();
     struct request *q = requests_add(d->requests, from, &asked, now_us, &err);
     if (!q) {
-        reject(d, from, in->request, &err, 0);
+        reject(d, from, in->request, &err, err.code == 429 ? DISPATCH_RETRY_MS : 0);
         return;
     }
     q->class = SCHEDULER_INTERACTIVE;

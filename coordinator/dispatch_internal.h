@@ -8,6 +8,9 @@
 #include "coordinator/requests.h"
 #include "coordinator/throttle.h"
 
+/* When to try again what had no place, or lost it, where the scheduler gives no better guess. */
+#define DISPATCH_RETRY_MS 1000
+
 struct dispatch {
     struct dispatch_options options;
     struct router *router; /* borrowed */

@@ -19,6 +19,8 @@
 #define TURN_MESSAGES 256
 /* Final messages get this long to leave the socket. */
 #define LINGER_MS 1000
+/* Files that connections leave to everything else. */
+#define OTHER_FILES 64
 
 struct settings {
     char *config, *endpoint, *endpoint_file, *key, *authorized, *log_level, *log_format;
@@ -26,7 +28,7 @@ struct settings {
     bool public;
     int64_t lease_ms, heartbeat_ms, request_timeout_ms, group_wait_ms, stall_timeout_ms, drain_timeout_ms;
     int64_t queue_requests, queue_bytes, queue_wait_ms, live_requests, max_groups, prefix_places,
-        prefix_weight;
+        prefix_weight, max_connections;
 };
 
 #define TEXT(member, preset, example, sentence)                                              \
@@ -84,6 +86,8 @@ static const struct config_option options[] = {
            "Milliseconds after which the stream of a client that does not read is cut."),
     NUMBER(drain_timeout_ms, 0, 86400000, "30000",
            "Milliseconds that running requests get to finish after SIGTERM."),
+    NUMBER(max_connections, 0, 1 << 20, "0",
+           "Most connections; new ones then wait outside. 0: what the limit of open files leaves."),
     NUMBER(max_groups, 1, WIRE_MAX_GROUPS, "256", "Most worker groups that are remembered."),
     CHOICE(policy, "prefix", "prefix|least-load|two-choices|round-robin",
            "How a group is chosen: by queue, uncached prefill and decoding; by load; of two at random; in "
@@ -167,18 +171,38 @@ static void raise_file_limit(void)
         log_warn("main", "the limit of open files stays as it is: %s", strerror(errno));
 }
 
+/* Connections never take the last files: keys are read, threads are woken and connections are accepted and
+ * shut through them. */
+static uint32_t connection_limit(int64_t asked)
+{
+    struct rlimit limit;
+    uint64_t files = getrlimit(RLIMIT_NOFILE, &limit) == 0 ? (uint64_t)limit.rlim_cur : 1024;
+    uint64_t most = files > 2 * OTHER_FILES ? files - OTHER_FILES : files / 2;
+    if (most > 1u << 20)
+        most = 1u << 20;
+    if (asked == 0)
+        return (uint32_t)most;
+    if ((uint64_t)asked > most)
+        log_warn("main", "max_connections: %lld, but the limit of open files leaves %llu", (long long)asked,
+                 (unsigned long long)most);
+    return (uint32_t)((uint64_t)asked < most ? (uint64_t)asked : most);
+}
+
 static void handle_messages(struct router *router, struct dispatch *dispatch)
 {
-    for (int i = 0; i < TURN_MESSAGES; i++) {
+    bool drained = false;
+    for (int i = 0; i < TURN_MESSAGES && !drained; i++) {
         struct router_message message;
         int received = router_receive(router, &message);
-        if (received == 0)
-            return;
+        drained = received == 0;
         if (received == 1) {
             dispatch_message(dispatch, &message);
             wire_release(&message.wire);
         }
     }
+    struct peer peer;
+    while (router_left(router, drained, &peer))
+        dispatch_left(dispatch, &peer);
 }
 
 /* Runs until drained (0) or told twice to stop (130). */
@@ -252,8 +276,11 @@ int main(int argc, char **argv)
     }
     if (curve_load(&key, s.key, false, &err) != 0)
         goto fail;
-    struct router_options ro = {
-        .endpoint = s.endpoint, .public = s.public, .key = &key, .authorized = s.authorized};
+    struct router_options ro = {.endpoint = s.endpoint,
+                                .public = s.public,
+                                .key = &key,
+                                .authorized = s.authorized,
+                                .max_connections = connection_limit(s.max_connections)};
     if (key.role != CURVE_COORDINATOR) {
         err_set(&err, "%s: expected a key of role coordinator, found %s", s.key, curve_role_name(key.role));
         goto fail;

@@ -374,12 +374,25 @@ bool request_error(struct request *q, int code, const char *fmt, ...)
         return false;
     q->outcome = OUTCOME_ERROR;
     q->error_code = code;
+    free(q->error_message);
     q->error_message = xmalloc(500);
     va_list args;
     va_start(args, fmt);
     vsnprintf(q->error_message, 500, fmt, args);
     va_end(args);
     wire_string_mend(q->error_message, 499); /* the cut may have split a character */
+    return true;
+}
+
+bool request_cut(struct request *q, int code, const char *message)
+{
+    if (q->cut) {
+        q->client_gone = true;
+        return false;
+    }
+    q->cut = true;
+    q->outcome = OUTCOME_NONE; /* a done that the client did not come to read is not its outcome */
+    request_error(q, code, "%s", message);
     return true;
 }
 
@@ -416,7 +429,7 @@ bool request_next(const struct request *q, struct request_message *out)
 {
     if (q->client_gone || q->outcome_sent)
         return false;
-    for (uint64_t i = 0; i < q->sampling.n; i++) {
+    for (uint64_t i = 0; i < q->sampling.n && !q->cut; i++) {
         const struct request_choice *c = &q->choices[i];
         if (c->sent < c->token_count) {
             fill_token(q, i, out);
@@ -433,6 +446,7 @@ bool request_next(const struct request *q, struct request_message *out)
     wire_init(&out->wire, WIRE_ERROR);
     out->wire.error.request = wire_string(q->client_request);
     out->wire.error.code = (uint64_t)q->error_code;
+    out->wire.error.retry_after_ms = q->retry_after_ms;
     out->wire.error.message = wire_string(q->error_message);
     return true;
 }

@@ -60,6 +60,7 @@ struct request {
     char id[24]; /* "r17": as groups know it; never used twice */
     struct peer client;
     bool client_gone;
+    bool cut; /* its client was too slow: nothing but the error is left for it */
     char client_request[WIRE_MAX_ID + 1];
     /* what was asked */
     char *model;
@@ -86,6 +87,7 @@ struct request {
     enum request_outcome outcome;
     bool outcome_sent;
     int error_code;
+    uint64_t retry_after_ms; /* with 429 */
     char *error_message;
     uint32_t next; /* in its hash bucket */
 };
@@ -127,6 +129,9 @@ bool request_done(struct request *q, const struct wire_done *done);
 void request_done_unserved(struct request *q);
 /* Sets the outcome; false when there is one already. */
 bool request_error(struct request *q, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
+/* Its client does not read: what it did not take is dropped, and the error stands for it. False when it was
+ * cut before: then the client is given up. */
+bool request_cut(struct request *q, int code, const char *message);
 /* The group let go of a request that yields: it waits again. */
 void request_yielded(struct request *q);
 /* The group has ended every choice: it holds nothing of the request any more. */

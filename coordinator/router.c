@@ -8,6 +8,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "coordinator/connections.h"
 #include "coordinator/throttle.h"
 
 /* Connections with bad frames that are remembered; the oldest is forgotten. */
@@ -28,6 +29,7 @@ struct offender {
 struct router {
     void *context, *socket;
     struct curve_zap *zap;
+    struct connections *connections;
     char endpoint[512];
     struct buffer out; /* the frame being sent */
     struct offender *offenders;
@@ -98,7 +100,8 @@ int router_open(struct router **out, const struct router_options *o, struct err 
     if (!r->socket)
         die("zmq_socket: %s", zmq_strerror(errno));
     set_options(r->socket, o->endpoint);
-    if (curve_server(r->socket, o->key, err) != 0 || curve_zap_watch(r->zap, r->socket, err) != 0)
+    if (curve_server(r->socket, o->key, err) != 0 ||
+        connections_open(&r->connections, r->context, r->socket, r->zap, o->max_connections, err) != 0)
         goto fail;
     if (zmq_bind(r->socket, o->endpoint) != 0) {
         err_set(err, "%s: cannot bind: %s", o->endpoint, zmq_strerror(errno));
@@ -123,6 +126,7 @@ void router_close(struct router **router, uint32_t linger_ms)
         set_int(r->socket, ZMQ_LINGER, (int)linger_ms);
         zmq_close(r->socket);
     }
+    connections_close(&r->connections);
     curve_zap_stop(&r->zap);
     if (r->context)
         zmq_ctx_term(r->context);
@@ -149,11 +153,15 @@ uint64_t router_refused_peers(const struct router *r)
 
 bool router_wait(struct router *r, int other_fd, uint64_t timeout_ms)
 {
-    zmq_pollitem_t items[2] = {{.socket = r->socket, .events = ZMQ_POLLIN},
-                               {.fd = other_fd, .events = ZMQ_POLLIN}};
+    zmq_pollitem_t items[3] = {{.socket = r->socket, .events = ZMQ_POLLIN},
+                               {.fd = other_fd, .events = ZMQ_POLLIN},
+                               {.socket = connections_events(r->connections), .events = ZMQ_POLLIN}};
+    if (connections_waiting(r->connections) && timeout_ms > 10)
+        timeout_ms = 10;
     long timeout = timeout_ms == UINT64_MAX ? -1 : (long)(timeout_ms > 3600000 ? 3600000 : timeout_ms);
-    if (zmq_poll(items, 2, timeout) < 0 && errno != EINTR)
+    if (zmq_poll(items, 3, timeout) < 0 && errno != EINTR)
         die("zmq_poll: %s", zmq_strerror(errno));
+    connections_read(r->connections);
     return (items[1].revents & ZMQ_POLLIN) != 0;
 }
 
@@ -227,6 +235,16 @@ static bool identify(struct peer *peer, zmq_msg_t *body)
     return true;
 }
 
+bool router_left(struct router *r, bool drained, struct peer *out)
+{
+    return connections_left(r->connections, drained, out);
+}
+
+uint32_t router_connections(const struct router *r)
+{
+    return connections_count(r->connections);
+}
+
 static int receive_body(struct router *r, const struct peer *from, zmq_msg_t *body,
                         struct router_message *out)
 {
@@ -282,6 +300,7 @@ int router_receive(struct router *r, struct router_message *out)
         log_error("router", "dropped a frame without an identity");
         goto out;
     }
+    connections_seen(r->connections, zmq_msg_get(&part, ZMQ_SRCFD), &from);
     result = receive_body(r, &from, &part, out);
 out:
     zmq_msg_close(&part);

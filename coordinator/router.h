@@ -17,6 +17,7 @@ struct router_options {
     bool public;          /* an address that means every interface is allowed */
     const struct curve_key *key;
     const char *authorized; /* directory of .pub files */
+    uint32_t max_connections;
 };
 
 struct router;
@@ -38,6 +39,10 @@ struct router_message {
 /* The next message: 1; nothing is there: 0; something that was no message (dealt with inside): -1. */
 int router_receive(struct router *r, struct router_message *out);
 
+/* A peer that had sent something and whose connection is no more; false when there is none (any more). Ask
+ * after a turn of router_receive; `drained`: it had found nothing more, so no last words are missed. */
+bool router_left(struct router *r, bool drained, struct peer *out);
+
 /* A frame that should not have come: answers with *about (its code, and the request or group it names) and
  * the text, logs and counts it. Every code but 409 is a strike: a worker that outlived a coordinator or its
  * lease cannot know that its frames have no meaning any more, and must be able to say hello again. */
@@ -49,5 +54,6 @@ enum router_sent router_send(struct router *r, const struct peer *to, const stru
 
 uint64_t router_bad_frames(const struct router *r);
 uint64_t router_refused_peers(const struct router *r);
+uint32_t router_connections(const struct router *r); /* that are open, unfinished handshakes included */
 
 #endif

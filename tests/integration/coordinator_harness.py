@@ -3,6 +3,7 @@ through pyzmq and msgpack: clients, workers, and those who should not be let in.
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -141,17 +142,28 @@ class Coordinator:
                 shutil.copy(self.path("keys/%s.pub" % name), self.path("authorized"))
         settings = dict(lease_ms=60000, heartbeat_ms=100, log_level="debug", drain_timeout_ms=5000)
         settings.update(options)
-        command = [BUILD + "/lepton-coordinator", "--endpoint", "tcp://127.0.0.1:*", "--key",
-                   self.path("keys/coordinator.key"), "--authorized", self.path("authorized"), "--endpoint-file",
-                   self.path("endpoint")]
+        self.command = [BUILD + "/lepton-coordinator", "--key", self.path("keys/coordinator.key"), "--authorized",
+                        self.path("authorized"), "--endpoint-file", self.path("endpoint")]
         if config:
-            command += ["--config", config]
+            self.command += ["--config", config]
         for name, value in settings.items():
-            command += ["--" + name.replace("_", "-"), str(value)]
+            self.command += ["--" + name.replace("_", "-"), str(value)]
         # Under ASan freed memory is kept back; the memory tests must see what the program itself holds.
-        environment = dict(os.environ, ASAN_OPTIONS="quarantine_size_mb=1:" + os.environ.get("ASAN_OPTIONS", ""))
-        with open(self.path("log"), "wb") as log:
-            self.process = subprocess.Popen(command, stderr=log, env=environment)
+        self.environment = dict(os.environ, ASAN_OPTIONS="quarantine_size_mb=1:" + os.environ.get("ASAN_OPTIONS", ""))
+        self.endpoint, self.files = "tcp://127.0.0.1:*", None
+        self.launch()
+
+    def launch(self):
+        """Starts the coordinator, the first time and again, at the same endpoint then; `files` bounds its descriptors."""
+        if os.path.exists(self.path("endpoint")):
+            os.unlink(self.path("endpoint"))
+
+        def limit():
+            if self.files:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (self.files, self.files))
+        with open(self.path("log"), "ab") as log:
+            self.process = subprocess.Popen([*self.command, "--endpoint", self.endpoint], stderr=log, env=self.environment,
+                                            preexec_fn=limit)
         self.until(lambda: os.path.exists(self.path("endpoint")), "the coordinator to start")
         with open(self.path("endpoint")) as f:
             self.endpoint = f.read().strip()

@@ -255,7 +255,7 @@ static void test_user_ids_split(void)
 /* A coordinator that trusts DIR/authorized, and a context of its own for the peers: inproc never mixes them.
  */
 struct house {
-    void *context, *outside, *server;
+    void *context, *outside, *server, *monitor;
     struct curve_zap *zap;
     struct curve_key own;
     char endpoint[128];
@@ -290,7 +290,9 @@ static void house_open(struct house *h)
     CHECK_INT(curve_server(h->server, &h->own, &err), 0);
     if (h->handshake_ms)
         zmq_setsockopt(h->server, ZMQ_HANDSHAKE_IVL, &h->handshake_ms, sizeof(h->handshake_ms));
-    CHECK_INT(curve_zap_watch(h->zap, h->server, &err), 0);
+    CHECK_INT(zmq_socket_monitor(h->server, "inproc://monitor", ZMQ_EVENT_ALL), 0);
+    h->monitor = zmq_socket(h->context, ZMQ_PAIR);
+    CHECK_INT(zmq_connect(h->monitor, "inproc://monitor"), 0);
     CHECK_INT(zmq_bind(h->server, "tcp://127.0.0.1:*"), 0);
     CHECK_INT(zmq_getsockopt(h->server, ZMQ_LAST_ENDPOINT, h->endpoint, &size), 0);
 }
@@ -298,6 +300,7 @@ static void house_open(struct house *h)
 static void house_close(struct house *h)
 {
     zmq_close(h->server);
+    zmq_close(h->monitor);
     curve_zap_stop(&h->zap);
     CHECK(h->zap == NULL);
     zmq_ctx_term(h->outside);
@@ -336,11 +339,27 @@ static void expect_message(struct house *h, const char *text, const char *user)
     zmq_msg_close(&body);
 }
 
+static void note_events(struct house *h)
+{
+    uint8_t head[6];
+    char peer[128] = "";
+    while (zmq_recv(h->monitor, head, sizeof(head), ZMQ_DONTWAIT) == (int)sizeof(head)) {
+        uint16_t event;
+        uint32_t value;
+        zmq_recv(h->monitor, peer, sizeof(peer) - 1, ZMQ_DONTWAIT);
+        memcpy(&event, head, sizeof(event));
+        memcpy(&value, head + sizeof(event), sizeof(value));
+        curve_zap_note(h->zap, event, value, peer);
+    }
+}
+
 /* Waits for what must come; the bound is only there so that a failing test ends. */
 static bool refused_beyond(struct house *h, uint64_t before)
 {
-    for (int i = 0; i < 2000 && curve_zap_refused(h->zap) <= before; i++)
+    for (int i = 0; i < 2000 && curve_zap_refused(h->zap) <= before; i++) {
+        note_events(h);
         clock_sleep_ms(10);
+    }
     return curve_zap_refused(h->zap) > before;
 }
 
