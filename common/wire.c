@@ -246,6 +246,28 @@ static int decode_array(struct decoder *d, const struct wire_field *f, const msg
     return 0;
 }
 
+static int decode_ids(struct decoder *d, const struct wire_field *f, const msgpack_object *o, void *base)
+{
+    if (o->type != MSGPACK_OBJECT_BIN)
+        return wrong_kind(d, "token ids as binary data", o);
+    uint32_t bytes = o->via.bin.size, count = bytes / 4;
+    const uint8_t *in = (const uint8_t *)o->via.bin.ptr;
+    if (bytes % 4)
+        return err_set_code(d->err, 400, "expected 4 bytes for each token id, found %u bytes", bytes);
+    if (check_count(f, count, d->err) < 0)
+        return -1;
+    if (count == 0)
+        return 0;
+    uint32_t *ids = msgpack_zone_malloc(d->memory, bytes);
+    if (!ids)
+        return err_set_code(d->err, 500, "no memory for %u bytes", bytes);
+    for (uint32_t i = 0; i < count; i++, in += 4)
+        ids[i] = (uint32_t)in[0] | (uint32_t)in[1] << 8 | (uint32_t)in[2] << 16 | (uint32_t)in[3] << 24;
+    *(uint32_t **)member(base, f->offset) = ids;
+    *(uint32_t *)member(base, f->side_offset) = count;
+    return 0;
+}
+
 static int decode_value(struct decoder *d, const struct wire_field *f, const msgpack_object *o, void *base)
 {
     switch (f->kind) {
@@ -264,6 +286,8 @@ static int decode_value(struct decoder *d, const struct wire_field *f, const msg
         return decode_string(d, f, o, base);
     case WIRE_KIND_ARRAY:
         return decode_array(d, f, o, base);
+    case WIRE_KIND_IDS:
+        return decode_ids(d, f, o, base);
     }
     ASSERT(!"a kind of the table that nobody decodes");
     return -1;
@@ -425,6 +449,7 @@ static bool is_default(const struct wire_field *f, const void *base)
     case WIRE_KIND_BOOL:
         return !*(const bool *)member(base, f->offset);
     case WIRE_KIND_ARRAY:
+    case WIRE_KIND_IDS:
         return *(const uint32_t *)member(base, f->side_offset) == 0;
     default:
         return ((const struct wire_str *)member(base, f->offset))->size == 0;
@@ -438,6 +463,16 @@ static void must(int checked, const struct wire_record *record, const struct wir
     if (checked < 0)
         fprintf(stderr, "wire: cannot encode %s: %s: %s\n", record->name, f->name, err->message);
     ASSERT(checked == 0);
+}
+
+static void encode_ids(msgpack_packer *p, const uint32_t *ids, uint32_t count)
+{
+    msgpack_pack_bin(p, (size_t)count * 4);
+    for (uint32_t i = 0; i < count; i++) {
+        uint8_t b[4] = {(uint8_t)ids[i], (uint8_t)(ids[i] >> 8), (uint8_t)(ids[i] >> 16),
+                        (uint8_t)(ids[i] >> 24)};
+        msgpack_pack_bin_body(p, b, sizeof(b));
+    }
 }
 
 static void encode_value(msgpack_packer *p, const struct wire_record *record, const struct wire_field *f,
@@ -473,6 +508,12 @@ static void encode_value(msgpack_packer *p, const struct wire_record *record, co
         msgpack_pack_array(p, count);
         for (uint32_t i = 0; i < count; i++)
             encode_record(p, f->element, elements + (size_t)i * f->element->bytes);
+        return;
+    }
+    case WIRE_KIND_IDS: {
+        uint32_t count = *(const uint32_t *)member(base, f->side_offset);
+        must(check_count(f, count, &err), record, f, &err);
+        encode_ids(p, *(uint32_t *const *)value, count);
         return;
     }
     }

@@ -31,6 +31,7 @@
 #define WIRE_MAX_STOP         1024 /* bytes of one stop string */
 #define WIRE_MAX_BIASES       1024
 #define WIRE_MAX_TOP_LOGPROBS 20
+#define WIRE_MAX_DELIVERED    (1u << 20) /* tokens of one choice that another group generated */
 
 /* Strings: bytes of the decoded message, valid UTF-8, NOT terminated; {NULL, 0} when the field is absent. */
 struct wire_str {
@@ -160,6 +161,8 @@ struct wire_done {
     uint64_t queue_us;                        /* accepted -> assigned; filled by the coordinator */
     uint64_t prefill_us;                      /* assigned -> first token, in the group */
     uint64_t decode_us;                       /* first token -> last token, in the group */
+    uint64_t moves;                           /* how often it went on at another group; by the coordinator */
+    bool mixed; /* some of these were of another numeric class: other tokens might have come without them */
     struct wire_str group;
     uint64_t epoch;
     uint64_t stages;
@@ -238,6 +241,14 @@ struct wire_lease {
     uint64_t sequence; /* of the heartbeat that it answers: the lease runs from when that one was sent */
 };
 
+/* What another group generated of one choice: the answer goes on behind it. */
+struct wire_delivered {
+    uint64_t choice;
+    bool ended;    /* nothing more is to be generated of it */
+    uint32_t *ids; /* id_count of them */
+    uint32_t id_count;
+};
+
 struct wire_assign {
     struct wire_str group;
     uint64_t epoch;
@@ -249,6 +260,9 @@ struct wire_assign {
     struct wire_str tenant;        /* whose request it is: cached prefixes are never shared across tenants */
     struct wire_sampling sampling; /* has_seed is always set */
     struct wire_service service;
+    uint64_t context;                 /* most tokens of one sequence where it began; 0 = it begins here */
+    struct wire_delivered *delivered; /* delivered_count of them */
+    uint32_t delivered_count;
 };
 
 struct wire_drain {

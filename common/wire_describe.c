@@ -42,6 +42,10 @@ static void describe_kind(struct buffer *out, const struct wire_field *f)
         buffer_printf(out, "array of %s, %llu to %llu", f->element->name, (unsigned long long)f->min,
                       (unsigned long long)f->max);
         return;
+    case WIRE_KIND_IDS:
+        buffer_printf(out, "token ids, %llu to ", (unsigned long long)f->min);
+        describe_number(out, f->max);
+        return;
     default:
         break;
     }

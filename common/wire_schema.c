@@ -303,6 +303,9 @@ static const struct wire_field done_fields[] = {
     UINT_OPT(wire_done, queue_us, 0, COUNT, 0, "accepted to assigned"),
     UINT_OPT(wire_done, prefill_us, 0, COUNT, 0, "assigned to first token, in the group"),
     UINT_OPT(wire_done, decode_us, 0, COUNT, 0, "first token to last token, in the group"),
+    UINT_OPT(wire_done, moves, 0, COUNT, 0,
+             "how often it went on at another group; filled by the coordinator"),
+    BOOL_OPT(wire_done, mixed, "groups of more than one numeric class generated it"),
     OWNER(wire_done, false),
     UINT_OPT(wire_done, stages, 0, WIRE_MAX_STAGES, 0, "pipeline stages that served it"),
 };
@@ -378,6 +381,24 @@ static const struct wire_field lease_fields[] = {
     OWNER(wire_lease, true),
     UINT(wire_lease, sequence, 0, ANY, "of the heartbeat that it answers"),
 };
+static const struct wire_field delivered_fields[] = {
+    UINT(wire_delivered, choice, 0, WIRE_MAX_CHOICES - 1, "which of the request's answers"),
+    BOOL_OPT(wire_delivered, ended, "nothing more is to be generated of it"),
+    {.name = "ids",
+     .kind = WIRE_KIND_IDS,
+     .max = WIRE_MAX_DELIVERED,
+     .offset = offsetof(struct wire_delivered, ids),
+     .side_offset = offsetof(struct wire_delivered, id_count),
+     .help = "its tokens 0, 1, 2, ...: the next one has the index behind them"},
+};
+static const struct wire_record delivered_record = {
+    .name = "delivered",
+    .fields = delivered_fields,
+    .field_count = ARRAY_LEN(delivered_fields),
+    .bytes = sizeof(struct wire_delivered),
+    .help = "what another group generated of one choice",
+};
+
 static const struct wire_field assign_fields[] = {
     OWNER(wire_assign, true),
     ID_FIELD(wire_assign, request, true, "the coordinator's own id of the request"),
@@ -388,6 +409,10 @@ static const struct wire_field assign_fields[] = {
     STRING_OPT(wire_assign, tenant, 64, "whose request it is: cached prompts are not shared across tenants"),
     SAMPLING(wire_assign, true),
     SERVICE(wire_assign),
+    UINT_OPT(wire_assign, context, 0, UINT32_MAX, 0,
+             "most tokens of one sequence where the request began; 0: it begins here"),
+    ARRAY(wire_assign, delivered, delivered_count, false, 0, WIRE_MAX_CHOICES, &delivered_record,
+          "choices that go on behind what another group generated"),
 };
 static const struct wire_field drain_fields[] = {
     OWNER(wire_drain, true),

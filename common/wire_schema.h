@@ -13,6 +13,8 @@ enum wire_kind {
     WIRE_KIND_STRING, /* struct wire_str, UTF-8 without NUL, min..max bytes, or one of `choices` */
     WIRE_KIND_TEXT,   /* as STRING, NUL allowed: what people write and models generate */
     WIRE_KIND_ARRAY,  /* min..max records; a pointer at `offset`, its uint32_t count at `side_offset` */
+    WIRE_KIND_IDS, /* min..max token ids (uint32_t), pointer and count as an ARRAY's; written as binary data,
+                      4 bytes each, the least first: a million of them would be too many objects */
 };
 
 struct wire_record;
@@ -25,7 +27,7 @@ struct wire_field {
     bool has_flag;   /* presence is recorded in the bool at `side_offset`; there is no default */
     uint32_t offset; /* of the member in the record's struct */
     uint32_t side_offset;
-    uint64_t min, max; /* UINT: values; strings: bytes; ARRAY: records */
+    uint64_t min, max; /* UINT: values; strings: bytes; ARRAY: records; IDS: ids */
     uint64_t standard; /* UINT: the value of an absent optional field */
     double float_min, float_max, float_standard;
     const char *choices; /* STRING: "a|b": the only values; NULL = any */

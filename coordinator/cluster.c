@@ -79,6 +79,24 @@ static void copy(char *out, size_t bytes, struct wire_str s)
     out[n] = 0;
 }
 
+static uint64_t add_to_name(uint64_t hash, const void *data, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++)
+        hash = (hash ^ ((const uint8_t *)data)[i]) * 0x100000001B3ull; /* FNV-1a */
+    return hash;
+}
+
+/* Two groups that differ in any of this may round differently. */
+static uint64_t numeric_name(const struct group *g)
+{
+    uint64_t hash = 0xCBF29CE484222325ull;
+    hash = add_to_name(hash, g->weights, strlen(g->weights) + 1);
+    hash = add_to_name(hash, g->kernels, strlen(g->kernels) + 1);
+    hash = add_to_name(hash, g->kv_type, strlen(g->kv_type) + 1);
+    hash = add_to_name(hash, &g->tensor, sizeof(g->tensor));
+    return hash ? hash : 1;
+}
+
 static void take_description(struct group *g, const struct wire_hello *hello)
 {
     copy(g->model, sizeof(g->model), hello->model);
@@ -91,6 +109,7 @@ static void take_description(struct group *g, const struct wire_hello *hello)
     g->pages = hello->pages;
     g->page_tokens = hello->page_tokens;
     g->load_ms = hello->load_ms;
+    g->numeric = numeric_name(g);
     g->stage_count = hello->stage_count;
     g->stages = xcalloc(hello->stage_count ? hello->stage_count : 1, sizeof(*g->stages));
     for (uint32_t i = 0; i < hello->stage_count; i++) {

@@ -37,6 +37,7 @@ struct group {
         preemptions, drafted_tokens, accepted_tokens, stage_busy_us, stage_bubble_us;
     struct group_stage *stages; /* stage_count of them */
     uint32_t stage_count;
+    uint64_t numeric; /* a name of its numeric class (I7): weights, kernels, KV type, tensor width; not 0 */
 };
 
 struct cluster;

@@ -181,7 +181,14 @@ static bool send_assign(struct dispatch *d, struct request *q, struct group *g)
     m.assign.service = q->service;
     m.assign.service.priority = group_priority(q);
     m.assign.tenant = wire_string(q->client.name);
-    return router_send(d->router, &g->peer, &m) == ROUTER_SENT;
+    struct wire_delivered delivered[WIRE_MAX_CHOICES];
+    uint32_t *ids;
+    m.assign.context = q->context;
+    m.assign.delivered = delivered;
+    m.assign.delivered_count = request_delivered(q, delivered, &ids);
+    bool sent = router_send(d->router, &g->peer, &m) == ROUTER_SENT;
+    free(ids);
+    return sent;
 }
 
 static void act_assign(struct dispatch *d, const struct scheduler_action *action)
@@ -190,10 +197,19 @@ static void act_assign(struct dispatch *d, const struct scheduler_action *action
     struct group *g = cluster_group(d->cluster, action->group);
     ASSERT(q && g);
     if (g->state == GROUP_READY && send_assign(d, q, g)) {
-        struct request_place place = {
-            .group = g->slot, .epoch = g->epoch, .name = g->name, .stage_count = g->stage_count};
+        struct request_place place = {.group = g->slot,
+                                      .epoch = g->epoch,
+                                      .name = g->name,
+                                      .stage_count = g->stage_count,
+                                      .numeric = g->numeric,
+                                      .context = g->context};
         request_assigned(q, &place, clock_now_us());
-        log_debug("dispatch", "request %s goes to group %s", q->id, g->name);
+        if (q->moves)
+            log_info("dispatch", "request %s goes on at group %s, behind %llu tokens%s", q->id, g->name,
+                     (unsigned long long)request_token_count(q),
+                     q->mixed ? ": it is of another numeric class" : "");
+        else
+            log_debug("dispatch", "request %s goes to group %s", q->id, g->name);
         return;
     }
     /* First out of the group's hands, so that its loss does not end a request that it never saw. */
@@ -230,6 +246,17 @@ static void act_preempt(struct dispatch *d, const struct scheduler_action *actio
     dispatch_cancel_at_group(d, q);
 }
 
+/* Its group is gone. What was delivered stays; the rest comes from another group. */
+static void act_move(struct dispatch *d, const struct scheduler_action *action)
+{
+    struct request *q = requests_at(d->requests, action->request);
+    ASSERT(q && q->outcome == OUTCOME_NONE);
+    bool leaves = q->cancelled && !q->yielding; /* its client's cancel was on the way to the group */
+    request_waits_again(q);
+    if (leaves)
+        dispatch_cancel_waiting(d, q);
+}
+
 /* One action at a time: carrying one out may find that a client or a group is gone, which changes the others.
  */
 static void act(struct dispatch *d, uint64_t now_ms)
@@ -240,6 +267,8 @@ static void act(struct dispatch *d, uint64_t now_ms)
             act_assign(d, &action);
         else if (action.kind == SCHEDULER_PREEMPT)
             act_preempt(d, &action);
+        else if (action.kind == SCHEDULER_MOVE)
+            act_move(d, &action);
         else
             act_end(d, &action);
     }
@@ -312,7 +341,7 @@ void dispatch_drain(struct dispatch *d, uint64_t timeout_ms)
         if (!g || g->state != GROUP_READY)
             continue;
         cluster_draining(g);
-        scheduler_group_draining(d->scheduler, i);
+        scheduler_group_draining(d->scheduler, i, false);
         struct wire_message m;
         wire_init(&m, WIRE_DRAIN);
         m.drain.group = wire_string(g->name);

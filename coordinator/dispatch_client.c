@@ -115,6 +115,15 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
               q->prompt_bytes, (unsigned long long)q->max_tokens);
 }
 
+void dispatch_cancel_waiting(struct dispatch *d, struct request *q)
+{
+    request_done_unserved(q);
+    d->cancelled++;
+    q->waits = false;
+    scheduler_finished(d->scheduler, q->slot);
+    dispatch_flush(d, q);
+}
+
 void dispatch_cancel(struct dispatch *d, const struct peer *from, const struct wire_cancel *in)
 {
     struct request *q = requests_of_client(d->requests, from, in->request);
@@ -125,11 +134,7 @@ void dispatch_cancel(struct dispatch *d, const struct peer *from, const struct w
         dispatch_cancel_at_group(d, q); /* the group's `done` will say what came out until then */
         return;
     }
-    request_done_unserved(q);
-    d->cancelled++;
-    q->waits = false;
-    scheduler_finished(d->scheduler, q->slot);
-    dispatch_flush(d, q);
+    dispatch_cancel_waiting(d, q);
 }
 
 /* ---- status ---- */

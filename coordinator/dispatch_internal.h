@@ -33,6 +33,8 @@ void dispatch_count_outcome(struct dispatch *d, const struct request *q);
 /* The request fails: the client gets the error, and a group that holds it is told to cancel. *q may be gone.
  */
 void dispatch_fail(struct dispatch *d, struct request *q, int code, const char *message);
+/* No group has the request, and its client cancels it. *q may be gone. */
+void dispatch_cancel_waiting(struct dispatch *d, struct request *q);
 /* Tells the group that holds the request to cancel it, once. */
 void dispatch_cancel_at_group(struct dispatch *d, struct request *q);
 /* The group is gone; its requests end at the next tick. */

@@ -35,7 +35,8 @@ void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wi
         scheduler_group_forget(d->scheduler, g->slot);
     struct scheduler_group_info info = {.model = g->model,
                                         .max_sequences = (uint32_t)g->max_sequences,
-                                        .kv_tokens = g->pages * g->page_tokens};
+                                        .kv_tokens = g->pages * g->page_tokens,
+                                        .numeric = g->numeric};
     scheduler_group_ready(d->scheduler, g->slot, &info);
     snapshot_restore(d, g);
     log_info("cluster", "group %s of worker %s is ready: epoch %llu, model %s, %u stages, %llu sequences",
@@ -132,7 +133,7 @@ void dispatch_token(struct dispatch *d, const struct peer *from, const struct wi
         dispatch_flush(d, q);
         break;
     case REQUEST_TOKEN_DUPLICATE:
-        if (!q->again && throttle_allows(&d->token_log, clock_now_ms(), 10, &suppressed))
+        if (throttle_allows(&d->token_log, clock_now_ms(), 10, &suppressed))
             log_warn("dispatch",
                      "group %s: dropped token %llu of request %s, which came before (%u not logged)", g->name,
                      (unsigned long long)in->index, q->id, suppressed);
@@ -163,6 +164,8 @@ static void report_usage(struct dispatch *d, const struct request *q)
         usage.decode_us = done->decode_us > usage.decode_us ? done->decode_us : usage.decode_us;
     }
     usage.cached_tokens = q->choices[0].done.cached_tokens; /* the others find what the first computed */
+    if (q->again) /* its last group's times are not those of all its tokens */
+        usage.prefill_us = usage.decode_us = 0;
     scheduler_used(d->scheduler, q->slot, &usage);
 }
 
@@ -178,7 +181,7 @@ void dispatch_done(struct dispatch *d, const struct peer *from, const struct wir
     if (over && q->outcome == OUTCOME_ERROR)
         log_warn("dispatch", "group %s, request %s: %s", g->name, q->id, q->error_message);
     if (request_let_go(q) && q->yielding && q->outcome == OUTCOME_NONE) {
-        request_yielded(q);
+        request_waits_again(q);
         scheduler_yielded(d->scheduler, q->slot);
     } else if (request_let_go(q)) {
         report_usage(d, q);

@@ -201,10 +201,15 @@ void request_assigned(struct request *q, const struct request_place *place, uint
     q->group = place->group;
     q->epoch = place->epoch;
     q->stage_count = place->stage_count;
+    q->moves += q->again;
+    q->mixed |= q->numeric && q->numeric != place->numeric;
+    q->place_numeric = place->numeric;
+    q->place_context = place->context;
     snprintf(q->group_name, sizeof(q->group_name), "%s", place->name);
-    q->assigned_us = now_us;
+    if (!q->again)
+        q->assigned_us = now_us;
     for (uint64_t c = 0; c < q->sampling.n; c++)
-        q->choices[c].held = true;
+        q->choices[c].held = !q->choices[c].ended;
 }
 
 /* Most bytes of text that a choice may have: far above what vocabularies hold, far below what hurts. */
@@ -262,15 +267,6 @@ enum request_token_result request_token(struct request *q, const struct wire_tok
         return REQUEST_TOKEN_BROKEN;
     }
     struct request_choice *c = &q->choices[token->choice];
-    if (token->index < c->token_count && c->tokens[token->index].id == token->id)
-        return REQUEST_TOKEN_DUPLICATE;
-    if (token->index < c->token_count && q->again) {
-        err_set_code(
-            err, 500,
-            "after it gave way its token %llu came out another: group %s is of another numeric class",
-            (unsigned long long)token->index, q->group_name);
-        return REQUEST_TOKEN_BROKEN;
-    }
     if (token->index < c->token_count)
         return REQUEST_TOKEN_DUPLICATE;
     if (token->index != c->token_count)
@@ -284,6 +280,10 @@ enum request_token_result request_token(struct request *q, const struct wire_tok
         err_set_code(err, 500, "its group sent %u alternatives, %llu were asked for", token->top_count,
                      (unsigned long long)q->sampling.top_logprobs);
     else {
+        if (!q->numeric) {
+            q->numeric = q->place_numeric;
+            q->context = q->place_context;
+        }
         log_token(c, token);
         return REQUEST_TOKEN_LOGGED;
     }
@@ -303,7 +303,9 @@ static void end_choice(struct request *q, struct request_choice *c, const struct
     c->done.group = wire_string(q->group_name[0] ? q->group_name : NULL);
     c->done.epoch = q->epoch;
     c->done.stages = q->stage_count;
-    c->done.queue_us = q->waits ? 0 : q->assigned_us - q->accepted_us;
+    c->done.queue_us = q->assigned_us ? q->assigned_us - q->accepted_us : 0;
+    c->done.moves = q->moves;
+    c->done.mixed = q->mixed;
 }
 
 bool request_done(struct request *q, const struct wire_done *done)
@@ -323,7 +325,7 @@ bool request_done(struct request *q, const struct wire_done *done)
     bool cancelled = wire_str_is(done->finish_reason, "cancelled");
     if (cancelled && q->yielding)
         return false;
-    if ((done->completion_tokens < c->token_count && !(cancelled && q->again)) ||
+    if (done->completion_tokens < c->token_count ||
         (!cancelled && done->completion_tokens > c->token_count + 1))
         return request_error(q, 500, "group %s says it generated %llu tokens, %llu came", q->group_name,
                              (unsigned long long)done->completion_tokens, (unsigned long long)c->token_count);
@@ -340,16 +342,40 @@ void request_done_unserved(struct request *q)
     struct wire_message m;
     wire_init(&m, WIRE_DONE);
     m.done.finish_reason = wire_string("cancelled");
-    for (; m.done.choice < q->sampling.n; m.done.choice++)
+    for (; m.done.choice < q->sampling.n; m.done.choice++) {
+        m.done.completion_tokens = q->choices[m.done.choice].token_count;
         request_done(q, &m.done);
+    }
 }
 
-void request_yielded(struct request *q)
+void request_waits_again(struct request *q)
 {
-    ASSERT(q->yielding && q->outcome == OUTCOME_NONE);
+    ASSERT(!q->waits && q->outcome == OUTCOME_NONE);
     q->yielding = q->cancelled = false;
     q->again = q->waits = true;
     q->group = REQUEST_NO_GROUP;
+    for (uint64_t c = 0; c < q->sampling.n; c++)
+        q->choices[c].held = false;
+}
+
+uint32_t request_delivered(const struct request *q, struct wire_delivered *of, uint32_t **ids)
+{
+    uint64_t total = 0;
+    uint32_t count = 0;
+    for (uint64_t c = 0; c < q->sampling.n; c++)
+        total += q->choices[c].ended ? 0 : q->choices[c].token_count;
+    uint32_t *to = *ids = total ? xcalloc(total, sizeof(**ids)) : NULL;
+    for (uint64_t c = 0; c < q->sampling.n; c++) {
+        const struct request_choice *choice = &q->choices[c];
+        if (!choice->ended && choice->token_count == 0)
+            continue;
+        of[count] = (struct wire_delivered){.choice = c, .ended = choice->ended, .ids = to};
+        for (uint64_t t = 0; !choice->ended && t < choice->token_count; t++)
+            *to++ = choice->tokens[t].id;
+        of[count].id_count = choice->ended ? 0 : (uint32_t)choice->token_count;
+        count++;
+    }
+    return count;
 }
 
 bool request_let_go(const struct request *q)
@@ -366,6 +392,14 @@ bool request_was_cancelled(const struct request *q)
         if (strcmp(q->choices[i].finish_reason, "cancelled") == 0)
             return true;
     return false;
+}
+
+uint64_t request_token_count(const struct request *q)
+{
+    uint64_t count = 0;
+    for (uint64_t i = 0; i < q->sampling.n; i++)
+        count += q->choices[i].token_count;
+    return count;
 }
 
 bool request_error(struct request *q, int code, const char *fmt, ...)

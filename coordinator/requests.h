@@ -6,8 +6,8 @@
  * Invariants: one connection has each id at most once among its live requests. Each choice's log takes tokens
  * in the order 0, 1, 2, ... alone (I2), at most max_tokens of them, and bounded text. A request ends with one
  * done for each of its choices, or with one error (I1). An entry outlives its outcome until both its client
- * has been told (or is gone) and no group holds it. The log stays complete while the request lives: a later
- * migration hands it to another group. */
+ * has been told (or is gone) and no group holds it. The log stays complete while the request lives: when its
+ * group is lost or needs the room, another group is given the log and goes on behind it. */
 #ifndef LEPTON_COORDINATOR_REQUESTS_H
 #define LEPTON_COORDINATOR_REQUESTS_H
 
@@ -78,7 +78,12 @@ struct request {
     bool waits;                       /* not assigned yet */
     bool cancelled;                   /* the group was told to cancel */
     bool yielding;                    /* and it waits again when the group has let go of it */
-    bool again;                       /* it ran before: what comes first was delivered already */
+    bool again;                       /* it ran before, and goes on behind what was delivered */
+    uint64_t moves;                   /* how often it went on at another group */
+    uint64_t place_numeric;           /* numeric class and context of the group it was given to last */
+    uint64_t place_context;
+    uint64_t numeric, context; /* of the group that generated its first token; 0: none did yet */
+    bool mixed;                /* groups of another class went on with it */
     uint32_t class;
     uint64_t accepted_us, assigned_us;
     struct request_choice *choices; /* [sampling.n] */
@@ -112,12 +117,13 @@ struct request_place {
     uint64_t epoch;
     const char *name; /* copied */
     uint64_t stage_count;
+    uint64_t numeric, context; /* names its numeric class, not 0; most tokens of one sequence */
 };
 void request_assigned(struct request *q, const struct request_place *place, uint64_t now_us);
 
 /* Logs a token. REQUEST_TOKEN_DUPLICATE: already delivered, changes nothing; REQUEST_TOKEN_BROKEN: it cannot
- * be part of this stream (a gap, too many, too much text, or after a preemption another token than was
- * delivered in its place), *err says what: the stream can never be whole again. */
+ * be part of this stream (a gap, too many, too much text), *err says what: the stream can never be whole
+ * again. */
 enum request_token_result { REQUEST_TOKEN_LOGGED, REQUEST_TOKEN_DUPLICATE, REQUEST_TOKEN_BROKEN };
 enum request_token_result request_token(struct request *q, const struct wire_token *token, struct err *err);
 
@@ -125,19 +131,24 @@ enum request_token_result request_token(struct request *q, const struct wire_tok
  * never came (or a choice that is none), which makes it an error. The first end of a choice and the first
  * outcome stand. Where it ran and how long it waited is filled in. */
 bool request_done(struct request *q, const struct wire_done *done);
-/* Ends every choice: cancelled before any group had the request. */
+/* Ends every choice that has not ended: cancelled while no group had the request. */
 void request_done_unserved(struct request *q);
 /* Sets the outcome; false when there is one already. */
 bool request_error(struct request *q, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 /* Its client does not read: what it did not take is dropped, and the error stands for it. False when it was
  * cut before: then the client is given up. */
 bool request_cut(struct request *q, int code, const char *message);
-/* The group let go of a request that yields: it waits again. */
-void request_yielded(struct request *q);
+/* Its group let go of it to make room, or is gone: it waits again. */
+void request_waits_again(struct request *q);
+/* What the next group must know of its choices: fills `of` [sampling.n] and returns how many entries; their
+ * ids lie in *ids, which is the caller's to free. */
+uint32_t request_delivered(const struct request *q, struct wire_delivered *of, uint32_t **ids);
 /* The group has ended every choice: it holds nothing of the request any more. */
 bool request_let_go(const struct request *q);
 /* Of a request that is done: was any choice cancelled? */
 bool request_was_cancelled(const struct request *q);
+/* Tokens of all its choices. */
+uint64_t request_token_count(const struct request *q);
 
 /* The message that the client must get next, its strings borrowed from *q; false when there is none now.
  * After it was sent: request_sent with that message. */

@@ -197,11 +197,19 @@ void scheduler_ending(struct scheduler *s, uint32_t request)
         s->pools[s->flows[e->flow].pool].preempting -= e->choices;
     if (e->state == RUNNING)
         leave_victims(s, request);
+    e->ending = e->state == LOST;
     if (e->state == RUNNING || e->state == PREEMPTED)
         e->state = ENDING;
     if (e->due)
         heap_remove(&s->due, s->due_nodes, request);
     e->due = false;
+}
+
+/* Tokens that are delivered bind it to the class that generated them. */
+static void keep_numeric(struct scheduler *s, struct entry *e)
+{
+    if (e->produced > 0 && !e->numeric)
+        e->numeric = s->groups[e->group].numeric;
 }
 
 /* Back to its place in the queue. */
@@ -215,7 +223,10 @@ static void requeue(struct scheduler *s, uint32_t request)
 
 void scheduler_yielded(struct scheduler *s, uint32_t request)
 {
-    ASSERT(scheduler_entry(s, request)->state == PREEMPTED);
+    struct entry *e = scheduler_entry(s, request);
+    ASSERT(e->state == PREEMPTED);
+    keep_numeric(s, e);
+    e->moved = s->groups[e->group].hand_over; /* who made room for another waits like the others */
     requeue(s, request);
 }
 
@@ -237,6 +248,7 @@ void scheduler_group_ready(struct scheduler *s, uint32_t group, const struct sch
                         .live = true,
                         .accepting = true,
                         .measured = info->prefill_rate && info->decode_rate,
+                        .numeric = info->numeric,
                         .pool = (uint32_t)(p - s->pools)};
     g->view = (struct balancer_group){
         .group = group,
@@ -267,12 +279,14 @@ static void stop_accepting(struct scheduler *s, uint32_t group)
         s->pools[g->pool].places -= g->view.max_sequences;
     }
     g->accepting = false;
+    s->pools[g->pool].assignable |= s->pools[g->pool].moved > 0; /* who was bound to its class may be free */
     group_refresh(s, group);
 }
 
-void scheduler_group_draining(struct scheduler *s, uint32_t group)
+void scheduler_group_draining(struct scheduler *s, uint32_t group, bool hand_over)
 {
-    group_at(s, group);
+    group_at(s, group)->hand_over = hand_over;
+    s->handing_over |= hand_over;
     stop_accepting(s, group);
 }
 
@@ -286,6 +300,8 @@ void scheduler_group_gone(struct scheduler *s, uint32_t group, uint64_t now_ms)
     for (uint32_t i = 0; i < s->limits.live_requests && g->view.assigned > 0; i++) {
         struct entry *e = &s->entries[i];
         if ((e->state == RUNNING || e->state == PREEMPTED || e->state == ENDING) && e->group == group) {
+            keep_numeric(s, e);
+            e->ending = e->state == ENDING;
             entry_leave(s, i);
             e->state = LOST;
             list_append(s, &s->lost, i);

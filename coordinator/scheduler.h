@@ -4,9 +4,10 @@
  * simulation runs the real thing.
  *
  *                       ┌──────────── yielded ───────────── PREEMPTED
- *                       v                                      ^ preempt
+ *                       v                                      ^ preempt, hand over
  *      submit ──> QUEUED ──assign──> RUNNING ──────────────────┘
- *                    │                  │ └──finished──> gone
+ *                    │  ^──move── LOST <─┤ its group is gone
+ *                    │                   ├──finished──> gone
  *                    │ deadline,        │ deadline, drain
  *                    │ drain, shed      v
  *                    v               ENDING (its client has its error; the group still holds the sequence
@@ -18,6 +19,9 @@
  * was served least goes first (virtual token counters: Sheng et al. 2024, "Fairness in Serving Large Language
  * Models"); an idle tenant earns nothing. Tenants that are about equal, and the requests of one tenant, go by
  * deadline, earliest first. A request that is passed over for want of room too often gets the next room.
+ *
+ * What was at a group that is gone goes first of all, to a group of the numeric class that generated its
+ * tokens as long as one takes work (I7), and is never refused for its deadline: its client reads already.
  *
  * What it costs is estimated from bytes and max_tokens, corrected by what the groups report.
  *
@@ -68,6 +72,7 @@ extern const struct scheduler_class scheduler_standard_classes[3];
 enum scheduler_action_kind {
     SCHEDULER_ASSIGN,  /* give `request` to `group` */
     SCHEDULER_PREEMPT, /* tell `group` to give `request` back; when it did: scheduler_yielded */
+    SCHEDULER_MOVE,    /* the group of `request` is gone: it waits again, and goes on where it stood */
     SCHEDULER_END, /* tell the client `code`; a group other than NONE must be told to cancel and confirm */
 };
 
@@ -129,11 +134,13 @@ struct scheduler_group_info {
     uint32_t max_sequences;
     uint64_t kv_tokens;                 /* 0: unknown */
     uint64_t prefill_rate, decode_rate; /* tokens/s; 0: learned from what it reports */
+    uint64_t numeric;                   /* names its numeric class; never 0 but where all are the same */
 };
 void scheduler_group_ready(struct scheduler *s, uint32_t group, const struct scheduler_group_info *info);
-/* The group takes no more work. */
-void scheduler_group_draining(struct scheduler *s, uint32_t group);
-/* The group, or the epoch that its requests ran in, is gone: they END with 502. */
+/* The group takes no more work. With hand_over what runs there is preempted as long as groups of the same
+ * numeric class have room for it; the rest ends where it is. */
+void scheduler_group_draining(struct scheduler *s, uint32_t group, bool hand_over);
+/* The group, or the epoch that its requests ran in, is gone: they MOVE; those that were ENDING END. */
 void scheduler_group_gone(struct scheduler *s, uint32_t group, uint64_t now_ms);
 /* The number will name another group. */
 void scheduler_group_forget(struct scheduler *s, uint32_t group);
@@ -162,6 +169,7 @@ uint32_t scheduler_assigned(const struct scheduler *s, uint32_t group); /* seque
 bool scheduler_draining(const struct scheduler *s);
 struct scheduler_counts {
     uint64_t decisions;             /* assignments */
+    uint64_t moved;                 /* from groups that were gone */
     uint64_t preempted, shed, late; /* late: refused because the deadline could not be met */
     uint64_t prefix_tokens;         /* of prompts, expected to be cached where they went */
 };

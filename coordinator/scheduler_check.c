@@ -46,6 +46,7 @@ static void check_groups(const struct scheduler *s)
 static void check_entry(const struct scheduler *s, uint32_t request)
 {
     const struct entry *e = &s->entries[request];
+    ASSERT(!e->moved || e->state == QUEUED);
     ASSERT(e->due == (e->state == QUEUED || e->state == RUNNING || e->state == PREEMPTED));
     ASSERT(!e->victim || e->state == RUNNING);
     ASSERT(e->preemptions <= SCHEDULER_MAX_PREEMPTIONS);
@@ -99,7 +100,10 @@ static void check_pools(const struct scheduler *s)
     uint32_t queued = 0, entries = 0;
     for (uint32_t i = 0; i < s->pool_limit; i++) {
         const struct pool *p = &s->pools[i];
-        uint32_t in_classes = 0;
+        uint32_t in_classes = 0, moved = 0;
+        for (uint32_t r = 0; r < s->limits.live_requests; r++)
+            moved += s->entries[r].moved && &s->pools[s->flows[s->entries[r].flow].pool] == p;
+        ASSERT(moved == p->moved);
         for (uint32_t c = 0; c < s->limits.class_count; c++) {
             in_classes += p->class[c].queued;
             ASSERT(p->class[c].queued > 0 || p->class[c].work_us == 0);

@@ -17,6 +17,9 @@ struct entry {
     enum state state;
     bool charged, prefilled;
     bool victim, due; /* in its pool's list; in the heap of due times */
+    bool ending;      /* LOST: its client has its outcome */
+    bool moved;       /* QUEUED, and before that at a group that is gone or drains: it goes first */
+    uint64_t numeric; /* class of the groups that generated its tokens; 0: none yet */
     uint8_t class, preemptions;
     uint32_t previous, next; /* of the list it is in */
     uint32_t group;          /* RUNNING, PREEMPTED, ENDING */
@@ -73,6 +76,7 @@ struct pool {
     struct pool_class class[SCHEDULER_MAX_CLASSES];
     uint64_t clock; /* of the classes */
     uint32_t queued, entries;
+    uint32_t moved;                     /* of the queued ones */
     uint32_t groups, accepting;         /* live ones */
     uint32_t unmeasured;                /* of them: their rates are assumed */
     uint64_t places;                    /* sequences of the accepting ones */
@@ -96,6 +100,8 @@ struct group {
     bool accepting; /* may be given more */
     bool open;      /* in its pool's heap */
     bool measured;  /* its rates are learned or given, not assumed */
+    bool hand_over; /* it drains: what it runs goes to others while they have room */
+    uint64_t numeric;
     uint32_t pool;
     struct balancer_group view;
 };
@@ -122,6 +128,7 @@ struct scheduler {
     uint32_t live, queued, class_queued[SCHEDULER_MAX_CLASSES];
     uint64_t now_ms; /* of the last call that said it */
     uint64_t bytes, next_order, next_choice, round;
+    bool handing_over; /* some group drains, and others may take what it runs */
     bool draining;
     uint64_t drain_deadline_ms;
     uint64_t random;

@@ -260,7 +260,8 @@ void queue_put(struct scheduler *s, uint32_t request)
     e->group = SCHEDULER_NONE;
     if (!f->active)
         flow_activate(s, e->flow);
-    heap_push(&f->order, s->order, request, e->deadline_ms, e->order);
+    heap_push(&f->order, s->order, request, e->moved ? 0 : e->deadline_ms, e->order);
+    p->moved += e->moved;
     list_append(s, &f->arrived, request);
     if (p->class[f->class].queued == 0)
         drain_begin(s, &p->class[f->class]);
@@ -282,6 +283,8 @@ void queue_take(struct scheduler *s, uint32_t request)
     ASSERT(e->state == QUEUED);
     heap_remove(&f->order, s->order, request);
     list_remove(s, &f->arrived, request);
+    p->moved -= e->moved;
+    e->moved = false;
     f->work_us -= e->work_us;
     p->class[f->class].work_us -= e->work_us;
     p->class[f->class].queued--;
@@ -313,8 +316,25 @@ static uint32_t class_first(const struct scheduler *s, const struct pool_class *
     return best;
 }
 
+/* Of those whose group is gone: whoever was accepted first, whatever its class. */
+static uint32_t moved_first(const struct scheduler *s, const struct pool *p)
+{
+    uint32_t best = SCHEDULER_NONE;
+    for (uint32_t c = 0; c < s->limits.class_count; c++)
+        for (uint32_t i = p->class[c].active; i != SCHEDULER_NONE; i = s->flows[i].next) {
+            uint32_t r = heap_first(&s->flows[i].order);
+            if (s->entries[r].moved && s->flows[i].passed_round != s->round &&
+                (best == SCHEDULER_NONE || s->entries[r].order < s->entries[best].order))
+                best = r;
+        }
+    return best;
+}
+
 uint32_t queue_first(struct scheduler *s, struct pool *p)
 {
+    uint32_t moved = p->moved ? moved_first(s, p) : SCHEDULER_NONE;
+    if (moved != SCHEDULER_NONE)
+        return moved;
     bool asked[SCHEDULER_MAX_CLASSES] = {false};
     for (;;) {
         uint32_t least = SCHEDULER_NONE;

@@ -32,11 +32,31 @@ static void end(struct scheduler *s, struct output *out, uint32_t request, int c
         entry_free(s, request);
 }
 
+/* Its group is gone: it waits again, before all others. */
+static void move(struct scheduler *s, struct output *out, uint32_t request)
+{
+    struct entry *e = &s->entries[request];
+    out->actions[out->count++] =
+        (struct scheduler_action){.kind = SCHEDULER_MOVE, .request = request, .group = SCHEDULER_NONE};
+    entry_leave(s, request);
+    e->moved = true;
+    e->prefilled = false;
+    s->counts.moved++;
+    queue_put(s, request);
+    entry_due(s, request);
+}
+
 static void step_lost(struct scheduler *s, struct output *out)
 {
     while (s->lost.first != SCHEDULER_NONE && !output_full(out)) {
-        bool shed = s->entries[s->lost.first].group == SCHEDULER_NONE;
-        end(s, out, s->lost.first, shed ? 429 : 502,
+        uint32_t request = s->lost.first;
+        struct entry *e = &s->entries[request];
+        bool shed = e->group == SCHEDULER_NONE;
+        if (!shed && !e->ending) {
+            move(s, out, request);
+            continue;
+        }
+        end(s, out, request, shed ? 429 : 502,
             shed ? "the queue is full, and its tenant holds most of it" : "its group was lost");
     }
 }
@@ -79,7 +99,8 @@ static uint32_t kept_places(const struct balancer_group *g)
 }
 
 struct candidates {
-    bool over_share; /* of the request */
+    bool over_share;  /* of the request */
+    uint64_t numeric; /* of the groups that may have it; 0: any */
     struct balancer_group groups[CANDIDATES];
     size_t count;
 };
@@ -89,6 +110,8 @@ static bool consider(const struct scheduler *s, const struct pool *p, struct can
                      const struct balancer_request *r, uint64_t cached)
 {
     const struct group *g = &s->groups[group];
+    if (c->numeric && g->numeric != c->numeric)
+        return false;
     if (!g->open || &s->pools[g->pool] != p || !balancer_fits(&g->view, r) || c->count == CANDIDATES)
         return false;
     uint32_t taken = g->view.assigned + r->choices + kept_places(&g->view);
@@ -143,6 +166,17 @@ static void consider_all(const struct scheduler *s, const struct pool *p, struct
         consider(s, p, c, (from + i) % s->group_end, r, 0);
 }
 
+/* The numeric class that a request is bound to, as long as a group of it takes work; else 0. */
+static uint64_t numeric_of(const struct scheduler *s, const struct pool *p, const struct entry *e)
+{
+    for (uint32_t i = 0; e->numeric && i < s->group_end; i++) {
+        const struct group *g = &s->groups[i];
+        if (g->live && g->accepting && g->numeric == e->numeric && &s->pools[g->pool] == p)
+            return e->numeric;
+    }
+    return 0;
+}
+
 /* The group for this request, by the policy; SCHEDULER_NONE when none has room. */
 static uint32_t choose_group(struct scheduler *s, struct pool *p, uint32_t request, uint64_t *cached)
 {
@@ -152,7 +186,8 @@ static uint32_t choose_group(struct scheduler *s, struct pool *p, uint32_t reque
                                  .output_tokens = e->choices * e->output_tokens,
                                  .kv_tokens = e->kv_tokens,
                                  .choices = e->choices};
-    struct candidates c = {.over_share = flow_over_share(s, &s->flows[e->flow])};
+    struct candidates c = {.over_share = !e->moved && flow_over_share(s, &s->flows[e->flow]),
+                           .numeric = numeric_of(s, p, e)};
     if (p->open.count == 0)
         return SCHEDULER_NONE;
     if (policy->prefix && s->prefix)
@@ -173,6 +208,13 @@ static uint32_t choose_group(struct scheduler *s, struct pool *p, uint32_t reque
     return c.groups[chosen].group;
 }
 
+/* Tokens that it is expected to generate yet. */
+static uint64_t decode_left(const struct entry *e)
+{
+    return e->choices *
+           (e->produced < e->output_tokens ? e->output_tokens - e->produced : e->produced / 4 + 1);
+}
+
 static void assign(struct scheduler *s, struct pool *p, struct output *out, uint32_t request, uint32_t group,
                    uint64_t cached)
 {
@@ -183,11 +225,10 @@ static void assign(struct scheduler *s, struct pool *p, struct output *out, uint
     e->state = RUNNING;
     e->group = group;
     e->passed = 0;
-    e->produced = 0;
     e->cached_tokens = cached < e->prompt_tokens ? cached : e->prompt_tokens;
     e->cached_raw = cached * 100 / pool_prefix_percent(p);
-    e->prefill_left = e->prompt_tokens - e->cached_tokens;
-    e->decode_left = e->choices * e->output_tokens;
+    e->prefill_left = e->prompt_tokens - e->cached_tokens + e->produced; /* as if it were prompt */
+    e->decode_left = decode_left(e);
     g->view.requests++;
     g->view.assigned += e->choices;
     s->flows[e->flow].running += e->choices;
@@ -210,6 +251,20 @@ static void assign(struct scheduler *s, struct pool *p, struct output *out, uint
 }
 
 /* ---- who makes room ---- */
+/* Its group is told to let go of it; then it waits again. */
+static void give_way(struct scheduler *s, struct output *out, uint32_t request)
+{
+    struct entry *e = &s->entries[request];
+    struct pool *p = &s->pools[s->flows[e->flow].pool];
+    if (e->victim)
+        list_remove(s, &p->victims, request);
+    e->victim = false;
+    e->state = PREEMPTED;
+    p->preempting += e->choices;
+    out->actions[out->count++] =
+        (struct scheduler_action){.kind = SCHEDULER_PREEMPT, .request = request, .group = e->group};
+}
+
 /* The preemptible request that began last loses least; only of groups that take work. Its group alone gives
  * as many places as are needed at once. */
 static void preempt(struct scheduler *s, struct pool *p, struct output *out, uint32_t places)
@@ -227,18 +282,52 @@ static void preempt(struct scheduler *s, struct pool *p, struct output *out, uin
         if (group == SCHEDULER_NONE && g->open)
             free = g->view.max_sequences - g->view.assigned;
         group = e->group;
-        list_remove(s, &p->victims, request);
-        e->victim = false;
-        e->state = PREEMPTED;
         e->preemptions++;
-        p->preempting += e->choices;
         free += e->choices;
         s->counts.preempted++;
-        out->actions[out->count++] =
-            (struct scheduler_action){.kind = SCHEDULER_PREEMPT, .request = request, .group = e->group};
+        give_way(s, out, request);
         if (free >= places)
             return;
     }
+}
+
+/* Sequences that groups of a class could take beside what they have and what waits for them. */
+static uint32_t room_of(const struct scheduler *s, const struct group *like)
+{
+    uint64_t room = 0;
+    const struct pool *p = &s->pools[like->pool];
+    for (uint32_t i = 0; i < s->group_end; i++) {
+        const struct group *g = &s->groups[i];
+        if (g->live && g->accepting && g->numeric == like->numeric && g->pool == like->pool)
+            room += g->view.max_sequences - g->view.assigned;
+    }
+    uint64_t waiting = p->preempting;
+    for (uint32_t c = 0; c < s->limits.class_count; c++)
+        waiting += p->class[c].queued_places;
+    return room > waiting ? (uint32_t)(room - waiting) : 0;
+}
+
+/* Groups that drain give what they run to others, as far as there is room: it need not wait for their end.
+ * The state is as it was when no room is left: asked again with every step, until they are empty. */
+static void step_hand_over(struct scheduler *s, struct output *out)
+{
+    bool left = false;
+    for (uint32_t i = 0; s->handing_over && i < s->group_end; i++) {
+        struct group *g = &s->groups[i];
+        if (!g->live || !g->hand_over || g->view.assigned == 0)
+            continue;
+        left = true;
+        uint32_t room = room_of(s, g);
+        for (uint32_t r = 0; r < s->limits.live_requests && room > 0 && !output_full(out); r++) {
+            if (s->entries[r].state != RUNNING || s->entries[r].group != i)
+                continue;
+            if (s->entries[r].choices > room)
+                continue;
+            room -= s->entries[r].choices;
+            give_way(s, out, r);
+        }
+    }
+    s->handing_over = left;
 }
 
 /* Can it still come in time when it starts now? Only said when speeds are known. */
@@ -246,7 +335,7 @@ static bool too_late(const struct scheduler *s, const struct pool *p, const stru
                      uint64_t cached, uint64_t now_ms)
 {
     const struct balancer_group *g = &s->groups[group].view;
-    if (p->token_us == 0 || e->produced > 0)
+    if (p->token_us == 0 || e->produced > 0 || e->moved)
         return false;
     uint64_t fresh = e->prompt_tokens - (cached < e->prompt_tokens ? cached : e->prompt_tokens);
     uint64_t need_us =
@@ -322,6 +411,7 @@ size_t scheduler_step(struct scheduler *s, uint64_t now_ms, struct scheduler_act
     step_due(s, now_ms, &out);
     if (s->draining)
         return out.count;
+    step_hand_over(s, &out);
     step_unnamed(s, &out);
     for (uint32_t i = 0; i < s->pool_limit && !output_full(&out); i++)
         if (s->pools[i].used && s->pools[i].assignable)

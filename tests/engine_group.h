@@ -169,6 +169,16 @@ static inline void engine_group_submit(struct engine_group *g, const struct sequ
         c.request.biases = xmalloc(bias_bytes);
         memcpy(c.request.biases, request->biases, bias_bytes);
     }
+    if (request->delivered_tokens) {
+        int32_t total = 0;
+        for (int32_t i = 0; i < request->choices; i++)
+            total += request->delivered_tokens[i] > 0 ? request->delivered_tokens[i] : 0;
+        size_t counts = (size_t)request->choices * sizeof(int32_t), ids = (size_t)total * sizeof(int32_t);
+        c.request.delivered_tokens = xmalloc(counts);
+        memcpy(c.request.delivered_tokens, request->delivered_tokens, counts);
+        c.request.delivered = xmalloc(ids + 1);
+        memcpy(c.request.delivered, request->delivered, ids);
+    }
     mailbox_send(g->mailbox, &c);
 }
 

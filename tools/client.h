@@ -106,7 +106,8 @@ struct client_job {
     struct client_choice *choice; /* [ask.sampling.n], from client_generate_many on */
     size_t token_count;           /* of all choices */
     char group[WIRE_MAX_ID + 1];
-    uint64_t epoch, stages, seed, prompt_tokens, cached_tokens;
+    uint64_t epoch, stages, moves, seed, prompt_tokens, cached_tokens;
+    bool mixed; /* groups of more than one numeric class generated it */
     uint64_t completion_tokens, drafted_tokens, accepted_tokens; /* of all choices */
     uint64_t queue_us, prefill_us, decode_us;  /* as the cluster measured, of the slowest choice */
     uint64_t sent_us, first_token_us, over_us; /* as we saw it, monotonic; 0 = never */
@@ -123,8 +124,8 @@ double client_job_tokens_per_second(const struct client_job *job); /* 0 for less
 const char *client_job_finish(const struct client_job *job, uint64_t choice);
 /* The result as one line of JSON: tokens, text, finish_reason and logprobs (when asked for) of choice 0,
  * prompt_tokens, cached_tokens, completion_tokens, drafted_tokens, accepted_tokens, seed, group, stages,
- * timings{queue_ms, ttft_ms, total_ms, tokens_per_second}; with n > 1 choices[] with index and the first four
- * as well; of a failed one error{code, message}. */
+ * moves, mixed, timings{queue_ms, ttft_ms, total_ms, tokens_per_second}; with n > 1 choices[] with index and
+ * the first four as well; of a failed one error{code, message}. */
 char *client_job_json(const struct client_job *job);
 /* The exit code that fits how the job ended (tools/command.h). */
 int client_job_exit_code(const struct client_job *job);

@@ -134,6 +134,8 @@ static void take_done(struct run *r, struct client_job *job, const struct wire_d
         snprintf(job->group, sizeof(job->group), "%.*s", (int)d->group.size, d->group.data);
     job->epoch = d->epoch;
     job->stages = d->stages;
+    keep_larger(&job->moves, d->moves);
+    job->mixed |= d->mixed;
     job->prompt_tokens = d->prompt_tokens;
     keep_larger(&job->cached_tokens, d->cached_tokens);
     job->completion_tokens += d->completion_tokens;

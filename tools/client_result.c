@@ -125,6 +125,8 @@ char *client_job_json(const struct client_job *job)
     add_counts(o, job);
     json_object_set_new(o, "group", job->group[0] ? json_string(job->group) : json_null());
     json_object_set_new(o, "stages", json_integer((json_int_t)job->stages));
+    json_object_set_new(o, "moves", json_integer((json_int_t)job->moves));
+    json_object_set_new(o, "mixed", json_boolean(job->mixed));
     json_object_set_new(o, "timings", timings_json(job));
     if (job->choice && job->ask.sampling.n > 1) {
         json_t *all = json_array();

@@ -212,7 +212,7 @@ static void random_cluster(uint64_t seed, struct sim_options *so, struct workloa
 
 static int check(const struct sim_settings *s, struct err *err)
 {
-    uint64_t requests = 0, preempted = 0, failures = 0, outcomes[4] = {0};
+    uint64_t requests = 0, preempted = 0, moved = 0, failures = 0, outcomes[4] = {0};
     signal(SIGABRT, say_seed);
     for (int64_t i = 0; i < s->check; i++) {
         struct sim_options so;
@@ -229,16 +229,17 @@ static int check(const struct sim_settings *s, struct err *err)
                                                  : 3]++;
         requests += r.count;
         preempted += r.preempted;
+        moved += r.moved;
         failures += r.failures;
         sim_result_release(&r);
         workload_free(&w);
     }
     printf(
         "%lld clusters, %llu requests: %llu complete, %llu lost with their group, %llu past their deadline, "
-        "%llu refused; %llu preemptions, %llu failures; every invariant held\n",
+        "%llu refused; %llu preemptions, %llu failures, %llu requests moved; every invariant held\n",
         (long long)s->check, (unsigned long long)requests, (unsigned long long)outcomes[0],
         (unsigned long long)outcomes[1], (unsigned long long)outcomes[2], (unsigned long long)outcomes[3],
-        (unsigned long long)preempted, (unsigned long long)failures);
+        (unsigned long long)preempted, (unsigned long long)failures, (unsigned long long)moved);
     (void)err;
     return 0;
 }

@@ -4,15 +4,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int check_length(const struct wire_hello *h, uint64_t prompt, uint64_t *max_tokens, struct err *err)
+/* `began`: the context of the group where the request began, which set its end; 0: here. */
+static int check_length(const struct wire_hello *h, uint64_t prompt, uint64_t began, uint64_t *max_tokens,
+                        struct err *err)
 {
+    uint64_t context = began && began < h->context ? began : h->context;
     if (prompt == 0)
         return err_set_code(err, 400, "prompt: gives no tokens, expected at least one");
     if (prompt >= h->context)
         return err_set_code(err, 413, "prompt: %llu tokens, expected fewer than the context of %llu",
                             (unsigned long long)prompt, (unsigned long long)h->context);
-    if (*max_tokens > h->context - prompt)
-        *max_tokens = h->context - prompt; /* the sequence then ends with finish_reason "length" */
+    if (prompt<context && * max_tokens> context - prompt)
+        *max_tokens = context - prompt; /* the sequence then ends with finish_reason "length" */
     uint64_t most = prompt + *max_tokens - 1, pages = (most + h->page_tokens - 1) / h->page_tokens;
     if (pages > h->pages)
         return err_set_code(
@@ -82,6 +85,44 @@ static int read_biases(struct sequence_request *out, const struct wire_sampling 
     return 0;
 }
 
+/* What other groups generated of the choices. */
+static int read_delivered(struct sequence_request *out, const struct wire_assign *a,
+                          const struct tokenizer *tokenizer, struct err *err)
+{
+    uint64_t vocab = (uint64_t)tokenizer_vocab_size(tokenizer), total = 0, ended = 0;
+    const struct wire_delivered *of[WIRE_MAX_CHOICES] = {NULL};
+    for (uint32_t i = 0; i < a->delivered_count; i++) {
+        const struct wire_delivered *d = &a->delivered[i];
+        if (d->choice >= a->sampling.n || of[d->choice])
+            return err_set_code(err, 400, "delivered: choice %llu, expected each of 0 to %llu once",
+                                (unsigned long long)d->choice, (unsigned long long)a->sampling.n - 1);
+        if (!d->ended && d->id_count > (uint64_t)out->max_tokens)
+            return err_set_code(err, 413, "choice %llu has %u tokens already, this group has room for %d",
+                                (unsigned long long)d->choice, d->id_count, out->max_tokens);
+        for (uint32_t k = 0; k < d->id_count; k++)
+            if (d->ids[k] >= vocab)
+                return err_set_code(err, 400, "delivered: token %u, expected 0 to %llu", d->ids[k],
+                                    (unsigned long long)vocab - 1);
+        of[d->choice] = d;
+        total += d->ended ? 0 : d->id_count;
+        ended += d->ended;
+    }
+    if (ended == a->sampling.n)
+        return err_set_code(err, 400, "delivered: every choice has ended, expected one that goes on");
+    if (a->delivered_count == 0)
+        return 0;
+    out->delivered_tokens = xcalloc(a->sampling.n, sizeof(*out->delivered_tokens));
+    out->delivered = total ? xcalloc(total, sizeof(*out->delivered)) : NULL;
+    int32_t *to = out->delivered;
+    for (uint64_t c = 0; c < a->sampling.n; c++) {
+        uint32_t count = of[c] && !of[c]->ended ? of[c]->id_count : 0;
+        for (uint32_t k = 0; k < count; k++)
+            *to++ = (int32_t)of[c]->ids[k];
+        out->delivered_tokens[c] = of[c] && of[c]->ended ? -1 : (int32_t)count;
+    }
+    return 0;
+}
+
 static struct sample_row read_sampling(const struct wire_sampling *s, int32_t eos)
 {
     _Static_assert(WIRE_MAX_TOP_LOGPROBS <= SAMPLE_MAX_TOP, "alternatives");
@@ -104,7 +145,7 @@ int admit_request(struct sequence_request *out, const struct wire_assign *a, con
     struct wire_str speculation = a->service.speculation;
     uint64_t max_tokens = a->max_tokens;
     if (tokenize(ids, a, admit->group, admit->tokenizer, err) ||
-        check_length(admit->group, ids->count, &max_tokens, err))
+        check_length(admit->group, ids->count, a->context, &max_tokens, err))
         return -1;
     *out = (struct sequence_request){.choices = (int32_t)s->n,
                                      .prompt_tokens = (int32_t)ids->count,
@@ -117,8 +158,10 @@ int admit_request(struct sequence_request *out, const struct wire_assign *a, con
                                                     : wire_str_is(speculation, "off") ? SPECULATION_OFF
                                                                                       : SPECULATION_DEFAULT,
                                      .draft_tokens = (int32_t)a->service.draft_tokens};
-    if (read_biases(out, s, admit->tokenizer, err))
+    if (read_biases(out, s, admit->tokenizer, err) || read_delivered(out, a, admit->tokenizer, err)) {
+        sequence_request_release(out);
         return -1;
+    }
     out->prompt = xmalloc(ids->count * sizeof(int32_t));
     memcpy(out->prompt, ids->data, ids->count * sizeof(int32_t));
     return 0;

@@ -138,7 +138,14 @@ static int assign(struct link *l, const struct wire_assign *a, struct err *err)
         return -1;
     }
     c.request.handle = live_handle(&l->live, v);
+    uint32_t stopped[WIRE_MAX_CHOICES], count = live_resume(&l->live, v, a, stopped);
     mailbox_send(l->o.mailbox, &c);
+    for (uint32_t i = 0; i < count; i++) { /* the group before it died between a stop string and its done */
+        struct command over = {
+            .kind = COMMAND_CANCEL,
+            .request = {.handle = live_handle(&l->live, v), .choice = (int32_t)stopped[i]}};
+        mailbox_send(l->o.mailbox, &over);
+    }
     return 0;
 }
 

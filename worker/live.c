@@ -199,6 +199,27 @@ static bool show(struct live_table *t, struct live_choice *c, int32_t id)
     return stopped;
 }
 
+uint32_t live_resume(struct live_table *t, struct live *v, const struct wire_assign *assign,
+                     uint32_t *stopped)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < assign->delivered_count; i++) {
+        const struct wire_delivered *d = &assign->delivered[i];
+        struct live_choice *c = &v->choice[d->choice];
+        if (d->ended) {
+            ASSERT(!c->ended && v->left > 1);
+            c->ended = true;
+            v->left--;
+            continue;
+        }
+        for (uint32_t k = 0; k < d->id_count && !c->stop.stopped; k++, c->tokens++)
+            show(t, c, (int32_t)d->ids[k]);
+        if (c->stop.stopped)
+            stopped[count++] = (uint32_t)d->choice;
+    }
+    return count;
+}
+
 static void take_token(struct live_table *t, struct live *v, const struct event *e, struct live_news *news)
 {
     struct live_choice *c = &v->choice[e->choice];

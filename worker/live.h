@@ -34,6 +34,11 @@ struct live *live_add(struct live_table *t, const struct wire_assign *assign, st
 uint64_t live_handle(const struct live_table *t, const struct live *v);
 /* Asks once: false when it was cancelled before. Its tokens are withheld from now on. */
 bool live_cancel(struct live *v);
+/* Takes over what other groups delivered: detokeniser and stop strings read it, and nothing of it is told
+ * again. A choice may end by a stop string in it: it is to be cancelled at the step thread. The ids were
+ * checked (admit). Returns how many entries of `stopped` [choices] were filled. */
+uint32_t live_resume(struct live_table *t, struct live *v, const struct wire_assign *assign,
+                     uint32_t *stopped);
 void live_drop(struct live *v);
 void live_drop_all(struct live_table *t);
 

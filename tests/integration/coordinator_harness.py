@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import tempfile
 import time
@@ -123,10 +124,16 @@ class Worker(Peer):
         self.send("done", group=self.group, epoch=self.epoch if epoch is None else epoch, request=assign.request,
                   finish_reason=reason, prompt_tokens=3, completion_tokens=count, prefill_us=10, decode_us=20)
 
-    def serve(self, assign, count=4):
-        for index in range(count):
+    def serve(self, assign, count=4, begin=0):
+        for index in range(begin, count):
             self.token(assign, index)
         self.done(assign, count)
+
+
+def delivered(assign):
+    """What another group generated: {choice: ids, or None of one that has ended}."""
+    return {d["choice"]: None if d.get("ended") else list(struct.unpack("<%dI" % (len(d["ids"]) // 4), d["ids"]))
+            for d in assign.fields.get("delivered", [])}
 
 
 class Coordinator:

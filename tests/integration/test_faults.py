@@ -46,17 +46,17 @@ def stream(c, request="q", max_tokens=900):
     return client
 
 
-def outcome(client, timeout_s=40):
-    """The stream's one outcome; nothing may follow it."""
+def whole(client, tokens=900, timeout_s=60):
+    """The rest of the stream: every token once, then done; nothing may follow it. Its group was lost."""
     index = 1
     while True:
-        m = client.expect("token", "done", "error", timeout_s=timeout_s)
-        if m.name != "token":
+        m = client.expect("token", "done", timeout_s=timeout_s)
+        if m.name == "done":
             break
         assert m.index == index, (m, index)
         index += 1
     assert client.receive(0.5) is None
-    return m
+    assert index == tokens == m.completion_tokens and m.moves >= 1, m
 
 
 def back(c, epoch):
@@ -72,11 +72,10 @@ def gone(c, program, old):
 
 @with_options(model=None, groups=1, stages=2, worker=("--wait-limit-ms", "2000", "--step-limit-ms", "2000"))
 def test_frozen_follower(c):
-    """a frozen rank is noticed by the watchdog: its stream ends with a code, once, and the group comes back"""
+    """a frozen rank is noticed by the watchdog: the group comes back and its stream goes on, each token once"""
     client, group = stream(c), c.group("g-0")
     os.kill(group["stages"][1]["pid"], signal.SIGSTOP)
-    end = outcome(client)
-    assert end.name == "error" and end.code == 502, end
+    whole(client)
     back(c, group["epoch"])
     assert "is stuck in" in c.log()
     gone(c, "lepton-worker", [s["pid"] for s in group["stages"]])
@@ -84,11 +83,10 @@ def test_frozen_follower(c):
 
 @with_options(model=None, groups=1, stages=2)
 def test_killed_leader(c):
-    """kill -9 of the leader ends its stream with a code, once, and the group comes back"""
+    """kill -9 of the leader: the group comes back and its stream goes on, each token once"""
     client, group = stream(c), c.group("g-0")
     os.kill(group["stages"][0]["pid"], signal.SIGKILL)
-    end = outcome(client)
-    assert end.name == "error" and end.code == 502, end
+    whole(client)
     back(c, group["epoch"])
     gone(c, "lepton-worker", [s["pid"] for s in group["stages"]])
 
@@ -100,7 +98,7 @@ def test_killed_launcher(c):
     for pid in pids(c, "mpirun"):
         os.kill(pid, signal.SIGKILL)
     gone(c, "lepton-worker", [s["pid"] for s in group["stages"]])
-    assert outcome(client).name == "error"
+    whole(client)
     back(c, group["epoch"])
 
 
@@ -131,8 +129,7 @@ def test_alone(c):
     client, group = stream(c), c.group("g-0")
     assert pids(c, "mpirun") == []
     os.kill(group["stages"][0]["pid"], signal.SIGKILL)
-    end = outcome(client)
-    assert end.name == "error" and end.code == 502, end
+    whole(client)
     back(c, group["epoch"])
     workers = pids(c, "lepton-worker")
     assert len(workers) == 1 and pids(c, "mpirun") == []

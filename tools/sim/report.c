@@ -158,8 +158,11 @@ void sim_report_table(FILE *out, const struct sim_report *p)
 void sim_report_print(FILE *out, const struct sim_report *p, const struct sim_result *r)
 {
     sim_report_table(out, p);
-    fprintf(out, "\nsimulated        %.1f s in %.1f s: %llu requests, %llu failures of groups\n", r->end_s,
-            r->wall_s, (unsigned long long)r->count, (unsigned long long)r->failures);
+    fprintf(
+        out,
+        "\nsimulated        %.1f s in %.1f s: %llu requests, %llu failures of groups, %llu requests moved\n",
+        r->end_s, r->wall_s, (unsigned long long)r->count, (unsigned long long)r->failures,
+        (unsigned long long)r->moved);
     fprintf(out, "output           %.0f tokens/s, %.0f of them of requests in time (goodput)\n",
             p->tokens_per_s, p->goodput_per_s);
     fprintf(out, "fairness         Jain %.3f over %u tenants\n", p->jain, p->tenants);
@@ -199,15 +202,17 @@ void sim_report_json(FILE *out, const struct sim_report *p, const struct sim_res
     for (int c = 0; c < WORKLOAD_CLASSES; c++)
         if (p->class[c].requests)
             json_array_append_new(classes, json_class(&p->class[c]));
-    json_t *o = json_pack(
-        "{s:f, s:f, s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:i, s:f, s:I, s:f, s:I, s:I, s:I, s:I, s:I, s:I}",
-        "simulated_s", r->end_s, "wall_s", r->wall_s, "all", json_class(&p->all), "classes", classes,
-        "by_tenant", tenants, "tokens_per_second", p->tokens_per_s, "goodput_tokens_per_second",
-        p->goodput_per_s, "requests_per_second", p->requests_per_s, "jain", p->jain, "tenants",
-        (int)p->tenants, "cache_hit", p->cache_hit, "decisions", (json_int_t)r->decisions,
-        "decisions_per_second", p->decisions_per_s, "preempted", (json_int_t)r->preempted, "late",
-        (json_int_t)r->late, "shed", (json_int_t)r->shed, "failures", (json_int_t)r->failures,
-        "scheduler_bytes", (json_int_t)r->scheduler_bytes, "most_live", (json_int_t)r->most_live);
+    json_t *o =
+        json_pack("{s:f, s:f, s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:i, s:f, s:I, s:f, s:I, s:I, s:I, s:I, "
+                  "s:I, s:I, s:I}",
+                  "simulated_s", r->end_s, "wall_s", r->wall_s, "all", json_class(&p->all), "classes",
+                  classes, "by_tenant", tenants, "tokens_per_second", p->tokens_per_s,
+                  "goodput_tokens_per_second", p->goodput_per_s, "requests_per_second", p->requests_per_s,
+                  "jain", p->jain, "tenants", (int)p->tenants, "cache_hit", p->cache_hit, "decisions",
+                  (json_int_t)r->decisions, "decisions_per_second", p->decisions_per_s, "preempted",
+                  (json_int_t)r->preempted, "late", (json_int_t)r->late, "shed", (json_int_t)r->shed,
+                  "failures", (json_int_t)r->failures, "moved", (json_int_t)r->moved, "scheduler_bytes",
+                  (json_int_t)r->scheduler_bytes, "most_live", (json_int_t)r->most_live);
     json_dumpf(o, out, JSON_COMPACT | JSON_REAL_PRECISION(8));
     fputc('\n', out);
     json_decref(o);

@@ -44,7 +44,7 @@ struct sim_result {
     struct sim_sample *samples; /* once a simulated second or less often */
     uint64_t sample_count, sample_capacity;
     double end_s, wall_s, scheduler_s; /* simulated; real: whole, and inside the scheduler */
-    uint64_t decisions, preempted, shed, late, failures;
+    uint64_t decisions, preempted, moved, shed, late, failures;
     uint64_t scheduler_bytes, engine_steps;
     uint32_t most_live;
 };

@@ -24,7 +24,10 @@ void sequence_request_release(struct sequence_request *r)
 {
     free(r->prompt);
     free(r->biases);
+    free(r->delivered);
+    free(r->delivered_tokens);
     r->prompt = NULL;
+    r->delivered = r->delivered_tokens = NULL;
     r->biases = NULL;
 }
 

@@ -19,7 +19,11 @@ struct sequence_request {
     int32_t choice;  /* cancel: which one, -1 = all; of a live sequence: which one it is */
     int32_t *prompt; /* [prompt_tokens]; owned by the command, then by the step thread */
     int32_t prompt_tokens;
-    int32_t max_tokens;
+    int32_t max_tokens; /* of each choice, delivered ones included */
+    /* Of a request that began elsewhere: the tokens of each choice, one choice behind the other, and how many
+     * are each one's; -1: it ended, nothing of it runs here. NULL: all begin here. Owned as the prompt is. */
+    int32_t *delivered;
+    int32_t *delivered_tokens;    /* [choices] */
     bool stop_at_end;             /* an end token finishes the sequence and is not emitted */
     struct sample_row sampling;   /* slot, choice, index, counts and bias_begin are the step thread's */
     struct logit_bias *biases;    /* [sampling.bias_count]; owned as the prompt is */

@@ -94,29 +94,49 @@ static void *copy_of(const void *from, size_t bytes)
     return bytes ? memcpy(xmalloc(bytes), from, bytes) : NULL;
 }
 
-/* One sequence per choice, each with its own copy of what the request owns, which is then released. */
-static void submit(struct leader *l, struct sequence_request *r)
+/* One choice of a request, with its own copy of what the request owns. What was delivered elsewhere counts as
+ * known from the start, as if the sequence had been preempted: it is computed in chunks, not drawn again. */
+static void submit_choice(struct leader *l, const struct sequence_request *r, int32_t choice,
+                          const int32_t *delivered, int32_t count)
 {
     int64_t behind_us = (int64_t)r->priority * (int64_t)l->o->priority_step_ms * 1000;
-    size_t bias_bytes = (size_t)r->sampling.bias_count * sizeof(*r->biases);
+    struct sequence q = {.used = true,
+                         .request = *r,
+                         .due_us = (int64_t)r->arrived_us + behind_us,
+                         .order = l->next_order++,
+                         .known = r->prompt_tokens + count};
+    q.request.prompt = q.request.delivered = q.request.delivered_tokens = NULL;
+    q.request.biases = copy_of(r->biases, (size_t)r->sampling.bias_count * sizeof(*r->biases));
+    q.request.choice = choice;
+    q.request.sampling.choice = (uint32_t)choice;
+    q.request.sampling.prompt_tokens = r->prompt_tokens;
+    q.tokens = xcalloc((size_t)r->prompt_tokens + (size_t)r->max_tokens, sizeof(int32_t));
+    q.pages = xcalloc((size_t)l->o->engine.limits.pages_per_sequence, sizeof(int32_t));
+    memcpy(q.tokens, r->prompt, (size_t)r->prompt_tokens * sizeof(int32_t));
+    if (count)
+        memcpy(q.tokens + r->prompt_tokens, delivered, (size_t)count * sizeof(int32_t));
+    if (count < r->max_tokens) {
+        insert_waiting(l, &q);
+        return;
+    }
+    emit_end(l, &q, EVENT_DONE, FINISH_LENGTH); /* its last token came before its end could be told */
+    free_sequence(&q);
+}
+
+/* A sequence for each choice that has not ended. */
+static void submit(struct leader *l, struct sequence_request *r)
+{
     ASSERT(r->choices >= 1 && r->prompt_tokens > 0 && r->max_tokens > 0 &&
            leader_pages_needed(l, r->prompt_tokens + r->max_tokens - 1) <= l->o->engine.limits.pages);
     r->arrived_us = clock_now_us(); /* the time it waits for a slot counts */
+    const int32_t *delivered = r->delivered;
     for (int32_t choice = 0; choice < r->choices; choice++) {
-        struct sequence q = {.used = true,
-                             .request = *r,
-                             .due_us = (int64_t)r->arrived_us + behind_us,
-                             .order = l->next_order++,
-                             .known = r->prompt_tokens};
-        q.request.prompt = NULL;
-        q.request.biases = copy_of(r->biases, bias_bytes);
-        q.request.choice = choice;
-        q.request.sampling.choice = (uint32_t)choice;
-        q.request.sampling.prompt_tokens = r->prompt_tokens;
-        q.tokens = xcalloc((size_t)r->prompt_tokens + (size_t)r->max_tokens, sizeof(int32_t));
-        q.pages = xcalloc((size_t)l->o->engine.limits.pages_per_sequence, sizeof(int32_t));
-        memcpy(q.tokens, r->prompt, (size_t)r->prompt_tokens * sizeof(int32_t));
-        insert_waiting(l, &q);
+        int32_t count = r->delivered_tokens ? r->delivered_tokens[choice] : 0;
+        if (count < 0)
+            continue;
+        ASSERT(count <= r->max_tokens);
+        submit_choice(l, r, choice, delivered, count);
+        delivered += delivered ? count : 0;
     }
     sequence_request_release(r);
 }
@@ -332,7 +352,7 @@ bool sequences_reuse(struct leader *l, struct sequence *q)
         l->stats.prefix_queries += (uint64_t)q->known;
     q->counted = true;
     l->stats.prefix_hits += (uint64_t)(q->fed - before);
-    if (q->known == q->request.prompt_tokens)
+    if (!q->first_us) /* what is computed again after its first token is not its prompt's */
         q->cached += q->fed - before;
     return true;
 }

@@ -77,6 +77,8 @@ struct answer {
     bool used, cancelled, silent;
     uint64_t handle, seed, arrived_us, first_us;
     int32_t choice, prompt_tokens, sent;
+    int32_t begun;  /* of them elsewhere: they count as prompt here */
+    uint32_t first; /* the slot that names its request to the engine; of a request's choices in a row */
 };
 
 struct mock {
@@ -118,23 +120,66 @@ static uint32_t find_places(const struct sequence_request *r, struct engine_plac
     return key.count;
 }
 
+static struct answer new_answer(const struct sequence_request *r, int32_t choice, uint32_t first,
+                                uint32_t tokens, uint64_t now_us)
+{
+    return (struct answer){.used = true,
+                           .handle = r->handle,
+                           .seed = r->sampling.seed,
+                           .arrived_us = now_us,
+                           .choice = choice,
+                           .first = first,
+                           .prompt_tokens = (int32_t)tokens};
+}
+
+/* A choice that began elsewhere: what was delivered counts as prompt here. */
+static void resume(struct mock *m, const struct sequence_request *r, int32_t choice, uint32_t tokens,
+                   const struct engine_place *places, uint32_t place_count, uint64_t now_us)
+{
+    int32_t delivered = r->delivered_tokens[choice];
+    if (delivered < 0)
+        return;
+    if (delivered == r->max_tokens) { /* its end was not told where it began */
+        mailbox_emit(m->mailbox, &(struct event){.kind = EVENT_DONE,
+                                                 .handle = r->handle,
+                                                 .choice = choice,
+                                                 .index = delivered,
+                                                 .reason = FINISH_LENGTH,
+                                                 .prompt_tokens = (int32_t)tokens,
+                                                 .completion_tokens = delivered});
+        return;
+    }
+    uint32_t slot = take_slots(m, 1);
+    m->answers[slot] = new_answer(r, choice, slot, tokens, now_us);
+    m->answers[slot].begun = m->answers[slot].sent = delivered;
+    m->live++;
+    engine_submit(m->engine,
+                  &(struct engine_request){.id = slot,
+                                           .prompt_tokens = tokens + (uint32_t)delivered,
+                                           .output_tokens = (uint32_t)(r->max_tokens - delivered),
+                                           .place_count = place_count,
+                                           .places = places},
+                  now_us);
+}
+
 static void submit(struct mock *m, const struct sequence_request *r, uint64_t now_us)
 {
     struct engine_place places[ENGINE_PLACES];
     uint32_t place_count = find_places(r, places);
     uint32_t tokens = ((uint32_t)r->prompt_tokens + TOKEN_BYTES - 1) / TOKEN_BYTES;
+    tokens = tokens ? tokens : 1;
+    if (r->delivered_tokens) { /* each choice stands somewhere else: they go on one by one */
+        for (int32_t c = 0; c < r->choices; c++)
+            resume(m, r, c, tokens, places, place_count, now_us);
+        return;
+    }
     uint32_t first = take_slots(m, (uint32_t)r->choices);
     for (int32_t c = 0; c < r->choices; c++)
-        m->answers[first + (uint32_t)c] = (struct answer){.used = true,
-                                                          .handle = r->handle,
-                                                          .seed = r->sampling.seed,
-                                                          .arrived_us = now_us,
-                                                          .choice = c,
-                                                          .prompt_tokens = (int32_t)(tokens ? tokens : 1)};
+        m->answers[first + (uint32_t)c] = new_answer(r, c, first, tokens, now_us);
     m->live += (uint32_t)r->choices;
     engine_submit(m->engine,
                   &(struct engine_request){.id = first,
-                                           .prompt_tokens = tokens ? tokens : 1,
+                                           .prompt_tokens = tokens,
                                            .output_tokens = (uint32_t)r->max_tokens,
                                            .choices = (uint32_t)r->choices,
                                            .place_count = place_count,
@@ -150,7 +195,7 @@ static void cancel(struct mock *m, const struct sequence_request *r, bool all, u
             continue;
         a->cancelled = true;
         a->silent |= all;
-        engine_cancel(m->engine, i - (uint32_t)a->choice, a->choice, now_us);
+        engine_cancel(m->engine, a->first, (int32_t)(i - a->first), now_us);
     }
 }
 
@@ -187,7 +232,7 @@ static void emit_tokens(struct mock *m, struct answer *a, uint32_t tokens)
 {
     if (!a->first_us && tokens)
         a->first_us = clock_now_us();
-    for (; a->sent < (int32_t)tokens; a->sent++) {
+    for (; a->sent < a->begun + (int32_t)tokens; a->sent++) {
         struct event e = {.kind = EVENT_TOKEN,
                           .handle = a->handle,
                           .choice = a->choice,

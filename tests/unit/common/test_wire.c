@@ -75,6 +75,12 @@ static void random_value(const struct wire_field *f, void *base, unsigned long l
             random_record(f->element, elements + (size_t)i * f->element->bytes, seed);
         *(void **)value = elements;
         *(uint32_t *)at(base, f->side_offset) = count;
+    } else if (f->kind == WIRE_KIND_IDS) {
+        uint32_t count = (uint32_t)(test_random(seed) % 300), *ids = xcalloc(count + 1, sizeof(*ids));
+        for (uint32_t i = 0; i < count; i++)
+            ids[i] = (uint32_t)test_random(seed);
+        *(void **)value = ids;
+        *(uint32_t *)at(base, f->side_offset) = count;
     } else {
         *(struct wire_str *)value = random_string(f, seed);
     }
@@ -102,6 +108,8 @@ static void release_record(const struct wire_record *r, void *base)
             for (uint32_t k = 0; k < count; k++)
                 release_record(f->element, elements + (size_t)k * f->element->bytes);
             free(elements);
+        } else if (f->kind == WIRE_KIND_IDS) {
+            free(*(void **)value);
         } else if (f->kind == WIRE_KIND_ID || f->kind == WIRE_KIND_STRING || f->kind == WIRE_KIND_TEXT) {
             free((void *)((struct wire_str *)value)->data);
         }
@@ -128,6 +136,10 @@ static bool same_record(const struct wire_record *r, const void *a, const void *
             for (uint32_t k = 0; same && k < n; k++)
                 same = same_record(f->element, *(char *const *)x + (size_t)k * f->element->bytes,
                                    *(char *const *)y + (size_t)k * f->element->bytes);
+        } else if (f->kind == WIRE_KIND_IDS) {
+            uint32_t n = *(uint32_t *)at(a, f->side_offset);
+            same = n == *(uint32_t *)at(b, f->side_offset) &&
+                   (n == 0 || memcmp(*(void *const *)x, *(void *const *)y, n * sizeof(uint32_t)) == 0);
         } else {
             same = wire_str_equal(*(const struct wire_str *)x, *(const struct wire_str *)y);
         }

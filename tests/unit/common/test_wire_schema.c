@@ -51,6 +51,14 @@ static void pack_array(msgpack_packer *p, const struct wire_field *f, uint64_t c
         pack_record(p, f->element);
 }
 
+static void pack_bytes(msgpack_packer *p, uint64_t bytes)
+{
+    char *data = xcalloc(1, bytes + 1);
+    msgpack_pack_bin(p, bytes);
+    msgpack_pack_bin_body(p, data, bytes);
+    free(data);
+}
+
 static void pack_good(msgpack_packer *p, const struct wire_field *f)
 {
     switch (f->kind) {
@@ -65,6 +73,9 @@ static void pack_good(msgpack_packer *p, const struct wire_field *f)
         return;
     case WIRE_KIND_ARRAY:
         pack_array(p, f, 1);
+        return;
+    case WIRE_KIND_IDS:
+        pack_bytes(p, 4);
         return;
     default:
         if (f->choices) {
@@ -124,6 +135,8 @@ static void pack_beyond(msgpack_packer *p, const struct wire_field *f, bool belo
                                      : nextafter(f->float_max, INFINITY));
     else if (f->kind == WIRE_KIND_ARRAY)
         pack_array(p, f, beyond);
+    else if (f->kind == WIRE_KIND_IDS)
+        pack_bytes(p, 4 * beyond);
     else
         pack_text(p, beyond, 'b');
 }

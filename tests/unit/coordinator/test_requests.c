@@ -304,6 +304,69 @@ static void test_choices_end_one_by_one(void)
     requests_free(&r);
 }
 
+static void assign_to(struct request *q, const char *name, uint64_t numeric)
+{
+    struct request_place place = {.group = 3, .epoch = 1, .name = name, .numeric = numeric, .context = 512};
+    request_assigned(q, &place, 9000);
+}
+
+static void test_the_log_goes_on_elsewhere(void)
+{
+    struct requests *r = requests_new(4);
+    struct err err;
+    struct request *q = add_many(r, 1, "q", 4, &err);
+    struct wire_delivered of[4];
+    uint32_t *ids;
+    assign_to(q, "a", 7);
+    CHECK_INT(request_delivered(q, of, &ids), 0);
+    CHECK(ids == NULL);
+    for (uint64_t c = 1; c < 4; c++)
+        for (uint64_t i = 0; i < c; i++) {
+            struct wire_token t = {.choice = c, .index = i, .id = 10 * c + i};
+            CHECK_INT(request_token(q, &t, &err), REQUEST_TOKEN_LOGGED);
+        }
+    struct wire_done d = {.choice = 1, .finish_reason = wire_string("stop"), .completion_tokens = 2};
+    CHECK(!request_done(q, &d));
+    request_waits_again(q);
+    CHECK(q->waits && q->group == REQUEST_NO_GROUP && request_let_go(q));
+    CHECK_INT(request_delivered(q, of, &ids), 3);
+    CHECK(of[0].choice == 1 && of[0].ended && of[0].id_count == 0);
+    CHECK(of[1].choice == 2 && !of[1].ended && of[1].id_count == 2 && of[1].ids[1] == 21);
+    CHECK(of[2].choice == 3 && of[2].id_count == 3 && of[2].ids[0] == 30);
+    free(ids);
+    assign_to(q, "b", 7);
+    CHECK(q->moves == 1 && !q->mixed && q->context == 512);
+    struct wire_token t = {.choice = 2, .index = 2, .id = 22};
+    CHECK_INT(request_token(q, &t, &err), REQUEST_TOKEN_LOGGED);
+    request_waits_again(q);
+    assign_to(q, "c", 8);
+    CHECK(q->moves == 2 && q->mixed);
+    for (uint64_t c = 0; c < 4; c++) {
+        d = (struct wire_done){.choice = c,
+                               .finish_reason = wire_string("stop"),
+                               .completion_tokens = q->choices[c].token_count};
+        CHECK(request_done(q, &d) == (c == 3));
+    }
+    CHECK(q->choices[3].done.moves == 2 && q->choices[3].done.mixed && q->choices[1].done.moves == 0);
+    CHECK_INT(q->choices[3].done.queue_us, 8000); /* until it was first given away */
+    requests_free(&r);
+}
+
+static void test_cancelled_while_it_waits_again(void)
+{
+    struct requests *r = requests_new(4);
+    struct err err;
+    struct request *q = add(r, 1, "q", &err);
+    assign(q);
+    token(q, 0, "a");
+    token(q, 1, "b");
+    request_waits_again(q);
+    request_done_unserved(q);
+    CHECK(q->outcome == OUTCOME_DONE && request_was_cancelled(q));
+    CHECK_INT(q->choices[0].done.completion_tokens, 2);
+    requests_free(&r);
+}
+
 static void test_false_alternatives_are_refused(void)
 {
     struct requests *r = requests_new(2);
@@ -406,6 +469,8 @@ int main(void)
     TEST(test_client_id_is_free_after_the_outcome, "a client may use an id again after its outcome");
     TEST(test_what_was_asked_is_kept, "stops, biases and salt outlive the message that asked");
     TEST(test_choices_end_one_by_one, "each choice has its own log and end; the last end is the outcome");
+    TEST(test_the_log_goes_on_elsewhere, "a lost request's log goes to the next group, and its done says so");
+    TEST(test_cancelled_while_it_waits_again, "a request may be cancelled between two groups");
     TEST(test_false_alternatives_are_refused, "alternatives and choices that nobody asked for are errors");
     TEST(test_random_events, "10000 random events: tokens in order, one end of each choice or one error");
     return test_result();

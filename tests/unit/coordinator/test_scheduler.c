@@ -176,6 +176,22 @@ static void test_no_group_for_a_while(void)
     scheduler_free(&s);
 }
 
+static void check_moved(struct scheduler *s, uint64_t now_ms, uint32_t request)
+{
+    struct scheduler_action a = only_action(s, now_ms);
+    CHECK_INT(a.kind, SCHEDULER_MOVE);
+    CHECK_INT(a.request, request);
+    CHECK_INT(a.group, SCHEDULER_NONE);
+}
+
+static void check_two_ended(struct scheduler *s, uint64_t now_ms, int code)
+{
+    struct scheduler_action a[16];
+    CHECK_INT(scheduler_step(s, now_ms, a, 16), 2);
+    CHECK(a[0].kind == SCHEDULER_END && a[1].kind == SCHEDULER_END);
+    CHECK(a[0].code == code && a[1].code == code && a[0].request != a[1].request);
+}
+
 static void test_wait_counts_from_loss(void)
 {
     struct scheduler *s = fresh();
@@ -185,14 +201,14 @@ static void test_wait_counts_from_loss(void)
     CHECK_INT(submit(s, 1), 0);
     check_nothing(s, 2000); /* it waits behind a live group: no 503 */
     scheduler_group_gone(s, 0, 2000);
-    check_ended(s, 2000, 0, SCHEDULER_NONE, 502);
+    check_moved(s, 2000, 0);
     check_nothing(s, 2499);
     CHECK_INT(scheduler_due_ms(s), 2500);
-    check_ended(s, 2500, 1, SCHEDULER_NONE, 503);
+    check_two_ended(s, 2500, 503);
     scheduler_free(&s);
 }
 
-static void test_lost_group_ends_its_requests(void)
+static void test_lost_group_gives_its_requests_back(void)
 {
     struct scheduler *s = fresh();
     ready(s, 0, "m", 2);
@@ -200,12 +216,110 @@ static void test_lost_group_ends_its_requests(void)
     check_assigned(s, 0, 0);
     scheduler_group_gone(s, 0, 0);
     CHECK_INT(scheduler_due_ms(s), 0);
-    check_ended(s, 0, 0, SCHEDULER_NONE, 502);
-    CHECK_INT(scheduler_live(s), 0);
+    check_moved(s, 0, 0);
+    CHECK_INT(scheduler_live(s), 1);
     ready(s, 0, "m", 1); /* back under a new epoch */
-    CHECK_INT(scheduler_assigned(s, 0), 0);
+    check_assigned(s, 0, 0);
+    scheduler_finished(s, 0);
+    CHECK_INT(scheduler_live(s), 0);
+    scheduler_free(&s);
+}
+
+static void test_what_ends_is_not_moved(void)
+{
+    struct scheduler *s = fresh();
+    ready(s, 0, "m", 2);
     CHECK_INT(submit(s, 0), 0);
     check_assigned(s, 0, 0);
+    CHECK_INT(submit(s, 1), 0);
+    check_assigned(s, 1, 0);
+    scheduler_ending(s, 0); /* its client left before the group was lost */
+    scheduler_group_gone(s, 0, 0);
+    scheduler_ending(s, 1); /* and this one's right after */
+    check_two_ended(s, 0, 502);
+    CHECK_INT(scheduler_live(s), 0);
+    scheduler_free(&s);
+}
+
+static void test_moved_goes_first(void)
+{
+    struct scheduler *s = fresh();
+    ready(s, 0, "m", 1);
+    ready(s, 1, "m", 1);
+    CHECK_INT(submit(s, 0), 0);
+    check_assigned(s, 0, 0);
+    CHECK_INT(submit(s, 1), 0);
+    check_assigned(s, 1, 1);
+    struct err err;
+    struct scheduler_admission out;
+    struct scheduler_submission realtime = {.request = 2, .model = "m", .class = 0, .deadline_ms = 5000};
+    CHECK_INT(scheduler_submit(s, &realtime, 0, &out, &err), 0);
+    scheduler_group_gone(s, 1, 0);
+    check_moved(s, 0, 1);
+    scheduler_finished(s, 0);
+    check_assigned(s, 1, 0); /* though the other is of a better class, with an earlier deadline */
+    scheduler_free(&s);
+}
+
+static void ready_of_class(struct scheduler *s, uint32_t group, uint64_t numeric)
+{
+    struct scheduler_group_info info = {.model = "m", .max_sequences = 1, .numeric = numeric};
+    scheduler_group_ready(s, group, &info);
+}
+
+static void test_tokens_bind_to_their_numeric_class(void)
+{
+    struct scheduler *s = fresh();
+    ready_of_class(s, 0, 7);
+    ready_of_class(s, 1, 7);
+    CHECK_INT(submit(s, 0), 0);
+    check_assigned(s, 0, 0);
+    CHECK_INT(submit(s, 1), 0);
+    check_assigned(s, 1, 1);
+    scheduler_progress(s, 0, 1);
+    scheduler_group_gone(s, 0, 0);
+    check_moved(s, 0, 0);
+    ready_of_class(s, 2, 8);
+    check_nothing(s, 0); /* it waits for a place in its class */
+    scheduler_group_draining(s, 1, false);
+    check_assigned(s, 0, 2); /* until none takes work any more */
+    scheduler_check(s);
+    scheduler_free(&s);
+}
+
+static void test_without_tokens_any_class_will_do(void)
+{
+    struct scheduler *s = fresh();
+    ready_of_class(s, 0, 7);
+    CHECK_INT(submit(s, 0), 0);
+    check_assigned(s, 0, 0);
+    ready_of_class(s, 1, 7);
+    CHECK_INT(submit(s, 1), 0);
+    check_assigned(s, 1, 1);
+    scheduler_group_gone(s, 0, 0);
+    check_moved(s, 0, 0);
+    ready_of_class(s, 2, 8);
+    check_assigned(s, 0, 2);
+    scheduler_free(&s);
+}
+
+static void test_draining_group_hands_over_what_fits(void)
+{
+    struct scheduler *s = fresh();
+    ready(s, 0, "m", 2);
+    CHECK_INT(submit(s, 0), 0);
+    check_assigned(s, 0, 0);
+    CHECK_INT(submit(s, 1), 0);
+    check_assigned(s, 1, 0);
+    scheduler_group_draining(s, 0, true);
+    check_nothing(s, 0); /* nobody else is there: they end where they are */
+    ready(s, 1, "m", 1);
+    struct scheduler_action a = only_action(s, 0);
+    CHECK(a.kind == SCHEDULER_PREEMPT && a.request == 0 && a.group == 0);
+    check_nothing(s, 0);
+    scheduler_yielded(s, 0);
+    check_assigned(s, 0, 1);
+    scheduler_check(s);
     scheduler_free(&s);
 }
 
@@ -228,7 +342,7 @@ static void test_draining_group_gets_nothing(void)
 {
     struct scheduler *s = fresh();
     ready(s, 0, "m", 4);
-    scheduler_group_draining(s, 0);
+    scheduler_group_draining(s, 0, false);
     CHECK_INT(submit(s, 0), 0);
     check_nothing(s, 0);
     scheduler_free(&s);
@@ -289,7 +403,7 @@ struct world {
     int outcomes[8]; /* of the present life of each request */
     bool live[4];
     uint32_t sequences[4];
-    long accepted, ended;
+    long accepted, ended, moved;
 };
 
 static unsigned pick(struct world *w, unsigned n)
@@ -320,6 +434,12 @@ static void take_actions(struct world *w)
             if (a[i].kind == SCHEDULER_PREEMPT) {
                 CHECK(w->seen[q] == RUNS && w->group[q] == a[i].group);
                 w->seen[q] = YIELDS;
+                continue;
+            }
+            if (a[i].kind == SCHEDULER_MOVE) {
+                CHECK((w->seen[q] == RUNS || w->seen[q] == YIELDS) && !w->live[w->group[q]]);
+                w->seen[q] = WAITS;
+                w->moved++;
                 continue;
             }
             if (w->seen[q] != ENDS)
@@ -385,13 +505,17 @@ static void random_request_event(struct world *w)
 static void random_group_event(struct world *w)
 {
     uint32_t g = pick(w, 4);
-    if (w->live[g] && pick(w, 3) == 0) {
+    if (w->live[g] && pick(w, 6) == 0) {
+        scheduler_group_draining(w->s, g, pick(w, 2));
+    } else if (w->live[g] && pick(w, 3) == 0) {
         scheduler_group_gone(w->s, g, w->now_ms);
         w->live[g] = false;
-        take_actions(w); /* its requests are over before anything else speaks of them */
+        take_actions(w); /* its requests wait again before anything else speaks of them */
     } else if (!w->live[g] && pick(w, 2)) {
         w->sequences[g] = 1 + pick(w, 3);
-        ready(w->s, g, g < 3 ? "m" : "n", w->sequences[g]);
+        struct scheduler_group_info info = {
+            .model = g < 3 ? "m" : "n", .max_sequences = w->sequences[g], .numeric = 1 + pick(w, 2)};
+        scheduler_group_ready(w->s, g, &info);
         w->live[g] = true;
     }
 }
@@ -423,7 +547,7 @@ static void check_bounds(struct world *w)
     }
     CHECK_INT(scheduler_live(w->s), live);
     CHECK_INT(scheduler_queued(w->s), waiting);
-    CHECK(waiting <= 4 && scheduler_bytes(w->s) <= 1000);
+    CHECK(scheduler_bytes(w->s) <= 1000);
     for (uint32_t g = 0; g < 4; g++) {
         CHECK_INT(scheduler_assigned(w->s, g), on[g]);
         CHECK(!w->live[g] || on[g] <= w->sequences[g]);
@@ -455,7 +579,8 @@ static void test_random_events(void)
     CHECK_INT(scheduler_live(w.s), 0);
     CHECK_INT(scheduler_bytes(w.s), 0);
     CHECK_INT(w.ended, w.accepted);
-    CHECK(w.accepted > 500);
+    CHECK(w.accepted > 500 && w.moved > 50);
+    CHECK_INT(scheduler_counts(w.s).moved, w.moved);
     CHECK(scheduler_counts(w.s).preempted > 10);
     scheduler_free(&w.s);
 }
@@ -473,7 +598,12 @@ int main(void)
     TEST(test_timed_out_request_holds_its_sequence, "a sequence stays taken until its group confirms");
     TEST(test_no_group_for_a_while, "a request waits a while for a group, then gets 503");
     TEST(test_wait_counts_from_loss, "that while counts from the loss of the last group");
-    TEST(test_lost_group_ends_its_requests, "a lost group ends its requests with 502");
+    TEST(test_lost_group_gives_its_requests_back, "what a lost group held waits again");
+    TEST(test_what_ends_is_not_moved, "a request whose client has its outcome is not moved");
+    TEST(test_moved_goes_first, "what was at a lost group goes before all that waits");
+    TEST(test_tokens_bind_to_their_numeric_class, "tokens bind to a numeric class while it takes work");
+    TEST(test_without_tokens_any_class_will_do, "without tokens any numeric class will do");
+    TEST(test_draining_group_hands_over_what_fits, "a draining group hands over what others have room for");
     TEST(test_unassigned_goes_first, "an assignment that was not delivered goes back to the head");
     TEST(test_draining_group_gets_nothing, "a draining group gets nothing new");
     TEST(test_drain, "a drain ends the queue at once and the running at its deadline");

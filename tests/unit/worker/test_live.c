@@ -212,6 +212,84 @@ static void test_an_assign_becomes_a_request(void)
     CHECK_CONTAINS(err.message, "logit_bias: token 1073741824, expected 0 to");
 }
 
+static void test_delivered_tokens_are_read_and_not_told(void)
+{
+    struct live_table t;
+    struct live_news news;
+    struct err err = {0};
+    struct wire_stop stop = {wire_string("xxx")};
+    uint32_t x = (uint32_t)id_of("x"), ids[] = {x, x, x}, stopped[4];
+    struct wire_delivered of[] = {{.choice = 0, .ids = ids, .id_count = 2},
+                                  {.choice = 1, .ids = ids, .id_count = 3},
+                                  {.choice = 2, .ended = true}};
+    struct wire_message a = assign_of("r1", 3, &stop);
+    a.assign.delivered = of;
+    a.assign.delivered_count = 3;
+    live_table_init(&t, 1, tokenizer);
+    struct live *v = live_add(&t, &a.assign, &err);
+    CHECK_INT(live_resume(&t, v, &a.assign, stopped), 1);
+    CHECK_INT(stopped[0], 1); /* its stop string was whole, its done was not told */
+    struct event e = event_of(&t, v, EVENT_TOKEN, 0, 2);
+    live_take(&t, &e, &news); /* the third x, two of which came before */
+    CHECK(news.tell && news.cancel && news.message.token.index == 2 && news.message.token.text.size == 0);
+    e = event_of(&t, v, EVENT_DONE, 1, 3);
+    e.reason = FINISH_CANCELLED;
+    live_take(&t, &e, &news);
+    CHECK(wire_str_is(news.message.done.finish_reason, "stop") && news.message.done.completion_tokens == 3);
+    e = event_of(&t, v, EVENT_DONE, 0, 3);
+    live_take(&t, &e, &news);
+    CHECK(wire_str_is(news.message.done.finish_reason, "stop") && news.message.done.completion_tokens == 3);
+    CHECK(live_find(&t, wire_string("r1")) == NULL); /* the third had ended elsewhere */
+    live_table_release(&t);
+}
+
+static void check_refused(const struct wire_message *a, int code, const char *why)
+{
+    struct sequence_request r;
+    struct wire_message copy = *a;
+    struct err err = {0};
+    CHECK_INT(admit_with(&copy, &r, &err), -1);
+    CHECK_INT(err.code, code);
+    CHECK_CONTAINS(err.message, why);
+}
+
+static void test_what_was_delivered_reaches_the_step_thread(void)
+{
+    struct sequence_request r;
+    struct err err = {0};
+    uint32_t one[] = {5, 6}, two[] = {7, 8, 9};
+    struct wire_delivered of[] = {{.choice = 2, .ids = two, .id_count = 3},
+                                  {.choice = 1, .ended = true},
+                                  {.choice = 0, .ids = one, .id_count = 2}};
+    struct wire_message a = assign_of("r1", 4, NULL);
+    a.assign.delivered = of;
+    a.assign.delivered_count = 3;
+    CHECK_INT(admit_with(&a, &r, &err), 0);
+    const int32_t counts[] = {2, -1, 3, 0}, ids[] = {5, 6, 7, 8, 9};
+    CHECK(memcmp(r.delivered_tokens, counts, sizeof(counts)) == 0);
+    CHECK(memcmp(r.delivered, ids, sizeof(ids)) == 0);
+    sequence_request_release(&r);
+    a.assign.context = 10; /* it began where no more fit: it ends where it would have ended there */
+    CHECK_INT(admit_with(&a, &r, &err), 0);
+    CHECK(r.max_tokens > 3 && r.max_tokens + r.prompt_tokens == 10);
+    sequence_request_release(&r);
+    a.assign.context = 0;
+    a.assign.max_tokens = 2;
+    check_refused(&a, 413, "choice 2 has 3 tokens already, this group has room for 2");
+    a.assign.max_tokens = 8;
+    two[1] = 1u << 30;
+    check_refused(&a, 400, "delivered: token 1073741824, expected 0 to");
+    of[0].choice = 0;
+    two[1] = 8;
+    check_refused(&a, 400, "delivered: choice 0, expected each of 0 to 3 once");
+    of[0] = (struct wire_delivered){.choice = 4};
+    check_refused(&a, 400, "delivered: choice 4");
+    of[0] = (struct wire_delivered){.choice = 0, .ended = true};
+    a.assign.delivered_count = 1;
+    a.assign.sampling.n = 1;
+    check_refused(&a, 400, "every choice has ended");
+}
+
 int main(void)
 {
     struct err err;
@@ -225,6 +303,10 @@ int main(void)
     TEST(test_logprobs_name_their_tokens, "log-probabilities carry the text of each token");
     TEST(test_salts_keep_tenants_apart, "salts are one tenant's and one cache_salt's");
     TEST(test_an_assign_becomes_a_request, "what an assign asks for reaches the step thread, or is refused");
+    TEST(test_delivered_tokens_are_read_and_not_told,
+         "what another group delivered is read by stop strings and not told again");
+    TEST(test_what_was_delivered_reaches_the_step_thread,
+         "what another group delivered reaches the step thread, or is refused");
     tokenizer_close(&tokenizer);
     gguf_close(&file);
     return test_result();

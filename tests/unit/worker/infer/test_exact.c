@@ -26,7 +26,7 @@
 #define ANSWERS    (REQUESTS * CHOICES)
 #define BUSY       2 /* the batch of 8 */
 #define SHOWN      4 /* differences printed per cell */
-#define DIMENSIONS 14
+#define DIMENSIONS 15
 #define MIXED      6
 
 /* ---- the requests ------------------------------------------------------------------------------------- */
@@ -125,7 +125,8 @@ static const struct dimension dimensions[DIMENSIONS] = {
     {"pages", {"many", "few"}},      /* few: what one longest request needs */
     {"company", {"none", "decoys"}}, /* others that come, and are cancelled anywhere */
     {"priority", {"equal", "mixed"}},
-    {"arrival", {"together", "late"}} /* late: each when another one has ended */
+    {"arrival", {"together", "late"}}, /* late: each when another one has ended */
+    {"begun", {"here", "elsewhere"}}   /* elsewhere: it goes on behind a part of the reference's answer */
 };
 
 /* What may change the numbers; each line has its own reference. */
@@ -222,8 +223,29 @@ static int all_choices(const struct request *requests)
     return sum;
 }
 
+/* The request as it comes from a group that was lost: after so many tokens of each choice that all places
+ * come, also right before the end. */
+static void begin_elsewhere(struct sequence_request *r, const struct answer *want, struct answer *answers)
+{
+    static int32_t ids[CHOICES * MOST], counts[CHOICES];
+    int32_t total = 0;
+    for (int32_t choice = 0; choice < r->choices; choice++) {
+        uint64_t at = (r->handle - 1) * CHOICES + (uint64_t)choice;
+        const struct answer *w = &want[at];
+        int32_t count = (int32_t)((r->handle * 7 + (uint64_t)choice * 5) % ((uint64_t)w->count + 1));
+        for (int32_t t = 0; t < count; t++, total++) {
+            ids[total] = answers[at].id[t] = w->id[t];
+            answers[at].logprobs[t] = w->logprobs[t];
+        }
+        counts[choice] = answers[at].count = count;
+    }
+    r->delivered = ids;
+    r->delivered_tokens = counts;
+}
+
+/* `want`: the reference's answers; NULL for the reference. */
 static void run_requests(struct engine_group *g, const struct cell *c, const struct request *requests,
-                         struct answer *answers)
+                         const struct answer *want, struct answer *answers)
 {
     bool late = cell_is(c, "arrival", "late"), decoys = cell_is(c, "company", "decoys");
     int all = all_choices(requests), most = late ? 5 : all;
@@ -233,6 +255,8 @@ static void run_requests(struct engine_group *g, const struct cell *c, const str
             int i = late ? REQUESTS - 1 - sent : sent;
             struct sequence_request r = requests[i].r;
             r.priority = cell_is(c, "priority", "mixed") ? i % 3 - 1 : 0;
+            if (cell_is(c, "begun", "elsewhere"))
+                begin_elsewhere(&r, want, answers);
             engine_group_submit(g, &r);
             begun += r.choices;
             if (decoys && sent % 2 && decoy < DECOYS)
@@ -284,16 +308,16 @@ static void add_stats(const struct serve_stats *s)
 }
 
 static void run_cell(const char *path, const struct cell *c, int class, const struct request *requests,
-                     struct answer *answers)
+                     const struct answer *want, struct answer *answers)
 {
     struct engine_group g;
     memset(answers, 0, ANSWERS * sizeof(*answers));
     open_cell(&g, path, c, class);
     engine_group_start(&g);
-    run_requests(&g, c, requests, answers);
+    run_requests(&g, c, requests, want, answers);
     if (cell_is(c, "asked", "twice")) {
         memset(answers, 0, ANSWERS * sizeof(*answers));
-        run_requests(&g, c, requests, answers);
+        run_requests(&g, c, requests, want, answers);
     }
     struct serve_stats stats = engine_group_close(&g);
     add_stats(&stats);
@@ -406,13 +430,13 @@ static void run_matrix(const char *path, const char *model)
         if (strcmp(classes[which][3], "q8_0") == 0 && g.params.head_length % 32)
             continue; /* a head is whole blocks */
         memset(&c, 0, sizeof(c));
-        run_cell(path, &c, which, requests, want);
+        run_cell(path, &c, which, requests, NULL, want);
         check_reference(want);
         /* The other classes differ in kernels that have their own tests: every sixth cell is enough. */
         for (int n = which ? 2 * which : 0; nth_cell(n, &c); n += whole_product || !which ? 1 : 6) {
             char name[256];
             int before = test_failures;
-            run_cell(path, &c, which, requests, got);
+            run_cell(path, &c, which, requests, want, got);
             compare(model, cell_name(&c, which, name), want, got);
             cells++;
             failed += test_failures > before;

@@ -14,6 +14,7 @@ struct heard {
 
 static char path[64];
 static struct heard heard[REQUESTS][CHOICES];
+static int32_t heard_from[CHOICES]; /* of request 0: index of the first token that is to come */
 
 static struct sequence_request request_of(uint64_t handle, int32_t choices, float temperature)
 {
@@ -65,6 +66,8 @@ static void serve(struct mailbox *m, int32_t slots)
         .executor = engine.executor, .engine = engine.options, .mailbox = m, .is_end = is_end};
     CHECK_INT(serve_leader(&options, &err), 0);
     memset(heard, 0, sizeof(heard));
+    for (int c = 0; c < CHOICES; c++)
+        heard[0][c].tokens = heard_from[c];
     while (mailbox_next(m, &e))
         if (e.kind != EVENT_LEFT)
             take(&e);
@@ -92,6 +95,35 @@ static void test_choices(void)
         submit(m, request_of(0, 1, 1));
         submit(m, request_of(1, CHOICES, 1));
     }
+    mailbox_close(&m);
+}
+
+/* Of four choices one ended elsewhere, one was told whole but for its end, one is half way, one begins. */
+static void test_choices_go_on_behind_what_was_delivered(void)
+{
+    struct mailbox *m;
+    mailbox_open(&m);
+    submit(m, request_of(0, CHOICES, 1));
+    serve(m, 0);
+    struct heard want[CHOICES];
+    memcpy(want, heard[0], sizeof(want));
+    struct sequence_request r = request_of(0, CHOICES, 1);
+    const int32_t counts[CHOICES] = {-1, MOST, 5, 0};
+    r.delivered_tokens = malloc(sizeof(counts));
+    memcpy(r.delivered_tokens, counts, sizeof(counts));
+    r.delivered = malloc((MOST + 5) * sizeof(int32_t));
+    memcpy(r.delivered, want[1].id, MOST * sizeof(int32_t));
+    memcpy(r.delivered + MOST, want[2].id, 5 * sizeof(int32_t));
+    submit(m, r);
+    heard_from[1] = MOST, heard_from[2] = 5;
+    serve(m, 0);
+    memset(heard_from, 0, sizeof(heard_from));
+    CHECK(heard[0][0].ends == 0 && heard[0][0].tokens == 0);
+    CHECK(heard[0][1].ends == 1 && heard[0][1].tokens == MOST && heard[0][1].end.completion_tokens == MOST);
+    CHECK_INT(heard[0][1].end.reason, FINISH_LENGTH);
+    CHECK(memcmp(heard[0][2].id + 5, want[2].id + 5, (MOST - 5) * sizeof(int32_t)) == 0);
+    CHECK(memcmp(heard[0][3].id, want[3].id, sizeof(want[3].id)) == 0);
+    CHECK(heard[0][2].end.completion_tokens == MOST && heard[0][3].end.completion_tokens == MOST);
     mailbox_close(&m);
 }
 
@@ -161,6 +193,7 @@ int main(void)
     snprintf(path, sizeof(path), "/tmp/lepton-test-sequences-%d.gguf", (int)getpid());
     tiny_model_write(path, &tiny_standard);
     TEST(test_choices, "each choice draws its own tokens and ends once; choice 0 is the request alone");
+    TEST(test_choices_go_on_behind_what_was_delivered, "choices go on behind what another group delivered");
     TEST(test_one_choice_is_cancelled, "a choice is cancelled alone, or all of them are");
     TEST(test_logprobs, "log-probabilities come with the tokens of who asked");
     TEST(test_biases, "biases reach every choice of their request and nobody else");
