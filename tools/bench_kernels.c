@@ -21,6 +21,8 @@ static const struct config_option options[] = {
      false},
     {"type", 0, CONFIG_STRING, OPTION(type), 0, 0, NULL, "TYPE", NULL,
      "one weight type alone (default: every type, and the kernels without weights)", false},
+    {"only", 0, CONFIG_STRING, OPTION(only), 0, 0, NULL, "NAME", NULL,
+     "one of the kernels without weights alone, as the table calls it (attention, silu, ...)", false},
     {"repeats", 'r', CONFIG_INT, OPTION(repeats), 1, 1000, "5", "N", NULL,
      "counted runs of each kernel, after a warm-up", false},
     {"inputs", 'k', CONFIG_INT, OPTION(inputs), 256, 1 << 20, "2048", "K", NULL,
@@ -181,13 +183,15 @@ static int bench_type(struct bench *b, enum dtype type, struct err *err)
 
 static int bench_all(struct bench *b, struct err *err)
 {
-    enum dtype only;
+    enum dtype type_alone;
+    if (b->s->type && b->s->only)
+        return err_set(err, "--type %s and --only %s: expected one of the two", b->s->type, b->s->only);
     if (b->s->type) {
-        if (!dtype_from_name(b->s->type, &only) || only == DTYPE_I32)
+        if (!dtype_from_name(b->s->type, &type_alone) || type_alone == DTYPE_I32)
             return err_set(err, "--type: \"%s\" is no weight type", b->s->type);
-        return bench_type(b, only, err);
+        return bench_type(b, type_alone, err);
     }
-    for (int type = 0; type < DTYPE_COUNT; type++)
+    for (int type = 0; type < DTYPE_COUNT && !b->s->only; type++)
         if (type != DTYPE_I32 && bench_type(b, (enum dtype)type, err))
             return -1;
     return bench_other_kernels(b, err);

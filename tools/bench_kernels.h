@@ -8,7 +8,7 @@
 #include "tools/bench.h"
 
 struct bench_kernels_settings {
-    char *kernels, *type;
+    char *kernels, *type, *only;
     int64_t threads, repeats, inputs, outputs, context;
     bool json;
 };
@@ -25,7 +25,7 @@ struct bench {
 void bench_kernel_report(struct bench *b, const char *kernel, const char *type, int64_t rows,
                          struct bench_summary f, double bytes, double ops, const char *bound, double limit,
                          double error);
-/* Every kernel that is no product with weights, at one row and at many. */
+/* Every kernel that is no product with weights, or the one asked for, at one row and at many. */
 int bench_other_kernels(struct bench *b, struct err *err);
 
 #endif

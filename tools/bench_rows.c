@@ -17,6 +17,7 @@ struct operands {
     float *x, *y, *out;       /* [T, V] */
     float *gain;              /* [F] */
     float *k_pages, *v_pages; /* [pages, PAGE, G, D] */
+    void *k_half, *v_half;    /* the same in F16 */
     int32_t *ids;             /* [T] below V and below T, whichever a kernel wants */
     struct seq_view view;
     struct sample_row *samples; /* [T] */
@@ -44,9 +45,9 @@ static struct tensor rows3(const struct operands *o, float *memory, int64_t head
     return tensor_3d(o->device, DTYPE_F32, memory, o->T, heads, D);
 }
 
-static struct tensor pages4(const struct operands *o, float *memory)
+static struct tensor pages4(const struct operands *o, enum dtype type, void *memory)
 {
-    return tensor_4d(o->device, DTYPE_F32, memory, (o->context + PAGE - 1) / PAGE, PAGE, G, D);
+    return tensor_4d(o->device, type, memory, (o->context + PAGE - 1) / PAGE, PAGE, G, D);
 }
 
 static void run_rmsnorm(struct operands *o)
@@ -107,16 +108,25 @@ static void run_embed(struct operands *o)
 static void run_kv_store(struct operands *o)
 {
     struct tensor k = rows3(o, o->x, G), v = rows3(o, o->y, G);
-    struct tensor kp = pages4(o, o->k_pages), vp = pages4(o, o->v_pages);
+    struct tensor kp = pages4(o, DTYPE_F32, o->k_pages), vp = pages4(o, DTYPE_F32, o->v_pages);
     kernel_kv_store(o->stream, &kp, &vp, &k, &v, &o->view);
 }
 
-static void run_attention(struct operands *o)
+static void run_attention(struct operands *o, struct tensor k, struct tensor v)
 {
     struct tensor out = rows3(o, o->out, H), q = rows3(o, o->x, H);
-    struct tensor k = pages4(o, o->k_pages), v = pages4(o, o->v_pages);
     struct attention_options how = {.scale = 0.125f};
     kernel_attention(o->stream, &out, &q, &k, &v, &o->view, &how);
+}
+
+static void run_attention_f32(struct operands *o)
+{
+    run_attention(o, pages4(o, DTYPE_F32, o->k_pages), pages4(o, DTYPE_F32, o->v_pages));
+}
+
+static void run_attention_f16(struct operands *o)
+{
+    run_attention(o, pages4(o, DTYPE_F16, o->k_half), pages4(o, DTYPE_F16, o->v_half));
 }
 
 static void run_sample(struct operands *o, float temperature, float top_p)
@@ -162,7 +172,8 @@ static const struct other_kernel kernels[] = {
     {"gather", "f32", run_gather, C, 8.0 * C, 0, false, false},
     {"embed", "q8_0", run_embed, C, 5.0 * C, C, false, false},
     {"kv_store", "f32", run_kv_store, 0, 16.0 * G *D, 0, true, false},
-    {"attention", "f32", run_attention, H *D, 8.0 * G *D, 4.0 * H *D, false, true},
+    {"attention", "f32", run_attention_f32, H *D, 8.0 * G *D, 4.0 * H *D, false, true},
+    {"attention", "f16", run_attention_f16, H *D, 4.0 * G *D, 4.0 * H *D, false, true},
     {"greedy", "f32", run_greedy, 0, 12.0 * V, V, false, false},
     {"nucleus", "f32", run_nucleus, 0, 12.0 * V, 4.0 * V, false, false},
     {"loss", "f32", run_loss, 1, 4.0 * V, 4.0 * V, false, false},
@@ -184,6 +195,8 @@ static void operands_fill(struct operands *o)
     fill(o->out, o->T * V, 3);
     fill(o->k_pages, kv, 4);
     fill(o->v_pages, kv, 5);
+    dtype_from_f32(DTYPE_F16, o->k_pages, o->k_half, (uint64_t)kv);
+    dtype_from_f32(DTYPE_F16, o->v_pages, o->v_half, (uint64_t)kv);
 }
 
 /* The last T positions of one sequence; pages in order. */
@@ -240,6 +253,8 @@ static void operands_release(struct operands *o)
                    o->gain,
                    o->k_pages,
                    o->v_pages,
+                   o->k_half,
+                   o->v_half,
                    o->samples,
                    o->view.row_begin.data,
                    o->history.data,
@@ -263,6 +278,8 @@ static int operands_init(struct operands *o, struct device *device, int64_t T, i
     o->gain = take(o, F, err, &code);
     o->k_pages = take(o, kv, err, &code);
     o->v_pages = take(o, kv, err, &code);
+    o->k_half = take(o, kv / 2, err, &code);
+    o->v_half = take(o, kv / 2, err, &code);
     o->samples = take(o, T * (int64_t)(sizeof(struct sample_row) / sizeof(float) + 1), err, &code);
     int32_t *history = take(o, SLOTS * context, err, &code);
     float *frequency = take(o, D / 2, err, &code);
@@ -331,23 +348,44 @@ static void measure(struct bench *b, const struct other_kernel *k, struct operan
     free(seconds);
 }
 
-int bench_other_kernels(struct bench *b, struct err *err)
+/* The kernels that were asked for, with T rows; of a whole chunk of a prompt only what attends is measured.
+ */
+static int measure_rows(struct bench *b, struct device *reference, int64_t T, bool chunk, struct err *err)
 {
-    const int64_t many = b->s->context < 128 ? b->s->context : 128, rows[] = {1, many};
-    struct device *reference = NULL;
-    struct device_options how = {.threads = device_threads(b->device), .kernels = "reference"};
-    int code = device_open(&reference, "cpu", &how, err);
-    for (size_t r = 0; r < ARRAY_LEN(rows) && code == 0; r++) {
-        struct operands fast = {0}, plain = {0};
-        code = operands_init(&fast, b->device, rows[r], b->s->context, err) ||
-                       operands_init(&plain, reference, rows[r], b->s->context, err)
+    struct operands fast = {0}, plain = {0};
+    int code = operands_init(&fast, b->device, T, b->s->context, err) ||
+                       operands_init(&plain, reference, T, b->s->context, err)
                    ? -1
                    : 0;
-        for (size_t i = 0; i < ARRAY_LEN(kernels) && code == 0; i++)
+    for (size_t i = 0; i < ARRAY_LEN(kernels) && code == 0; i++)
+        if (b->s->only ? strcmp(b->s->only, kernels[i].name) == 0 : !chunk || kernels[i].attends)
             measure(b, &kernels[i], &fast, &plain);
-        operands_release(&fast);
-        operands_release(&plain);
-    }
+    operands_release(&fast);
+    operands_release(&plain);
+    return code;
+}
+
+static bool is_kernel(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_LEN(kernels); i++)
+        if (strcmp(kernels[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+int bench_other_kernels(struct bench *b, struct err *err)
+{
+    enum { MANY = 128, CHUNK = 512 }; /* rows; a chunk is what a prompt is processed in */
+    const int64_t rows[] = {1, MANY, CHUNK};
+    struct device *reference = NULL;
+    struct device_options how = {.threads = device_threads(b->device), .kernels = "reference"};
+    if (b->s->only && !is_kernel(b->s->only))
+        return err_set(err, "--only: expected a kernel without weights, found \"%s\"", b->s->only);
+    int code = device_open(&reference, "cpu", &how, err);
+    for (size_t r = 0; r < ARRAY_LEN(rows) && code == 0; r++)
+        if (rows[r] < CHUNK || b->s->context >= CHUNK)
+            code = measure_rows(b, reference, rows[r] < b->s->context ? rows[r] : b->s->context,
+                                rows[r] == CHUNK, err);
     device_close(&reference);
     return code;
 }

@@ -2,17 +2,20 @@
  * score needs no sum across lanes; queries that see the same keys are computed together, as in a matrix
  * product:
  *
- *   block of 64 keys, turned: kt[4][D][16]    score[64] of a query = sum over d, ascending, of q[d] * kt[d]
+ *   block of 64 keys, turned: kt[D][64]       score[64] of a query = sum over d, ascending, of q[d] * kt[d]
  *   online softmax over the block, then       acc[D] = acc * fade + sum over keys, ascending, of p[key] *
- * v[key]
+ *                                             v[key]
  *
  * Blocks lie at absolute positions 0, 64, 128, ...; the turned keys serve all query heads of a KV head and
  * all rows of an item. Every query has sums of its own in one written order: items, chunks, pages and threads
  * do not show. Keys behind a row's position or before its window are not added and, outside of what the rows
- * of the item see, not read. */
+ * of the item see, not read.
+ *
+ * Queries are multiplied by scale * log2(e) beforehand: the softmax is one of powers of two. */
 #include "kernels/cpu/fast.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #ifdef CPU_HAS_FAST
@@ -23,8 +26,13 @@
 #define INLINE   AVX512_INLINE
 #define KEYS     64 /* of a block: part of the arithmetic */
 #define GROUPS   (KEYS / 16)
-#define TOGETHER 6  /* queries computed side by side: 6 x 4 registers of sums */
-#define QUERIES  96 /* of an item, about: they share the turned keys */
+#define TOGETHER 6 /* queries computed side by side: 6 x 4 registers of sums */
+#define LOG2_E   1.44269504f
+
+/* Queries of an item: they share the turned keys, and stay in the second-level cache. */
+#define QUERIES_LEAST 96
+#define QUERIES_MOST  512
+#define ITEMS_WANTED  16 /* for each thread */
 
 struct item {
     int32_t sequence, row, rows;
@@ -38,20 +46,18 @@ struct attention {
     const struct seq_view *view;
     const struct item *items;
     struct attention_options options;
-    int64_t H, G, D, heads; /* heads: query heads of a KV head */
-    int64_t wide;           /* D rounded up to whole registers */
-    int64_t count;          /* of items, KV heads counted */
+    int64_t H, G, D, heads;    /* heads: query heads of a KV head */
+    int64_t wide;              /* D rounded up to whole registers */
+    int64_t count;             /* of items, KV heads counted */
+    int64_t rows;              /* of an item, at most */
+    _Atomic int64_t next_item; /* that nobody has taken */
 };
 
-/* What a query keeps between blocks. */
-struct state {
-    float highest, sum;
-};
-
-/* A member's memory. */
+/* A member's memory. Queries of an item are numbered row by row, the heads of a row together. */
 struct room {
-    float *kt, *v, *acc;
-    struct state *state;
+    float *kt, *v;        /* [wide][KEYS], [KEYS][wide] */
+    float *q, *acc;       /* [queries][wide] */
+    float *highest, *sum; /* [queries]: of each softmax, so far; as many more as a register has */
 };
 
 /* cap * tanh(s / cap): tanh |x| = (1 - e) / (1 + e), e = exp(-2 |x|), with the sign of x. */
@@ -64,18 +70,9 @@ INLINE __m512 cap_ps(__m512 s, float cap)
     return _mm512_mul_ps(_mm512_or_ps(t, _mm512_and_ps(x, sign)), _mm512_set1_ps(cap));
 }
 
-/* The sum of sixteen lanes: halves onto halves, as in lanes.h. */
-INLINE float fold_ps(__m512 x)
-{
-    __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
-    return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
-}
-
 /* Up to sixteen elements of a key or value from element `at` on, zeros behind them; of Q8_0 `at` is a
  * multiple of 16: half a block. */
-INLINE __m512 load_page(enum dtype type, const void *data, int64_t at, __mmask16 there)
+INLINE __m512 load_page(const enum dtype type, const void *data, int64_t at, __mmask16 there)
 {
     if (type == DTYPE_F32)
         return _mm512_maskz_loadu_ps(there, (const float *)data + at);
@@ -121,72 +118,104 @@ struct keys {
 };
 
 /* Asks memory for the head that begins at element `at`. Q8_0 is the one type with blocks here. */
-INLINE void ask_for(const struct tensor *x, int64_t at, int64_t D)
+INLINE void ask_for(const enum dtype type, const void *data, int64_t at, int64_t D)
 {
-    int64_t unit = x->dtype == DTYPE_F32    ? (int64_t)sizeof(float)
-                   : x->dtype == DTYPE_Q8_0 ? (int64_t)sizeof(struct block_q8_0)
-                                            : (int64_t)sizeof(uint16_t);
-    int64_t from = x->dtype == DTYPE_Q8_0 ? at / Q8_0_BLOCK : at;
-    int64_t units = x->dtype == DTYPE_Q8_0 ? D / Q8_0_BLOCK : D;
+    int64_t unit = type == DTYPE_F32    ? (int64_t)sizeof(float)
+                   : type == DTYPE_Q8_0 ? (int64_t)sizeof(struct block_q8_0)
+                                        : (int64_t)sizeof(uint16_t);
+    int64_t from = type == DTYPE_Q8_0 ? at / Q8_0_BLOCK : at;
+    int64_t units = type == DTYPE_Q8_0 ? D / Q8_0_BLOCK : D;
     for (int64_t byte = 0; byte < units * unit; byte += 64)
-        _mm_prefetch((const char *)x->data + from * unit + byte, _MM_HINT_T1);
+        _mm_prefetch((const char *)data + from * unit + byte, _MM_HINT_T1);
 }
 
-/* The keys and values of a block for one KV head: kt[4][wide][16], v[64][wide]; keys behind the n are zero.
+/* The keys and values of a block for one KV head: kt[wide][64], v[64][wide]; keys behind the n are zero.
  * Between them the next block is asked for, piece by piece, so that it is on its way while this one is
- * computed. */
-TARGET static void load_block(const struct attention *a, const struct keys *keys, const struct keys *next,
-                              const struct room *room)
+ * computed. `type`, of both, is a constant where this is inlined. */
+INLINE void load_block_of(const enum dtype type, const struct attention *a, const struct keys *keys,
+                          const struct keys *next, const struct room *room)
 {
+    const void *k = a->k->data, *v = a->v->data;
     int64_t parts = a->wide / 16 * GROUPS, part = 0, asked = 0;
     for (int64_t d = 0; d < a->D; d += 16) {
         __mmask16 there = avx512_first(a->D - d);
         for (int group = 0; group < GROUPS; group++) {
             __m512 row[16], column[16];
             for (part++; asked < next->n * part / parts; asked++) {
-                ask_for(a->k, next->at[asked], a->D);
-                ask_for(a->v, next->at[asked], a->D);
+                ask_for(type, k, next->at[asked], a->D);
+                ask_for(type, v, next->at[asked], a->D);
             }
-            for (int j = 0; j < 16; j++)
-                row[j] = group * 16 + j < keys->n
-                             ? load_page(a->k->dtype, a->k->data, keys->at[group * 16 + j] + d, there)
-                             : _mm512_setzero_ps();
+            const int64_t *at = keys->at + group * 16;
+            if (keys->n >= group * 16 + 16)
+#pragma GCC unroll 16
+                for (int j = 0; j < 16; j++)
+                    row[j] = load_page(type, k, at[j] + d, there);
+            else
+                for (int j = 0; j < 16; j++)
+                    row[j] =
+                        group * 16 + j < keys->n ? load_page(type, k, at[j] + d, there) : _mm512_setzero_ps();
             avx512_turn(row, column);
+#pragma GCC unroll 16
             for (int i = 0; i < 16; i++)
-                _mm512_store_ps(room->kt + (group * a->wide + d + i) * 16, column[i]);
+                _mm512_store_ps(room->kt + (d + i) * KEYS + group * 16, column[i]);
         }
         for (int j = 0; j < keys->n; j++)
-            _mm512_store_ps(room->v + j * a->wide + d,
-                            load_page(a->v->dtype, a->v->data, keys->at[j] + d, there));
+            _mm512_store_ps(room->v + j * a->wide + d, load_page(type, v, keys->at[j] + d, there));
     }
 }
 
-/* Queries of an item that see the keys [low, high) of a block. */
+#define LOAD(TYPE)                                                                     \
+    TARGET static void load_##TYPE(const struct attention *a, const struct keys *keys, \
+                                   const struct keys *next, const struct room *room)   \
+    {                                                                                  \
+        load_block_of(DTYPE_##TYPE, a, keys, next, room);                              \
+    }
+LOAD(F32)
+LOAD(F16)
+LOAD(BF16)
+LOAD(Q8_0)
+
+static void load_block(const struct attention *a, const struct keys *keys, const struct keys *next,
+                       const struct room *room)
+{
+    switch (a->k->dtype) {
+    case DTYPE_F32:
+        load_F32(a, keys, next, room);
+        break;
+    case DTYPE_BF16:
+        load_BF16(a, keys, next, room);
+        break;
+    case DTYPE_Q8_0:
+        load_Q8_0(a, keys, next, room);
+        break;
+    default:
+        load_F16(a, keys, next, room);
+        break;
+    }
+}
+
+/* Neighbouring queries of an item and what they see of a block: the keys [low, high). */
 struct batch {
-    const float *q[TOGETHER];
-    int index[TOGETHER];
-    int count, low, high;
-    float p[TOGETHER][KEYS], fade[TOGETHER];
+    int64_t first; /* query */
+    int low[TOGETHER], high[TOGETHER];
+    float p[TOGETHER][KEYS], fade[16];
 };
 
 /* Scores of all keys of the block, into p. rows is a constant where this is inlined. */
-INLINE void score(struct batch *b, const float *kt, int64_t D, int64_t wide, const int rows)
+INLINE void score(struct batch *b, const float *q, const float *kt, int64_t D, int64_t wide, const int rows)
 {
     __m512 s[TOGETHER][GROUPS];
-    const float *q[TOGETHER];
-    for (int i = 0; i < rows; i++) {
-        q[i] = b->q[i];
+    for (int i = 0; i < rows; i++)
         for (int group = 0; group < GROUPS; group++)
             s[i][group] = _mm512_setzero_ps();
-    }
     for (int64_t d = 0; d < D; d++) {
         __m512 k[GROUPS];
 #pragma GCC unroll 4
         for (int group = 0; group < GROUPS; group++)
-            k[group] = _mm512_load_ps(kt + (group * wide + d) * 16);
+            k[group] = _mm512_load_ps(kt + d * KEYS + group * 16);
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
-            __m512 x = _mm512_set1_ps(q[i][d]);
+            __m512 x = _mm512_set1_ps(q[i * wide + d]);
 #pragma GCC unroll 4
             for (int group = 0; group < GROUPS; group++)
                 s[i][group] = _mm512_fmadd_ps(x, k[group], s[i][group]);
@@ -197,49 +226,102 @@ INLINE void score(struct batch *b, const float *kt, int64_t D, int64_t wide, con
             _mm512_storeu_ps(b->p[i] + 16 * group, s[i][group]);
 }
 
-/* Softmax of one query over its keys of the block, in place; how much what was before fades. */
-TARGET static float soften(const struct attention *a, struct state *state, float *p, int low, int high)
+/* Up to eight registers folded, each onto its halves until one lane is left: lane i of the result is what
+ * register i comes to. Each goes the same way, whichever it is and whatever stands beside it. */
+#define FOLD(NAME, OP)                                                                                    \
+    INLINE __m512 NAME(const __m512 x[8])                                                                 \
+    {                                                                                                     \
+        __m512 pair[4], four[2];                                                                          \
+        _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) pair[i] =                                     \
+            OP(_mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0x44),                                        \
+               _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0xEE));                                       \
+        _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) four[i] =                                     \
+            OP(_mm512_shuffle_f32x4(pair[2 * i], pair[2 * i + 1], 0x88),                                  \
+               _mm512_shuffle_f32x4(pair[2 * i], pair[2 * i + 1], 0xDD));                                 \
+        __m512 all =                                                                                      \
+            OP(_mm512_shuffle_ps(four[0], four[1], 0x44), _mm512_shuffle_ps(four[0], four[1], 0xEE));     \
+        all = OP(_mm512_shuffle_ps(all, all, 0x88), _mm512_shuffle_ps(all, all, 0xDD));                   \
+        return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0), \
+                                     all);                                                                \
+    }
+FOLD(fold_add, _mm512_add_ps)
+FOLD(fold_max, _mm512_max_ps)
+
+/* Lanes of keys [low, high) of a block, group after group. */
+static uint64_t seen_of(const struct batch *b, int i)
 {
-    __m512 s[GROUPS], most = _mm512_set1_ps(-INFINITY), e[GROUPS];
-    uint64_t seen = (high == KEYS ? ~0ull : (1ull << high) - 1) & ~((1ull << low) - 1);
-    for (int group = 0; group < GROUPS; group++) {
-        s[group] = _mm512_mul_ps(_mm512_loadu_ps(p + 16 * group), _mm512_set1_ps(a->options.scale));
-        if (a->options.softcap > 0)
-            s[group] = cap_ps(s[group], a->options.softcap);
-        most = _mm512_mask_max_ps(most, (__mmask16)(seen >> 16 * group), most, s[group]);
-    }
-    float highest = _mm512_reduce_max_ps(most);
-    highest = highest > state->highest ? highest : state->highest;
-    for (int group = 0; group < GROUPS; group++) {
-        e[group] = _mm512_maskz_mov_ps((__mmask16)(seen >> 16 * group),
-                                       avx512_exp(_mm512_sub_ps(s[group], _mm512_set1_ps(highest))));
-        _mm512_storeu_ps(p + 16 * group, e[group]);
-    }
-    float fade = _mm512_cvtss_f32(avx512_exp(_mm512_set1_ps(state->highest - highest)));
-    state->sum =
-        state->sum * fade + fold_ps(_mm512_add_ps(_mm512_add_ps(e[0], e[1]), _mm512_add_ps(e[2], e[3])));
-    state->highest = highest;
-    return fade;
+    return (b->high[i] == KEYS ? ~0ull : (1ull << b->high[i]) - 1) & ~((1ull << b->low[i]) - 1);
 }
 
-/* acc[..] = acc * fade + sum of p[j] * v[j], j ascending, for `registers` registers from d on. rows and
- * registers are constants where this is inlined. */
-INLINE void blend(const struct batch *b, float *acc, const float *v, int64_t wide, const int rows,
-                  const int registers)
+/* Softmax of the batch's queries over their keys of the block, in place, and how much what was before fades.
+ * whole: every query sees every key. rows and whole are constants where this is inlined. */
+INLINE void soften(const struct attention *a, struct batch *b, const struct room *room, const int rows,
+                   const bool whole)
+{
+    __m512 x[8];
+    uint64_t seen[TOGETHER];
+    __mmask16 there = (__mmask16)((1u << rows) - 1);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        x[i] = _mm512_set1_ps(-INFINITY);
+        if (i >= rows)
+            continue;
+        seen[i] = whole ? ~0ull : seen_of(b, i);
+#pragma GCC unroll 4
+        for (int group = 0; group < GROUPS; group++) {
+            __m512 s = _mm512_loadu_ps(b->p[i] + 16 * group);
+            if (a->options.softcap > 0) {
+                s = _mm512_mul_ps(cap_ps(s, a->options.softcap), _mm512_set1_ps(LOG2_E));
+                _mm512_storeu_ps(b->p[i] + 16 * group, s);
+            }
+            x[i] = _mm512_mask_max_ps(x[i], (__mmask16)(seen[i] >> 16 * group), x[i], s);
+        }
+    }
+    __m512 before = _mm512_maskz_loadu_ps(there, room->highest + b->first);
+    __m512 highest = _mm512_max_ps(before, fold_max(x)), fade = avx512_exp2(_mm512_sub_ps(before, highest));
+    float most[16];
+    _mm512_storeu_ps(most, highest);
+    _mm512_storeu_ps(b->fade, fade);
+    _mm512_mask_storeu_ps(room->highest + b->first, there, highest);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        __m512 e[GROUPS], own;
+        x[i] = _mm512_setzero_ps();
+        if (i >= rows)
+            continue;
+        own = _mm512_set1_ps(most[i]);
+#pragma GCC unroll 4
+        for (int group = 0; group < GROUPS; group++) {
+            e[group] = avx512_exp2(_mm512_sub_ps(_mm512_loadu_ps(b->p[i] + 16 * group), own));
+            e[group] = _mm512_maskz_mov_ps((__mmask16)(seen[i] >> 16 * group), e[group]);
+            _mm512_storeu_ps(b->p[i] + 16 * group, e[group]);
+        }
+        x[i] = _mm512_add_ps(_mm512_add_ps(e[0], e[1]), _mm512_add_ps(e[2], e[3]));
+    }
+    __m512 sum = _mm512_maskz_loadu_ps(there, room->sum + b->first);
+    _mm512_mask_storeu_ps(room->sum + b->first, there, _mm512_fmadd_ps(sum, fade, fold_add(x)));
+}
+
+/* acc[..] = acc * fade + sum of p[j] * v[j], j ascending in [low, high), for `registers` registers and
+ * queries [from, from + rows) of the batch. rows and registers are constants where this is inlined. */
+INLINE void blend(const struct batch *b, float *acc, const float *v, int64_t wide, int from, int low,
+                  int high, const int rows, const int registers)
 {
     __m512 sum[TOGETHER][4];
+    const float(*p)[KEYS] = b->p + from;
+    acc += (b->first + from) * wide;
     for (int i = 0; i < rows; i++)
         for (int r = 0; r < registers; r++)
             sum[i][r] =
-                _mm512_mul_ps(_mm512_load_ps(acc + b->index[i] * wide + 16 * r), _mm512_set1_ps(b->fade[i]));
-    for (int j = b->low; j < b->high; j++) {
+                _mm512_mul_ps(_mm512_load_ps(acc + i * wide + 16 * r), _mm512_set1_ps(b->fade[from + i]));
+    for (int j = low; j < high; j++) {
         __m512 value[4];
 #pragma GCC unroll 4
         for (int r = 0; r < registers; r++)
             value[r] = _mm512_load_ps(v + j * wide + 16 * r);
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
-            __m512 weight = _mm512_set1_ps(b->p[i][j]);
+            __m512 weight = _mm512_set1_ps(p[i][j]);
 #pragma GCC unroll 4
             for (int r = 0; r < registers; r++)
                 sum[i][r] = _mm512_fmadd_ps(weight, value[r], sum[i][r]);
@@ -247,26 +329,66 @@ INLINE void blend(const struct batch *b, float *acc, const float *v, int64_t wid
     }
     for (int i = 0; i < rows; i++)
         for (int r = 0; r < registers; r++)
-            _mm512_store_ps(acc + b->index[i] * wide + 16 * r, sum[i][r]);
+            _mm512_store_ps(acc + i * wide + 16 * r, sum[i][r]);
 }
 
-INLINE void batch_of(const struct attention *a, struct batch *b, const struct room *room, const int rows)
+/* The same for all of a head. */
+INLINE void blend_wide(const struct batch *b, const struct room *room, int64_t wide, int from, int low,
+                       int high, const int rows)
 {
     int64_t d = 0;
-    score(b, room->kt, a->D, a->wide, rows);
-    for (int i = 0; i < rows; i++)
-        b->fade[i] = soften(a, &room->state[b->index[i]], b->p[i], b->low, b->high);
-    for (; d + 64 <= a->wide; d += 64)
-        blend(b, room->acc + d, room->v + d, a->wide, rows, 4);
-    for (; d < a->wide; d += 16)
-        blend(b, room->acc + d, room->v + d, a->wide, rows, 1);
+    for (; d + 64 <= wide; d += 64)
+        blend(b, room->acc + d, room->v + d, wide, from, low, high, rows, 4);
+    for (; d < wide; d += 16)
+        blend(b, room->acc + d, room->v + d, wide, from, low, high, rows, 1);
 }
 
+/* One query alone over keys [low, high); its fading is then done. */
+TARGET static void blend_one(struct batch *b, const struct room *room, int64_t wide, int i, int low, int high)
+{
+    blend_wide(b, room, wide, i, low, high, 1);
+    b->fade[i] = 1;
+}
+
+INLINE void batch_of(const struct attention *a, struct batch *b, const struct room *room, const int rows,
+                     const bool whole)
+{
+    score(b, room->q + b->first * a->wide, room->kt, a->D, a->wide, rows);
+    soften(a, b, room, rows, whole);
+    if (whole) {
+        blend_wide(b, room, a->wide, 0, 0, KEYS, rows);
+        return;
+    }
+    /* What all see goes together, each one's rest before and behind it alone. */
+    int low = 0, high = KEYS;
+    for (int i = 0; i < rows; i++) {
+        low = b->low[i] > low ? b->low[i] : low;
+        high = b->high[i] < high ? b->high[i] : high;
+    }
+    high = high < low ? low : high;
+    for (int i = 0; i < rows; i++)
+        if (b->low[i] < low)
+            blend_one(b, room, a->wide, i, b->low[i], low < b->high[i] ? low : b->high[i]);
+    if (low < high)
+        blend_wide(b, room, a->wide, 0, low, high, rows);
+    for (int i = 0; i < rows && low < high; i++)
+        b->fade[i] = 1;
+    for (int i = 0; i < rows; i++)
+        if (b->high[i] > high)
+            blend_one(b, room, a->wide, i, high, b->high[i]);
+}
+
+typedef void batch_body(const struct attention *a, struct batch *b, const struct room *room);
+
 /* One function for each number of queries: the sums of each live in registers. */
-#define BATCH(ROWS)                                                                                   \
-    TARGET static void batch_##ROWS(const struct attention *a, struct batch *b, const struct room *r) \
-    {                                                                                                 \
-        batch_of(a, b, r, ROWS);                                                                      \
+#define BATCH(ROWS)                                                                                      \
+    TARGET static void whole_##ROWS(const struct attention *a, struct batch *b, const struct room *room) \
+    {                                                                                                    \
+        batch_of(a, b, room, ROWS, true);                                                                \
+    }                                                                                                    \
+    TARGET static void parts_##ROWS(const struct attention *a, struct batch *b, const struct room *room) \
+    {                                                                                                    \
+        batch_of(a, b, room, ROWS, false);                                                               \
     }
 BATCH(1)
 BATCH(2)
@@ -275,15 +397,6 @@ BATCH(4)
 BATCH(5)
 BATCH(6)
 
-static void run_batch(const struct attention *a, struct batch *b, const struct room *room)
-{
-    static void (*const by_count[])(const struct attention *, struct batch *, const struct room *) = {
-        NULL, batch_1, batch_2, batch_3, batch_4, batch_5, batch_6};
-    if (b->count > 0)
-        by_count[b->count](a, b, room);
-    b->count = 0;
-}
-
 /* The first position that a row sees. */
 static int64_t oldest_of(const struct attention *a, int64_t position)
 {
@@ -291,44 +404,58 @@ static int64_t oldest_of(const struct attention *a, int64_t position)
     return window > 0 && window <= position ? position + 1 - window : 0;
 }
 
-/* All queries of an item against one block. Those that see the same part of it go together. */
-static void attend_block(const struct attention *a, const struct item *it, int64_t g, int64_t base,
-                         const struct room *room)
+/* Queries [begin, end) of an item against one block; each sees some of it. */
+static void attend_block(const struct attention *a, const struct item *it, int64_t begin, int64_t end,
+                         int64_t base, const struct room *room)
 {
+    static batch_body *const whole[] = {NULL, whole_1, whole_2, whole_3, whole_4, whole_5, whole_6};
+    static batch_body *const parts[] = {NULL, parts_1, parts_2, parts_3, parts_4, parts_5, parts_6};
     const int32_t *positions = (const int32_t *)a->view->positions.data + it->row;
-    struct batch b = {.count = 0};
-    for (int i = 0; i < it->rows * (int)a->heads; i++) {
-        int64_t position = positions[i / a->heads], oldest = oldest_of(a, position);
-        if (position < base || oldest >= base + KEYS)
+    struct batch b;
+    for (b.first = begin; b.first < end; b.first += TOGETHER) {
+        int count = end - b.first < TOGETHER ? (int)(end - b.first) : TOGETHER;
+        /* Positions and windows ascend: the first row sees the least of the end, the last of the start. */
+        if (positions[b.first / a->heads] >= base + KEYS - 1 &&
+            oldest_of(a, positions[(b.first + count - 1) / a->heads]) <= base) {
+            whole[count](a, &b, room);
             continue;
-        int low = oldest > base ? (int)(oldest - base) : 0;
-        int high = position + 1 < base + KEYS ? (int)(position + 1 - base) : KEYS;
-        if (b.count == TOGETHER || low != b.low || high != b.high)
-            run_batch(a, &b, room);
-        b.low = low;
-        b.high = high;
-        b.index[b.count] = i;
-        b.q[b.count++] =
-            a->q + ((int64_t)(it->row + i / a->heads) * a->H + g * a->heads + i % a->heads) * a->D;
+        }
+        for (int i = 0; i < count; i++) {
+            int64_t position = positions[(b.first + i) / a->heads], oldest = oldest_of(a, position);
+            b.low[i] = oldest > base ? (int)(oldest - base) : 0;
+            b.high[i] = position + 1 < base + KEYS ? (int)(position + 1 - base) : KEYS;
+        }
+        parts[count](a, &b, room);
     }
-    run_batch(a, &b, room);
 }
 
-TARGET static void finish(const struct attention *a, const struct item *it, int64_t g,
-                          const struct room *room)
+/* The queries of an item as the scores want them, and their softmaxes at the start. */
+TARGET static void begin_item(const struct attention *a, const struct item *it, int64_t g,
+                              const struct room *room)
 {
-    for (int i = 0; i < it->rows * (int)a->heads; i++) {
-        float *out = a->out + ((int64_t)(it->row + i / a->heads) * a->H + g * a->heads + i % a->heads) * a->D;
-        __m512 inverse = _mm512_set1_ps(1.0f / room->state[i].sum);
+    float scale = a->options.softcap > 0 ? a->options.scale : a->options.scale * LOG2_E;
+    for (int64_t i = 0; i < it->rows * a->heads; i++) {
+        const float *q = a->q + ((it->row + i / a->heads) * a->H + g * a->heads + i % a->heads) * a->D;
+        room->highest[i] = -INFINITY;
+        room->sum[i] = 0;
+        for (int64_t d = 0; d < a->D; d += 16) {
+            __m512 x = _mm512_maskz_loadu_ps(avx512_first(a->D - d), q + d);
+            _mm512_store_ps(room->q + i * a->wide + d, _mm512_mul_ps(x, _mm512_set1_ps(scale)));
+            _mm512_store_ps(room->acc + i * a->wide + d, _mm512_setzero_ps());
+        }
+    }
+}
+
+TARGET static void finish_item(const struct attention *a, const struct item *it, int64_t g,
+                               const struct room *room)
+{
+    for (int64_t i = 0; i < it->rows * a->heads; i++) {
+        float *out = a->out + ((it->row + i / a->heads) * a->H + g * a->heads + i % a->heads) * a->D;
+        __m512 inverse = _mm512_set1_ps(1.0f / room->sum[i]);
         for (int64_t d = 0; d < a->D; d += 16)
             _mm512_mask_storeu_ps(out + d, avx512_first(a->D - d),
                                   _mm512_mul_ps(_mm512_load_ps(room->acc + i * a->wide + d), inverse));
     }
-}
-
-static int64_t item_rows(const struct attention *a)
-{
-    return a->heads < QUERIES ? QUERIES / a->heads : 1;
 }
 
 /* The keys of the block at `base` up to the position `last`; none behind it. */
@@ -340,41 +467,59 @@ static void find_block(const struct attention *a, const struct item *it, int64_t
     find_keys(a, it->sequence, g, base, keys->n, keys->at);
 }
 
+static void run_item(const struct attention *a, const struct item *it, int64_t g, const struct room *room)
+{
+    const int32_t *positions = (const int32_t *)a->view->positions.data + it->row;
+    int64_t last = positions[it->rows - 1], base = oldest_of(a, positions[0]) / KEYS * KEYS;
+    int32_t begin = 0, end = 0; /* rows that see some of the block */
+    struct keys keys[2];
+    begin_item(a, it, g, room);
+    find_block(a, it, g, base, last, &keys[0]);
+    for (int turn = 0; base <= last; base += KEYS, turn ^= 1) {
+        while (positions[begin] < base)
+            begin++;
+        while (end < it->rows && oldest_of(a, positions[end]) < base + KEYS)
+            end++;
+        find_block(a, it, g, base + KEYS, last, &keys[turn ^ 1]);
+        load_block(a, &keys[turn], &keys[turn ^ 1], room);
+        attend_block(a, it, begin * a->heads, end * a->heads, base, room);
+    }
+    finish_item(a, it, g, room);
+}
+
+/* Members take one item at a time, the long ones first: late rows see most. */
 static void attention_body(void *context, int64_t begin, int64_t end, int member)
 {
-    const struct attention *a = context;
-    int64_t queries = item_rows(a) * a->heads, floats = (2 * KEYS + queries) * a->wide;
-    struct room room = {
-        .kt = team_scratch(a->team, member,
-                           (size_t)floats * sizeof(float) + (size_t)queries * sizeof(struct state))};
+    struct attention *a = context;
+    int64_t queries = a->rows * a->heads, states = (int64_t)round_up_u64((uint64_t)queries, 16) + 16;
+    int64_t floats = (2 * KEYS + 2 * queries) * a->wide + 2 * states, i;
+    struct room room = {.kt = team_scratch(a->team, member, (size_t)floats * sizeof(float))};
+    (void)begin;
+    (void)end;
     room.v = room.kt + KEYS * a->wide;
-    room.acc = room.v + KEYS * a->wide;
-    room.state = (struct state *)(void *)(room.acc + queries * a->wide);
-    for (int64_t i = begin; i < end; i++) {
-        int64_t from_end = a->count - 1 - i; /* late rows see most: the long items come first */
-        const struct item *it = &a->items[from_end / a->G];
-        const int32_t *positions = (const int32_t *)a->view->positions.data + it->row;
-        int64_t g = from_end % a->G, last = positions[it->rows - 1];
-        memset(room.acc, 0, (size_t)(it->rows * a->heads * a->wide) * sizeof(float));
-        for (int64_t k = 0; k < it->rows * a->heads; k++)
-            room.state[k] = (struct state){.highest = -INFINITY};
-        int64_t base = oldest_of(a, positions[0]) / KEYS * KEYS;
-        struct keys keys[2];
-        find_block(a, it, g, base, last, &keys[0]);
-        for (int turn = 0; base <= last; base += KEYS, turn ^= 1) {
-            find_block(a, it, g, base + KEYS, last, &keys[turn ^ 1]);
-            load_block(a, &keys[turn], &keys[turn ^ 1], &room);
-            attend_block(a, it, g, base, &room);
-        }
-        finish(a, it, g, &room);
+    room.q = room.v + KEYS * a->wide;
+    room.acc = room.q + queries * a->wide;
+    room.highest = room.acc + queries * a->wide;
+    room.sum = room.highest + states;
+    while ((i = atomic_fetch_add_explicit(&a->next_item, 1, memory_order_relaxed)) < a->count) {
+        int64_t from_end = a->count - 1 - i;
+        run_item(a, &a->items[from_end / a->G], from_end % a->G, &room);
     }
+}
+
+/* Rows of an item: many, for they share the turned keys, but so few that every thread finds items enough. */
+static int64_t item_rows(const struct attention *a, int64_t T)
+{
+    int64_t queries = T * a->H / (ITEMS_WANTED * team_threads(a->team));
+    queries = queries > QUERIES_MOST ? QUERIES_MOST : queries < QUERIES_LEAST ? QUERIES_LEAST : queries;
+    return a->heads < queries ? queries / a->heads : 1;
 }
 
 /* Cuts every sequence's rows into items. Positions of a sequence's rows ascend. */
 static int64_t cut_items(const struct attention *a, struct item *items)
 {
     const int32_t *begin = a->view->row_begin.data;
-    int32_t most = (int32_t)item_rows(a);
+    int32_t most = (int32_t)a->rows;
     int64_t count = 0;
     for (int32_t s = 0; s + 1 < a->view->row_begin.dim[0]; s++)
         for (int32_t row = begin[s]; row < begin[s + 1]; row += most) {
@@ -401,9 +546,11 @@ void fast_attention(struct stream *s, struct tensor *out, const struct tensor *q
                           .D = q->dim[2]};
     a.heads = a.H / a.G;
     a.wide = (int64_t)round_up_u64((uint64_t)a.D, 16);
-    struct item *items = cpu_stream_scratch(s, (size_t)(T / item_rows(&a) + S + 1) * sizeof(*items));
+    a.rows = item_rows(&a, T);
+    struct item *items = cpu_stream_scratch(s, (size_t)(T / a.rows + S + 1) * sizeof(*items));
     a.items = items;
     a.count = cut_items(&a, items) * a.G;
-    team_for(a.team, a.count, 1, attention_body, &a);
+    int64_t members = team_threads(a.team);
+    team_for(a.team, a.count < members ? a.count : members, 1, attention_body, &a);
 }
 #endif

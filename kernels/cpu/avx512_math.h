@@ -36,4 +36,21 @@ AVX512_INLINE __m512 avx512_exp(__m512 x)
     return avx512_exp_reduced(n, r);
 }
 
+/* 2^x for x <= 0, near enough to the least normal number below -126; 1 for 0: error below 2 units of the last
+ * place. x = floor(x) + r; the polynomial has the least greatest relative error on [0, 1], 2e-9, among those
+ * that begin with 1 (Remez 1934). */
+AVX512_INLINE __m512 avx512_exp2(__m512 x)
+{
+    x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);
+    __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 p = _mm512_set1_ps(0x1.c54174p-13f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.46d64ep-10f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.3d0b92p-7f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.c68912p-5f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.ebfd58p-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.62e42cp-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, x);
+}
+
 #endif

@@ -25,6 +25,16 @@ END
 verdict $? "bench kernels --json holds each kernel's figures, its limit and its error"
 "$B/lepton" bench kernels $small --type q6_k --kernels reference >"$out" 2>&1 && grep -q 'q6_k' "$out" && grep -q 'limits of this run' "$out"
 verdict $? "one type and the reference set can be measured alone"
+"$B/lepton" bench kernels --repeats 1 --context 520 --only attention --json >"$out" 2>&1 && /usr/bin/python3 - "$out" <<'END'
+import json, sys
+results = json.load(open(sys.argv[1]))["results"]
+assert {(r["kernel"], r["type"], r["rows"]) for r in results} == {("attention", t, n) for t in ("f32", "f16") for n in (1, 128, 512)}, results
+assert all(r["error"] < 1e-5 for r in results), results
+END
+verdict $? "one kernel can be measured alone: attention of a row and of a prompt's chunk, over pages of both types"
+! "$B/lepton" bench kernels $small --only attentive >"$out" 2>&1 && grep -q 'expected a kernel without weights, found "attentive"' "$out" &&
+    ! "$B/lepton" bench kernels $small --only add --type q8_0 >"$out" 2>&1 && grep -q 'expected one of the two' "$out"
+verdict $? "a kernel that is none, and a kernel and a type at once, are refused by name"
 model=tools/demo/lepton-demo.gguf
 "$B/lepton" bench engine $model -p 24,40 -n 6 -b 1,3 --repeats 1 --threads 2 --prefix 48 --json >"$out" 2>&1 && /usr/bin/python3 - "$out" <<'END'
 import json, sys

@@ -1,9 +1,9 @@
 #include "tests/unit/kernels/rig.h"
 
-enum { HEADS = 6, KV_HEADS = 2, SEQUENCES = 3, LONGEST_HEAD = 128, LONGEST = 150 };
+enum { HEADS = 6, KV_HEADS = 2, SEQUENCES = 3, LONGEST_HEAD = 128 };
 static int HEAD_LENGTH = 20; /* no multiple of a register */
 
-static const int LENGTHS[SEQUENCES] = {1, 37, LONGEST};
+static int LENGTHS[SEQUENCES] = {1, 37, 150}; /* the last is the longest */
 /* Windows that begin and end within blocks and pages, at their edges, and beyond every sequence. */
 static const struct attention_options OPTIONS[] = {{.scale = 0.2236f},
                                                    {.scale = 0.2236f, .softcap = 1.5f},
@@ -44,7 +44,7 @@ struct cache {
 static void cache_make(struct cache *c, struct rig *r, enum dtype type, int page_tokens)
 {
     c->page_tokens = page_tokens;
-    c->columns = (LONGEST + page_tokens - 1) / page_tokens;
+    c->columns = (LENGTHS[SEQUENCES - 1] + page_tokens - 1) / page_tokens;
     int pages = c->columns * SEQUENCES;
     const int64_t dim[4] = {pages, page_tokens, KV_HEADS, HEAD_LENGTH};
     c->k = rig_tensor(r, type, 4, dim);
@@ -233,20 +233,47 @@ static void test_packed_documents_give_the_bits_of_pages(void)
     rig_close(&r);
 }
 
-static void test_nan_in_a_key_reaches_later_rows_alone(void)
+static void test_nan_reaches_later_rows_alone(void)
 {
     struct rig r;
     struct story s;
     rig_open(&r, 1);
     story_fill(&s, &r);
-    floats(&s.k)[(s.begin[1] + 20) * KV_HEADS * HEAD_LENGTH + 2] = NAN; /* KV head 0 of position 20 */
+    /* KV head 0: a key of one sequence, a value of another */
+    int key = s.begin[1] + 20, value = s.begin[2] + 75;
+    floats(&s.k)[key * KV_HEADS * HEAD_LENGTH + 2] = NAN;
+    floats(&s.v)[value * KV_HEADS * HEAD_LENGTH] = NAN;
     struct tensor out = run_story(&r, &s, DTYPE_F32, 16, 1000, &OPTIONS[0]);
     for (int row = 0; row < s.rows; row++) {
-        bool sees = row >= s.begin[1] + 20 && row < s.begin[2];
+        bool sees = (row >= key && row < s.begin[2]) || row >= value;
         CHECK(!isnan(floats(&out)[row * HEADS * HEAD_LENGTH]) == !sees);
         CHECK(!isnan(floats(&out)[(row * HEADS + HEADS - 1) * HEAD_LENGTH])); /* KV head 1 */
     }
     rig_close(&r);
+}
+
+/* Long enough that a fast set computes the rows of several blocks of keys together, and that blocks have rows
+ * before, in and behind what they see of a window. */
+static void test_long_chunks_do_not_show(void)
+{
+    static const struct attention_options HOW[] = {
+        {.scale = 0.25f}, {.scale = 0.25f, .window = 1}, {.scale = 0.25f, .window = 100}};
+    const int kept[SEQUENCES] = {LENGTHS[0], LENGTHS[1], LENGTHS[2]}, kept_head = HEAD_LENGTH;
+    memcpy(LENGTHS, (int[SEQUENCES]){500, 37, 900}, sizeof(LENGTHS));
+    HEAD_LENGTH = 16;
+    for (size_t o = 0; o < ARRAY_LEN(HOW); o++) {
+        struct rig r;
+        struct story s;
+        rig_open(&r, 1);
+        story_fill(&s, &r);
+        struct tensor whole = run_story(&r, &s, DTYPE_F16, 16, 1000, &HOW[o]),
+                      pieces = run_story(&r, &s, DTYPE_F16, 16, 61, &HOW[o]);
+        CHECK(same_bits(&whole, &pieces));
+        check_against_double(&s, &whole, DTYPE_F16, &HOW[o]);
+        rig_close(&r);
+    }
+    HEAD_LENGTH = kept_head;
+    memcpy(LENGTHS, kept, sizeof(LENGTHS));
 }
 
 static void test_pages_move_in_order(void)
@@ -286,6 +313,7 @@ static void run_fast(void)
     static const int LENGTH[] = {16, 48, 64, 112, 20, 3, 128};
     char sentence[200];
     rig_kernels = "auto";
+    TEST(test_long_chunks_do_not_show, "the fastest set: chunks of many blocks do not show in any bit");
     for (size_t i = 0; i < ARRAY_LEN(LENGTH); i++) {
         HEAD_LENGTH = LENGTH[i];
 #define FAST(function, words)                                                                     \
@@ -295,7 +323,7 @@ static void run_fast(void)
         FAST(test_pages_chunks_and_threads_do_not_show, "pages, chunks and threads do not show in any bit");
         FAST(test_nor_do_they_under_a_window_and_a_cap, "nor do they under a window and a cap");
         FAST(test_packed_documents_give_the_bits_of_pages, "packed documents give the bits of pages");
-        FAST(test_nan_in_a_key_reaches_later_rows_alone, "NaN in a key reaches the rows that see it alone");
+        FAST(test_nan_reaches_later_rows_alone, "NaN in a key or value reaches the rows that see it alone");
     }
 }
 
@@ -305,8 +333,9 @@ int main(void)
     TEST(test_pages_chunks_and_threads_do_not_show, "pages, chunks and threads do not show in any bit");
     TEST(test_nor_do_they_under_a_window_and_a_cap, "nor do they under a window and a cap");
     TEST(test_packed_documents_give_the_bits_of_pages, "packed documents give the bits of pages");
-    TEST(test_nan_in_a_key_reaches_later_rows_alone,
-         "NaN in a key reaches the rows that see it and no others");
+    TEST(test_nan_reaches_later_rows_alone,
+         "NaN in a key or value reaches the rows that see it and no others");
+    TEST(test_long_chunks_do_not_show, "chunks of many blocks do not show in any bit");
     TEST(test_pages_move_in_order, "pages are copied and zeroed in order");
     TEST(test_block_types_follow_it_too, "with heads of whole blocks so do pages of block types");
     run_fast();
