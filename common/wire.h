@@ -220,6 +220,7 @@ struct wire_heartbeat {
     uint64_t drafted_tokens, accepted_tokens;
     uint64_t stage_busy_us, stage_bubble_us;
     uint64_t tokens_generated;
+    bool draining; /* it takes nothing new, and leaves when it has nothing left */
 };
 
 struct wire_bye {

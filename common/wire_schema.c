@@ -366,6 +366,7 @@ static const struct wire_field heartbeat_fields[] = {
              "time that stages ran steps so far, over all stages"),
     UINT_OPT(wire_heartbeat, stage_bubble_us, 0, COUNT, 0, "time that stages waited though there was work"),
     UINT(wire_heartbeat, tokens_generated, 0, COUNT, "tokens so far"),
+    BOOL_OPT(wire_heartbeat, draining, "it takes nothing new, and leaves when it has nothing left"),
 };
 static const struct wire_field bye_fields[] = {
     OWNER(wire_bye, true),

@@ -71,6 +71,17 @@ static struct group *current(struct dispatch *d, const struct peer *from, const 
     return g;
 }
 
+/* The group was told to leave by whoever runs it: others take what it runs, as far as they have room. */
+static void drains(struct dispatch *d, struct group *g)
+{
+    if (g->state != GROUP_READY)
+        return;
+    log_info("cluster", "group %s drains: its %u sequences go on elsewhere where there is room", g->name,
+             scheduler_assigned(d->scheduler, g->slot));
+    cluster_draining(g);
+    scheduler_group_draining(d->scheduler, g->slot, true);
+}
+
 void dispatch_heartbeat(struct dispatch *d, const struct peer *from, const struct wire_heartbeat *in)
 {
     uint32_t suppressed;
@@ -84,6 +95,8 @@ void dispatch_heartbeat(struct dispatch *d, const struct peer *from, const struc
                      (unsigned long long)in->sequence, (unsigned long long)g->sequence);
         return;
     }
+    if (in->draining)
+        drains(d, g);
     struct wire_message m;
     wire_init(&m, WIRE_LEASE);
     m.lease.group = wire_string(g->name);
@@ -193,6 +206,20 @@ void dispatch_done(struct dispatch *d, const struct peer *from, const struct wir
     dispatch_flush(d, q);
 }
 
+/* The group drains, and the request crossed the word of it: it never began there. */
+static void refused(struct dispatch *d, struct group *g, struct request *q)
+{
+    bool yields = q->yielding, leaves = q->cancelled && !yields;
+    drains(d, g);
+    request_waits_again(q);
+    if (yields)
+        scheduler_yielded(d->scheduler, q->slot);
+    else
+        scheduler_unassign(d->scheduler, q->slot);
+    if (leaves)
+        dispatch_cancel_waiting(d, q);
+}
+
 void dispatch_error(struct dispatch *d, const struct peer *from, const struct wire_error *in)
 {
     struct group *g = current(d, from, "error", in->group, in->epoch, in->request);
@@ -206,6 +233,10 @@ void dispatch_error(struct dispatch *d, const struct peer *from, const struct wi
     struct request *q = held(d, g, "an error", in->request);
     if (!q)
         return;
+    if (in->code == 503 && q->outcome == OUTCOME_NONE) {
+        refused(d, g, q);
+        return;
+    }
     if (request_error(q, (int)in->code, "%.*s", (int)in->message.size, in->message.data))
         d->failed++;
     release(d, q);

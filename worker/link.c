@@ -116,7 +116,8 @@ static void send_heartbeat(struct link *l, uint64_t now_ms)
                                           .accepted_tokens = stats.accepted_tokens,
                                           .stage_busy_us = stats.stage_busy_us,
                                           .stage_bubble_us = stats.stage_bubble_us,
-                                          .tokens_generated = stats.tokens_generated};
+                                          .tokens_generated = stats.tokens_generated,
+                                          .draining = l->draining};
     l->sent_ms[l->sequence % HEARTBEATS_KEPT] = now_ms;
     send_message(l, &m);
     l->next_heartbeat_ms = now_ms + l->heartbeat_ms;
@@ -284,6 +285,7 @@ static void begin_drain(struct link *l)
     if (l->draining)
         return;
     l->draining = true;
+    l->next_heartbeat_ms = 0; /* the coordinator hears of it now: it hands over what runs here */
     log_info("link", "draining");
     mailbox_send(l->o.mailbox, &(struct command){.kind = COMMAND_DRAIN});
 }

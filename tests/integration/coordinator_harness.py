@@ -110,11 +110,11 @@ class Worker(Peer):
         self.epoch = welcome.epoch
         return self
 
-    def beat(self, sequence=None, epoch=None, running=0):
+    def beat(self, sequence=None, epoch=None, running=0, **other):
         self.sequence = self.sequence + 1 if sequence is None else sequence
         self.send("heartbeat", group=self.group, epoch=self.epoch if epoch is None else epoch,
                   sequence=self.sequence, steps=self.sequence, running=running, waiting=0, pages_used=1,
-                  tokens_generated=0)
+                  tokens_generated=0, **other)
 
     def token(self, assign, index, text=None, epoch=None):
         self.send("token", group=self.group, epoch=self.epoch if epoch is None else epoch, request=assign.request,

@@ -856,6 +856,37 @@ def test_realtime_takes_the_place_of_batch(c):
     assert seen == {"slow": [3, 4, 5, "length"], "now": [0, 1, "length"]}, seen
 
 
+def test_draining_group_hands_over(c):
+    """a group that drains hands over its streams as far as others have room, and what it refuses goes elsewhere"""
+    first, client = c.worker().join(sequences=2), c.client()
+    generate(client, "q1")
+    q1 = first.expect("assign")
+    first.token(q1, 0)
+    client.expect("token")
+    generate(client, "q2")
+    q2 = first.expect("assign")
+    first.beat(draining=True)
+    first.expect("lease")
+    assert first.receive(0.3) is None  # nobody else is there
+    second = c.worker("g1", "g1").join(sequences=1)
+    assert first.expect("cancel").request == q1.request
+    first.token(q1, 1)  # it crossed the cancel
+    first.done(q1, 2, reason="cancelled")
+    again = second.expect("assign")
+    assert again.request == q1.request and delivered(again) == {0: [100, 101]}, again
+    second.serve(again, 3, begin=2)
+    first.send("error", group="g0", epoch=first.epoch, request=q2.request, code=503, message="group is draining")
+    other = second.expect("assign")
+    assert other.request == q2.request and delivered(other) == {}, other
+    second.serve(other, 1)
+    seen = {"q1": [], "q2": []}
+    while not all("length" in s for s in seen.values()):
+        m = client.expect("token", "done")
+        seen[m.request].append(m.index if m.name == "token" else m.finish_reason)
+    assert seen == {"q1": [1, 2, "length"], "q2": [0, "length"]}, seen
+    assert [g["state"] for g in c.status().groups if g["group"] == "g0"] == ["draining"]
+
+
 def test_cancelled_while_it_yields(c):
     """a client may cancel a request that is giving way: it ends, and does not run again"""
     worker, client = c.worker().join(sequences=1), c.client()

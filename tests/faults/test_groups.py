@@ -1,0 +1,170 @@
+#!/usr/bin/python3
+"""What dies, hangs or leaves behind the coordinator, with real groups of real stages (faults.md 1, 5, 6, 28, 29): the clients'
+logs must read as if nothing had happened. Every test prints how long the loss took to be noticed and the worst pause."""
+import os
+import signal
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from faults import Client, note, run, with_options  # noqa: E402
+from local_cluster import processes  # noqa: E402
+from test_cluster import make_cluster  # noqa: E402
+
+STREAMS = 8
+TOKENS = 150
+SHORT = "Once upon a time there was"
+LONG = "Once upon a time there was a little tower by the sea. " * 12  # some hundred tokens
+
+
+def ask(client, name, prompt, tokens):
+    for i in range(STREAMS):
+        client.generate("%s%d" % (name, i), prompt=prompt, max_tokens=tokens, seed=i, ignore_eos=True, temperature=1)
+
+
+def undisturbed(c, prompt=SHORT, tokens=TOKENS):
+    """What the same requests bring when nothing happens: their ids by number."""
+    client = Client(c.client())
+    ask(client, "u", prompt, tokens)
+    client.finish(120)
+    assert client.log.check() == STREAMS
+    return [client.log.ids("u%d" % i) for i in range(STREAMS)]
+
+
+class Watch:
+    """The groups as status shows them, over a connection of its own."""
+
+    def __init__(self, c):
+        self.peer = c.client()
+
+    def group(self, name):
+        self.peer.send("status", verbose=True)
+        groups = self.peer.expect("status_reply", timeout_s=10).fields.get("groups", [])
+        return next((g for g in groups if g["group"] == name), None)
+
+    def until(self, name, condition, what, limit_s=60):
+        start = time.monotonic()
+        while True:
+            group = self.group(name)
+            if group and condition(group):
+                return time.monotonic() - start
+            assert time.monotonic() < start + limit_s, "waited in vain for %s: %r" % (what, group)
+            time.sleep(0.02)
+
+    def back(self, name, epoch):
+        return self.until(name, lambda g: g["state"] == "ready" and g["epoch"] > epoch, "the next epoch of " + name)
+
+
+def finish(client, watch, name, reference, lost, limit_s=60):
+    """Pumps the streams to their ends and holds them against the reference; how long the loss took to be seen."""
+    start, seen = time.monotonic(), None
+    while not all(client.log.over(r) for r in client.log.events):
+        assert time.monotonic() < start + limit_s, "the streams do not end"
+        message = client.peer.receive(0.02)
+        if message:
+            client.log.take(message)
+        if seen is None and lost(watch.group(name)):
+            seen = time.monotonic() - start
+    requests = list(client.log.events)
+    assert client.log.check({r: reference[i] for i, r in enumerate(requests)}) == STREAMS
+    ends = [m for r in requests for _, m in client.log.events[r] if m.name == "done"]
+    assert not any(m.get("mixed") for m in ends), ends
+    moved = [r for r, m in zip(requests, ends) if m.get("moves", 0)]
+    assert moved, "nothing had to move"
+    return seen, max(client.log.worst_gap(r) for r in requests), len(moved)
+
+
+def pid_of(group, stage):
+    return group["stages"][stage]["pid"]
+
+
+def killed(c, phase, stage):
+    """One kill -9 under eight streams over two groups of two stages; the group is back afterwards."""
+    prompt = LONG if phase == "prefill" else SHORT
+    reference, watch, client = undisturbed(c, prompt), Watch(c), Client(c.client())
+    group = watch.group("g-1")
+    ask(client, phase, prompt, TOKENS)
+    if phase == "decode":
+        client.pump(lambda: all(len(client.log.ids(r)) >= 5 for r in client.log.events), "five tokens of each", 60)
+    else:
+        client.pump(lambda: all(client.log.kinds(r) for r in client.log.events), "all to be accepted")
+        watch.until("g-1", lambda g: g["running"] > 0, "the first step")
+        assert not all(client.log.ids(r) for r in client.log.events), "nothing is in its prefill any more"
+    os.kill(pid_of(group, stage), signal.SIGKILL)
+    seen, gap, moved = finish(client, watch, "g-1", reference, lambda g: g["epoch"] != group["epoch"] or g["state"] == "lost")
+    back = watch.back("g-1", group["epoch"])
+    note("row 1: kill -9 of stage %d in %s: noticed after %.2f s, %d of %d streams moved, worst gap %.2f s, the group was back "
+         "%.1f s after their end" % (stage, phase, seen, moved, STREAMS, gap, back))
+
+
+@with_options(model=None, groups=2, stages=2)
+def test_killed_in_decode(c):
+    """kill -9 of each stage while it generates: every stream is whole and as undisturbed"""
+    for stage in (0, 1):
+        killed(c, "decode", stage)
+
+
+@with_options(model=None, groups=2, stages=2)
+def test_killed_in_prefill(c):
+    """kill -9 of each stage while it reads prompts: every stream is whole and as undisturbed"""
+    for stage in (1, 0):
+        killed(c, "prefill", stage)
+
+
+def workers(c, name):
+    found = []
+    for pid in processes(c.home):
+        try:
+            with open("/proc/%d/cmdline" % pid) as f:
+                words = f.read().split("\0")
+        except OSError:
+            continue
+        if os.path.basename(words[0]) == "lepton-worker" and name in words:
+            found.append(pid)
+    return sorted(found)
+
+
+@with_options(model=None, groups=2, stages=2)
+def test_killed_while_loading(c):
+    """kill -9 of a group, and of each rank of the next while it loads: the other group serves all, and it comes back"""
+    reference, watch, client = undisturbed(c), Watch(c), Client(c.client())
+    group = watch.group("g-1")
+    ask(client, "load", SHORT, TOKENS)
+    client.pump(lambda: all(len(client.log.ids(r)) >= 5 for r in client.log.events), "five tokens of each", 60)
+    os.kill(pid_of(group, 0), signal.SIGKILL)
+    for which in (1, 0):  # the ranks of the job that comes next, before it says hello
+        old = workers(c, "g-1")
+        client.pump(lambda: len(set(workers(c, "g-1")) - set(old)) == 2 and not set(old) & set(workers(c, "g-1")),
+                    "the next job", 60)
+        assert watch.group("g-1")["state"] == "lost"
+        os.kill(workers(c, "g-1")[which], signal.SIGKILL)
+    seen, gap, moved = finish(client, watch, "g-1", reference, lambda g: g["state"] == "lost")
+    back = watch.back("g-1", group["epoch"])
+    note("row 1: kill -9 while loading: %d of %d streams moved once, worst gap %.2f s, back %.1f s after their end"
+         % (moved, STREAMS, gap, back))
+
+
+@with_options(model=None, groups=2, stages=2)
+def test_drained_group(c):
+    """a group whose supervisor is told to stop hands its streams over, and leaves"""
+    reference, watch, client = undisturbed(c), Watch(c), Client(c.client())
+    ask(client, "drain", SHORT, TOKENS)
+    client.pump(lambda: all(len(client.log.ids(r)) >= 5 for r in client.log.events), "five tokens of each", 60)
+    for pid in processes(c.home):
+        with open("/proc/%d/cmdline" % pid) as f:
+            words = f.read().split("\0")
+        if words[1:2] == ["group"] and "g-1" in words:
+            os.kill(pid, signal.SIGTERM)
+    seen, gap, moved = finish(client, watch, "g-1", reference, lambda g: g["state"] == "lost")
+    note("row 28: SIGTERM of a supervisor: gone after %.2f s, %d of %d streams moved, worst gap %.2f s"
+         % (seen, moved, STREAMS, gap))
+
+
+TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]
+
+if __name__ == "__main__":
+    code = run([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]], make=make_cluster)
+    synth = "/tmp/lepton-test-synth-%d.gguf" % os.getpid()
+    if os.path.exists(synth):
+        os.unlink(synth)
+    sys.exit(code)
