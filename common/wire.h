@@ -100,6 +100,14 @@ struct wire_service {
     struct wire_str cache_salt;  /* prefixes are shared among equal salts alone */
 };
 
+/* What another group generated of one choice: the answer goes on behind it. */
+struct wire_delivered {
+    uint64_t choice;
+    bool ended;    /* nothing more is to be generated of it */
+    uint32_t *ids; /* id_count of them */
+    uint32_t id_count;
+};
+
 struct wire_generate {
     struct wire_str request; /* id, unique among the client's live requests */
     struct wire_str model;   /* empty = the only model served */
@@ -111,6 +119,10 @@ struct wire_generate {
     bool special;          /* special tokens written out in the prompt are those tokens */
     struct wire_sampling sampling;
     struct wire_service service;
+    bool idempotent;                  /* the id is the key's: the same again joins or replays */
+    uint64_t numeric;                 /* with delivered: what the first token's numeric said; 0 = unknown */
+    struct wire_delivered *delivered; /* delivered_count of them; what the client has had of it */
+    uint32_t delivered_count;
 };
 
 struct wire_cancel {
@@ -145,6 +157,7 @@ struct wire_token {
     struct wire_str piece;
     struct wire_alternative *top_logprobs;
     uint32_t top_count;
+    uint64_t numeric;      /* coordinator -> client only, of index 0: names the numeric class */
     struct wire_str group; /* worker -> coordinator only, with epoch */
     uint64_t epoch;
 };
@@ -240,14 +253,6 @@ struct wire_lease {
     struct wire_str group;
     uint64_t epoch;
     uint64_t sequence; /* of the heartbeat that it answers: the lease runs from when that one was sent */
-};
-
-/* What another group generated of one choice: the answer goes on behind it. */
-struct wire_delivered {
-    uint64_t choice;
-    bool ended;    /* nothing more is to be generated of it */
-    uint32_t *ids; /* id_count of them */
-    uint32_t id_count;
 };
 
 struct wire_assign {

@@ -230,6 +230,24 @@ static const struct wire_record group_status_record = {
     .help = "one worker group",
 };
 
+static const struct wire_field delivered_fields[] = {
+    UINT(wire_delivered, choice, 0, WIRE_MAX_CHOICES - 1, "which of the request's answers"),
+    BOOL_OPT(wire_delivered, ended, "nothing more of it is wanted: it had its done"),
+    {.name = "ids",
+     .kind = WIRE_KIND_IDS,
+     .max = WIRE_MAX_DELIVERED,
+     .offset = offsetof(struct wire_delivered, ids),
+     .side_offset = offsetof(struct wire_delivered, id_count),
+     .help = "its tokens 0, 1, 2, ...: the next one has the index behind them"},
+};
+static const struct wire_record delivered_record = {
+    .name = "delivered",
+    .fields = delivered_fields,
+    .field_count = ARRAY_LEN(delivered_fields),
+    .bytes = sizeof(struct wire_delivered),
+    .help = "what was generated of one choice before, elsewhere",
+};
+
 static const struct wire_field generate_fields[] = {
     ID_FIELD(wire_generate, request, true, "chosen by the client; unique among its live requests"),
     STRING_OPT(wire_generate, model, 128, "empty: the only model served"),
@@ -246,6 +264,12 @@ static const struct wire_field generate_fields[] = {
      .choices = "realtime|interactive|batch",
      .offset = offsetof(struct wire_generate, class),
      .help = "which share of the cluster it belongs to; empty: interactive"},
+    BOOL_OPT(
+        wire_generate, idempotent,
+        "the id is the client's key's, not the connection's: the same again joins or replays the stream"),
+    ARRAY(wire_generate, delivered, delivered_count, false, 0, WIRE_MAX_CHOICES, &delivered_record,
+          "what the client has had of it: the stream goes on behind that; needs the seed"),
+    UINT_OPT(wire_generate, numeric, 0, ANY, 0, "with delivered: numeric of the first token; 0: not known"),
 };
 static const struct wire_field cancel_fields[] = {
     ID_FIELD(wire_cancel, request, true, "the request to end"),
@@ -288,6 +312,8 @@ static const struct wire_field token_fields[] = {
     TEXT_OPT(wire_token, piece, 65536, "with logprobs: the text of this token alone"),
     ARRAY(wire_token, top_logprobs, top_count, false, 0, WIRE_MAX_TOP_LOGPROBS, &alternative_record,
           "with top_logprobs: the likeliest tokens in its place, the likeliest first"),
+    UINT_OPT(wire_token, numeric, 0, ANY, 0,
+             "with index 0, by the coordinator: names the numeric class of the group that generated it"),
     OWNER(wire_token, false),
 };
 static const struct wire_field done_fields[] = {
@@ -382,24 +408,6 @@ static const struct wire_field lease_fields[] = {
     OWNER(wire_lease, true),
     UINT(wire_lease, sequence, 0, ANY, "of the heartbeat that it answers"),
 };
-static const struct wire_field delivered_fields[] = {
-    UINT(wire_delivered, choice, 0, WIRE_MAX_CHOICES - 1, "which of the request's answers"),
-    BOOL_OPT(wire_delivered, ended, "nothing more is to be generated of it"),
-    {.name = "ids",
-     .kind = WIRE_KIND_IDS,
-     .max = WIRE_MAX_DELIVERED,
-     .offset = offsetof(struct wire_delivered, ids),
-     .side_offset = offsetof(struct wire_delivered, id_count),
-     .help = "its tokens 0, 1, 2, ...: the next one has the index behind them"},
-};
-static const struct wire_record delivered_record = {
-    .name = "delivered",
-    .fields = delivered_fields,
-    .field_count = ARRAY_LEN(delivered_fields),
-    .bytes = sizeof(struct wire_delivered),
-    .help = "what another group generated of one choice",
-};
-
 static const struct wire_field assign_fields[] = {
     OWNER(wire_assign, true),
     ID_FIELD(wire_assign, request, true, "the coordinator's own id of the request"),

@@ -19,7 +19,7 @@ struct dispatch *dispatch_new(struct router *router, const struct dispatch_optio
     d->router = router;
     d->cluster = cluster_new(options->limits.groups, options->lease_ms);
     d->scheduler = scheduler_new(&options->limits, options->policy);
-    d->requests = requests_new(options->limits.live_requests);
+    d->requests = requests_new(options->limits.live_requests, &options->keep);
     d->snapshot = snapshot_open(options->prefix_snapshot);
     d->started_ms = clock_now_ms();
     return d;
@@ -42,16 +42,16 @@ static void remove_if_over(struct dispatch *d, struct request *q)
 {
     if (!request_over(q))
         return;
-    if (q->stalled_ms)
-        d->stalled--;
-    requests_remove(d->requests, q);
+    for (uint32_t i = 0; i < q->reader_count; i++)
+        d->stalled -= q->readers[i].stalled_ms != 0;
+    requests_leave(d->requests, q, clock_now_us());
 }
 
 void dispatch_count_outcome(struct dispatch *d, const struct request *q)
 {
-    if (q->outcome == OUTCOME_ERROR)
+    if (q->outcome == OUTCOME_ERROR && q->error_code != 499) /* 499: its client left */
         d->failed++;
-    else if (request_was_cancelled(q))
+    else if (q->outcome == OUTCOME_ERROR || request_was_cancelled(q))
         d->cancelled++;
     else
         d->completed++;
@@ -74,34 +74,36 @@ void dispatch_cancel_at_group(struct dispatch *d, struct request *q)
         dispatch_group_lost(d, g, "it cannot be reached");
 }
 
-/* The client of this request will hear nothing more; what was done for it ends. */
-static void abandon(struct dispatch *d, struct request *q)
+/* Nobody will hear any more of this request: what is done for it ends. */
+static void abandon(struct dispatch *d, struct request *q, int code, const char *why)
 {
-    q->client_gone = true;
-    if (q->outcome == OUTCOME_NONE) {
-        request_error(q, 499, "the client left");
-        d->cancelled++;
-        if (q->waits) {
-            scheduler_finished(d->scheduler, q->slot);
-            q->waits = false;
-        } else {
-            scheduler_ending(d->scheduler, q->slot);
-            dispatch_cancel_at_group(d, q);
-        }
+    if (q->outcome != OUTCOME_NONE)
+        return;
+    request_error(q, code, "%s", why);
+    dispatch_count_outcome(d, q);
+    if (q->waits) {
+        scheduler_finished(d->scheduler, q->slot);
+        q->waits = false;
+    } else {
+        scheduler_ending(d->scheduler, q->slot);
+        dispatch_cancel_at_group(d, q);
     }
 }
 
-/* Everything of a connection that is no more. `but` is left to the caller. */
+/* Everything that a connection read that is no more. `but` is left to the caller. */
 static void client_left(struct dispatch *d, const struct peer *client, const struct request *but)
 {
     struct peer gone = *client;
     uint32_t count = 0;
-    for (uint32_t i = 0; i < requests_limit(d->requests); i++) {
-        struct request *q = requests_at(d->requests, i);
-        if (!q || q->client_gone || !peer_equal(&q->client, &gone))
+    for (uint32_t i = 0; i < requests_slots(d->requests); i++) {
+        struct request *q = requests_any(d->requests, i);
+        struct request_reader *reader = q ? request_reader_of(q, &gone) : NULL;
+        if (!reader)
             continue;
         count++;
-        abandon(d, q);
+        reader->gone = true;
+        if (!request_is_read(q))
+            abandon(d, q, 499, "the client left");
         if (q != but)
             remove_if_over(d, q);
     }
@@ -109,28 +111,34 @@ static void client_left(struct dispatch *d, const struct peer *client, const str
         log_info("dispatch", "client %s left with %u live requests", gone.name, count);
 }
 
-void dispatch_flush(struct dispatch *d, struct request *q)
+static void flush_reader(struct dispatch *d, struct request *q, struct request_reader *reader)
 {
     struct request_message m;
-    while (request_next(q, &m)) {
-        enum router_sent sent = router_send(d->router, &q->client, &m.wire);
+    while (request_next(q, reader, &m)) {
+        enum router_sent sent = router_send(d->router, &reader->client, &m.wire);
         if (sent == ROUTER_GONE) {
-            client_left(d, &q->client, q);
+            client_left(d, &reader->client, q);
             break;
         }
         if (sent == ROUTER_FULL) {
-            if (!q->stalled_ms) {
-                q->stalled_ms = clock_now_ms();
+            if (!reader->stalled_ms) {
+                reader->stalled_ms = clock_now_ms();
                 d->stalled++;
             }
             return;
         }
-        request_sent(q, &m);
+        request_sent(q, reader, &m);
     }
-    if (q->stalled_ms) {
-        q->stalled_ms = 0;
+    if (reader->stalled_ms) {
+        reader->stalled_ms = 0;
         d->stalled--;
     }
+}
+
+void dispatch_flush(struct dispatch *d, struct request *q)
+{
+    for (uint32_t i = 0; i < q->reader_count; i++)
+        flush_reader(d, q, &q->readers[i]);
     remove_if_over(d, q);
 }
 
@@ -275,36 +283,33 @@ static void act(struct dispatch *d, uint64_t now_ms)
 }
 
 /* The client has time to read why, as long again; then it is given up. */
-static void cut(struct dispatch *d, struct request *q, uint64_t now_ms)
+static void cut(struct dispatch *d, struct request *q, struct request_reader *reader, uint64_t now_ms)
 {
-    char why[160];
-    bool counted = q->outcome != OUTCOME_NONE;
-    snprintf(why, sizeof(why), "the client did not read for %llu ms: the stream is cut",
-             (unsigned long long)d->options.stall_timeout_ms);
-    q->stalled_ms = now_ms;
-    if (!request_cut(q, 408, why))
+    if (reader->cut) {
+        reader->gone = true;
         return;
-    log_warn("dispatch", "request %s of client %s is cut: the client does not read", q->id, q->client.name);
-    if (!counted)
-        dispatch_count_outcome(d, q);
-    if (q->waits) {
-        q->waits = false;
-        scheduler_finished(d->scheduler, q->slot);
-    } else if (q->group != REQUEST_NO_GROUP) {
-        scheduler_ending(d->scheduler, q->slot);
-        dispatch_cancel_at_group(d, q);
     }
+    reader->cut = true;
+    reader->stalled_ms = now_ms;
+    log_warn("dispatch", "request %s of client %s is cut: the client does not read", q->id,
+             reader->client.name);
+    if (!request_is_read(q))
+        abandon(d, q, 408, "the client did not read");
 }
 
 static void retry_stalled(struct dispatch *d, uint64_t now_ms)
 {
-    for (uint32_t i = 0; d->stalled > 0 && i < requests_limit(d->requests); i++) {
-        struct request *q = requests_at(d->requests, i);
-        if (!q || !q->stalled_ms)
-            continue;
-        if (now_ms >= q->stalled_ms + d->options.stall_timeout_ms)
-            cut(d, q, now_ms);
-        dispatch_flush(d, q);
+    for (uint32_t i = 0; d->stalled > 0 && i < requests_slots(d->requests); i++) {
+        struct request *q = requests_any(d->requests, i);
+        bool stalled = false;
+        for (uint32_t k = 0; q && k < q->reader_count; k++) {
+            struct request_reader *reader = &q->readers[k];
+            stalled |= reader->stalled_ms != 0;
+            if (reader->stalled_ms && now_ms >= reader->stalled_ms + d->options.stall_timeout_ms)
+                cut(d, q, reader, now_ms);
+        }
+        if (stalled)
+            dispatch_flush(d, q);
     }
 }
 
@@ -360,7 +365,7 @@ bool dispatch_drained(const struct dispatch *d)
         return false;
     for (uint32_t i = 0; i < requests_limit(d->requests); i++) { /* groups need not confirm to the end */
         const struct request *q = requests_at(d->requests, i);
-        if (q && !q->outcome_sent && !q->client_gone)
+        if (q && request_is_read(q))
             return false;
     }
     return true;

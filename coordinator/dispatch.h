@@ -11,6 +11,7 @@
 #ifndef LEPTON_COORDINATOR_DISPATCH_H
 #define LEPTON_COORDINATOR_DISPATCH_H
 
+#include "coordinator/requests.h"
 #include "coordinator/router.h"
 #include "coordinator/scheduler.h"
 
@@ -19,6 +20,7 @@ struct dispatch_options {
     uint64_t request_timeout_ms; /* of requests that name none */
     uint64_t stall_timeout_ms;
     struct scheduler_limits limits;
+    struct requests_keep keep;
     const struct balancer_policy *policy;
     const char *prefix_snapshot; /* a file: read at the start, written by dispatch_save; NULL: none */
 };

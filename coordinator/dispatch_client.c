@@ -59,13 +59,80 @@ static int check_asked(const struct wire_generate *in, struct err *err)
     return check_biases(s, err);
 }
 
+static bool send_accepted(struct dispatch *d, const struct peer *to, const struct request *q, uint64_t queued)
+{
+    struct wire_message m;
+    wire_init(&m, WIRE_ACCEPTED);
+    m.accepted.request = wire_string(q->client_request);
+    m.accepted.seed = q->sampling.seed;
+    m.accepted.queued = queued;
+    return router_send(d->router, to, &m) == ROUTER_SENT;
+}
+
+/* An idempotent id that is known: true when that is the answer, good or bad. *q may be gone. */
+static bool join(struct dispatch *d, const struct peer *from, const struct wire_generate *in)
+{
+    struct err err;
+    uint8_t digest[REQUEST_DIGEST];
+    struct request *q = requests_of_key(d->requests, from->name, in->request, clock_now_us());
+    if (!q || (q->outcome != OUTCOME_NONE && (q->outcome == OUTCOME_ERROR || request_was_cancelled(q))))
+        return false; /* what failed is tried anew */
+    request_digest(in, digest);
+    bool same = memcmp(digest, q->digest, sizeof(digest)) == 0 &&
+                (!in->sampling.has_seed || in->sampling.seed == q->sampling.seed);
+    if (!same && q->outcome != OUTCOME_NONE)
+        return false;
+    if (!same) {
+        err_set_code(&err, 409, "request %s is live and asks for something else", q->client_request);
+        reject(d, from, in->request, &err, 0);
+        return true;
+    }
+    if (!request_join(q, from, in, &err)) {
+        reject(d, from, in->request, &err, err.code == 409 ? 0 : DISPATCH_REJOIN_MS);
+        return true;
+    }
+    log_debug("dispatch", "request %s of client %s is %s another connection", q->id, from->name,
+              q->kept ? "replayed to" : "joined by");
+    if (!send_accepted(d, from, q, 0))
+        request_reader_of(q, from)->gone = true;
+    dispatch_flush(d, q);
+    return true;
+}
+
+static int check_delivered(const struct wire_generate *in, struct err *err)
+{
+    if (in->delivered_count && !in->sampling.has_seed)
+        return err_set_code(err, 400, "delivered: expected the seed beside it that was in force (accepted)");
+    return 0;
+}
+
+static int submit(struct dispatch *d, struct request *q, const struct wire_generate *in, uint64_t now_us,
+                  struct scheduler_admission *admission, struct err *err)
+{
+    uint64_t timeout_ms = in->timeout_ms ? in->timeout_ms : d->options.request_timeout_ms;
+    struct prefix_key prefix;
+    struct scheduler_submission submission = {.request = q->slot,
+                                              .model = q->model,
+                                              .tenant = q->client.name,
+                                              .class = q->class,
+                                              .bytes = q->prompt_bytes,
+                                              .choices = (uint32_t)q->sampling.n,
+                                              .max_tokens = q->max_tokens,
+                                              .deadline_ms = now_us / 1000 + timeout_ms,
+                                              .prefix = &prefix};
+    prefix_key_make(&prefix, prefix_salt(q->client.name), q->prompt, q->prompt_bytes);
+    return scheduler_submit(d->scheduler, &submission, now_us / 1000, admission, err);
+}
+
 void dispatch_generate(struct dispatch *d, const struct peer *from, const struct wire_generate *in)
 {
     struct err err;
-    if (check_asked(in, &err)) {
+    if (check_asked(in, &err) || check_delivered(in, &err)) {
         reject(d, from, in->request, &err, 0);
         return;
     }
+    if (in->idempotent && join(d, from, in))
+        return;
     struct wire_generate asked = *in;
     if (!asked.sampling.has_seed) {
         asked.sampling.has_seed = true;
@@ -81,30 +148,13 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
     for (uint32_t c = 0; c < ARRAY_LEN(scheduler_standard_classes); c++)
         if (wire_str_is(in->class, scheduler_standard_classes[c].name))
             q->class = c;
-    uint64_t timeout_ms = in->timeout_ms ? in->timeout_ms : d->options.request_timeout_ms;
-    struct prefix_key prefix;
     struct scheduler_admission admission;
-    struct scheduler_submission submission = {.request = q->slot,
-                                              .model = q->model,
-                                              .tenant = q->client.name,
-                                              .class = q->class,
-                                              .bytes = q->prompt_bytes,
-                                              .choices = (uint32_t)q->sampling.n,
-                                              .max_tokens = q->max_tokens,
-                                              .deadline_ms = now_us / 1000 + timeout_ms,
-                                              .prefix = &prefix};
-    prefix_key_make(&prefix, prefix_salt(q->client.name), q->prompt, q->prompt_bytes);
-    if (scheduler_submit(d->scheduler, &submission, now_us / 1000, &admission, &err) != 0) {
+    if (submit(d, q, in, now_us, &admission, &err) != 0) {
         requests_remove(d->requests, q);
         reject(d, from, in->request, &err, admission.retry_after_ms);
         return;
     }
-    struct wire_message m;
-    wire_init(&m, WIRE_ACCEPTED);
-    m.accepted.request = in->request;
-    m.accepted.seed = asked.sampling.seed;
-    m.accepted.queued = admission.queued;
-    if (router_send(d->router, from, &m) != ROUTER_SENT) { /* who does not read this reads no stream either */
+    if (!send_accepted(d, from, q, admission.queued)) { /* who does not read this reads no stream either */
         scheduler_finished(d->scheduler, q->slot);
         requests_remove(d->requests, q);
         d->rejected++;

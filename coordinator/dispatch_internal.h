@@ -10,6 +10,8 @@
 
 /* When to try again what had no place, or lost it, where the scheduler gives no better guess. */
 #define DISPATCH_RETRY_MS 1000
+/* When to ask again for a stream that has not come so far yet. */
+#define DISPATCH_REJOIN_MS 200
 
 struct dispatch {
     struct dispatch_options options;
@@ -20,7 +22,7 @@ struct dispatch {
     struct snapshot *snapshot; /* of the run before; NULL: none */
     uint64_t started_ms;
     uint64_t drain_deadline_ms;
-    uint32_t stalled; /* requests whose client does not read */
+    uint32_t stalled; /* readers that do not read */
     uint64_t accepted, completed, failed, cancelled, rejected;
     struct throttle stale_log, token_log;
 };

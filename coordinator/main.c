@@ -28,7 +28,7 @@ struct settings {
     bool public;
     int64_t lease_ms, heartbeat_ms, request_timeout_ms, group_wait_ms, stall_timeout_ms, drain_timeout_ms;
     int64_t queue_requests, queue_bytes, queue_wait_ms, live_requests, max_groups, prefix_places,
-        prefix_weight, max_connections;
+        prefix_weight, max_connections, replay_bytes, replay_ms;
 };
 
 #define TEXT(member, preset, example, sentence)                                              \
@@ -84,6 +84,10 @@ static const struct config_option options[] = {
            "Milliseconds that a request waits while no group serves its model."),
     NUMBER(stall_timeout_ms, 100, 3600000, "10000",
            "Milliseconds after which the stream of a client that does not read is cut."),
+    NUMBER(replay_bytes, 0, 1e12, "67108864",
+           "Most bytes of answers that are kept for clients that ask again with the same idempotent id; 0: "
+           "none."),
+    NUMBER(replay_ms, 0, 86400000, "300000", "Milliseconds that such an answer is kept."),
     NUMBER(drain_timeout_ms, 0, 86400000, "30000",
            "Milliseconds that running requests get to finish after SIGTERM."),
     NUMBER(max_connections, 0, 1 << 20, "0",
@@ -252,6 +256,7 @@ static struct dispatch *make_dispatch(struct router *router, const struct settin
                    .prefix_places = (uint32_t)s->prefix_places,
                    .prefix_weight = (uint32_t)s->prefix_weight,
                    .seed = clock_entropy()},
+        .keep = {.bytes = s->replay_ms ? (uint64_t)s->replay_bytes : 0, .us = (uint64_t)s->replay_ms * 1000},
         .policy = balancer_policy_find(s->policy),
         .prefix_snapshot = s->prefix_snapshot,
     };

@@ -6,20 +6,25 @@
 
 #define NONE UINT32_MAX
 
+/* The slots from `limit` on are a ring of those that are kept: the oldest at `first_kept`. */
 struct requests {
-    struct request *slots; /* [limit] */
+    struct request *slots; /* [limit + limit] */
     uint32_t *buckets;     /* [bucket_count]: first slot by (client, client's id) */
     uint32_t *free_slots;  /* a stack */
     uint32_t limit, count, bucket_count;
     uint64_t rounds; /* grows with each request: makes the ids unique */
+    struct requests_keep keep;
+    uint32_t first_kept, kept_count; /* those that were forgotten in the middle are counted */
+    uint64_t kept_bytes;
 };
 
-struct requests *requests_new(uint32_t limit)
+struct requests *requests_new(uint32_t limit, const struct requests_keep *keep)
 {
-    ASSERT(limit > 0 && limit < NONE / 2);
+    ASSERT(limit > 0 && limit < NONE / 4);
     struct requests *r = xcalloc(1, sizeof(*r));
     r->limit = limit;
-    r->slots = xcalloc(limit, sizeof(*r->slots));
+    r->keep = *keep;
+    r->slots = xcalloc(requests_slots(r), sizeof(*r->slots));
     r->free_slots = xcalloc(limit, sizeof(*r->free_slots));
     for (uint32_t i = 0; i < limit; i++)
         r->free_slots[i] = limit - 1 - i;
@@ -35,7 +40,7 @@ void requests_free(struct requests **r)
 {
     if (!*r)
         return;
-    for (uint32_t i = 0; i < (*r)->limit; i++)
+    for (uint32_t i = 0; i < requests_slots(*r); i++)
         if ((*r)->slots[i].used)
             requests_remove(*r, &(*r)->slots[i]);
     free((*r)->slots);
@@ -45,20 +50,52 @@ void requests_free(struct requests **r)
     *r = NULL;
 }
 
-static uint32_t *bucket_of(struct requests *r, const struct peer *client, const char *id, size_t bytes)
+static uint64_t hash_bytes(uint64_t h, const char *data, size_t bytes)
 {
-    uint64_t h = peer_hash(client);
     for (size_t i = 0; i < bytes; i++)
-        h = (h ^ (uint8_t)id[i]) * 0x100000001B3ull;
+        h = (h ^ (uint8_t)data[i]) * 0x100000001B3ull; /* FNV-1a */
+    return h;
+}
+
+/* `key`: the name of a key, for idempotent requests; NULL: the connection counts. */
+static uint32_t *bucket_of(struct requests *r, const struct peer *client, const char *key, const char *id,
+                           size_t bytes)
+{
+    uint64_t h = key ? hash_bytes(0x84222325CBF29CE4ull, key, strlen(key)) : peer_hash(client);
+    h = hash_bytes(h, id, bytes);
     return &r->buckets[(h ^ h >> 32) & (r->bucket_count - 1)];
+}
+
+static uint32_t *bucket_of_request(struct requests *r, const struct request *q)
+{
+    return bucket_of(r, &q->client, q->idempotent ? q->client.name : NULL, q->client_request,
+                     strlen(q->client_request));
+}
+
+static bool too_old(const struct requests *r, const struct request *q, uint64_t now_us)
+{
+    return q->kept && now_us > q->kept_us + r->keep.us;
+}
+
+struct request *requests_of_key(struct requests *r, const char *name, struct wire_str id, uint64_t now_us)
+{
+    for (uint32_t i = *bucket_of(r, NULL, name, id.data, id.size); i != NONE; i = r->slots[i].next) {
+        struct request *q = &r->slots[i];
+        if (q->idempotent && wire_str_is(id, q->client_request) && strcmp(name, q->client.name) == 0)
+            return too_old(r, q, now_us) && q->reader_count == 0 ? NULL : q;
+    }
+    return NULL;
 }
 
 struct request *requests_of_client(struct requests *r, const struct peer *client, struct wire_str id)
 {
-    for (uint32_t i = *bucket_of(r, client, id.data, id.size); i != NONE; i = r->slots[i].next)
-        if (wire_str_is(id, r->slots[i].client_request) && peer_equal(client, &r->slots[i].client))
-            return &r->slots[i];
-    return NULL;
+    for (uint32_t i = *bucket_of(r, client, NULL, id.data, id.size); i != NONE; i = r->slots[i].next) {
+        struct request *q = &r->slots[i];
+        if (!q->idempotent && wire_str_is(id, q->client_request) && peer_equal(client, &q->client))
+            return q;
+    }
+    struct request *q = requests_of_key(r, client->name, id, 0);
+    return q && !q->kept ? q : NULL;
 }
 
 /* "r" + (round * limit + slot): the slot is in the number, and no number comes twice. */
@@ -79,7 +116,7 @@ struct request *requests_of_group(struct requests *r, struct wire_str id)
 /* The same client may ask twice with one id once the first is over for it, though a group still holds it. */
 static void release_client_id(struct requests *r, struct request *q)
 {
-    uint32_t *link = bucket_of(r, &q->client, q->client_request, strlen(q->client_request));
+    uint32_t *link = bucket_of_request(r, q);
     while (*link != NONE && *link != q->slot)
         link = &r->slots[*link].next;
     if (*link == q->slot)
@@ -109,6 +146,36 @@ static void keep_asked(struct request *q, const struct wire_generate *in)
     q->choices = xcalloc(s->n, sizeof(*q->choices));
 }
 
+/* What another run delivered goes into the log without its text: that was delivered as well. */
+static int keep_delivered(struct request *q, const struct wire_generate *in, struct err *err)
+{
+    struct request_reader *reader = &q->readers[0];
+    uint64_t ended = 0, named[(WIRE_MAX_CHOICES + 63) / 64] = {0};
+    for (uint32_t i = 0; i < in->delivered_count; i++) {
+        const struct wire_delivered *d = &in->delivered[i];
+        if (d->choice >= q->sampling.n || (named[d->choice / 64] >> d->choice % 64 & 1))
+            return err_set_code(err, 400, "delivered: choice %llu, expected each of 0 to %llu at most once",
+                                (unsigned long long)d->choice, (unsigned long long)q->sampling.n - 1);
+        if (d->id_count > q->max_tokens)
+            return err_set_code(err, 400, "delivered: %u tokens, expected at most max_tokens (%llu)",
+                                d->id_count, (unsigned long long)q->max_tokens);
+        named[d->choice / 64] |= 1ull << d->choice % 64;
+        struct request_choice *c = &q->choices[d->choice];
+        c->token_count = c->token_capacity = c->bare = d->id_count;
+        c->tokens = d->id_count ? xcalloc(d->id_count, sizeof(*c->tokens)) : NULL;
+        for (uint32_t k = 0; k < d->id_count; k++)
+            c->tokens[k].id = d->ids[k];
+        reader->cursors[d->choice].sent = d->id_count;
+        reader->cursors[d->choice].end_sent = c->ended = d->ended;
+        ended += d->ended;
+        q->again |= d->id_count > 0 || d->ended;
+    }
+    if (ended == q->sampling.n)
+        return err_set_code(err, 400, "delivered: every choice has ended, expected one that goes on");
+    q->numeric = in->numeric;
+    return 0;
+}
+
 static void release_asked(struct request *q)
 {
     for (uint32_t i = 0; i < q->sampling.stop_count; i++)
@@ -130,8 +197,9 @@ struct request *requests_add(struct requests *r, const struct peer *client, cons
                              uint64_t now_us, struct err *err)
 {
     ASSERT(in->sampling.has_seed && in->request.size <= WIRE_MAX_ID);
-    struct request *old = requests_of_client(r, client, in->request);
-    if (old && !old->outcome_sent) {
+    struct request *old = in->idempotent ? requests_of_key(r, client->name, in->request, now_us)
+                                         : requests_of_client(r, client, in->request);
+    if (old && (in->idempotent ? old->outcome == OUTCOME_NONE : request_is_read(old))) {
         err_set_code(err, 409, "request %s is live already", old->client_request);
         return NULL;
     }
@@ -152,6 +220,7 @@ struct request *requests_add(struct requests *r, const struct peer *client, cons
                           .max_tokens = in->max_tokens,
                           .no_bos = in->no_bos,
                           .special = in->special,
+                          .idempotent = in->idempotent,
                           .group = REQUEST_NO_GROUP,
                           .waits = true,
                           .accepted_us = now_us};
@@ -160,22 +229,116 @@ struct request *requests_add(struct requests *r, const struct peer *client, cons
     snprintf(q->client_request, sizeof(q->client_request), "%.*s", (int)in->request.size, in->request.data);
     if (in->prompt.size > 0)
         memcpy(q->prompt, in->prompt.data, in->prompt.size);
-    uint32_t *bucket = bucket_of(r, client, q->client_request, strlen(q->client_request));
+    if (in->idempotent)
+        request_digest(in, q->digest);
+    q->readers = xcalloc(1, sizeof(*q->readers));
+    q->reader_count = 1;
+    q->readers[0] = (struct request_reader){.client = *client,
+                                            .cursors = xcalloc(q->sampling.n, sizeof(struct request_cursor))};
+    uint32_t *bucket = bucket_of_request(r, q);
     q->next = *bucket;
     *bucket = slot;
-    return q;
+    if (keep_delivered(q, in, err) == 0)
+        return q;
+    requests_remove(r, q);
+    return NULL;
 }
 
 void requests_remove(struct requests *r, struct request *q)
 {
     ASSERT(q->used);
     release_client_id(r, q);
+    request_drop_readers(q);
     free(q->model);
     free(q->prompt);
     release_asked(q);
     free(q->error_message);
     q->used = false;
-    r->free_slots[r->limit - r->count--] = q->slot;
+    if (q->kept)
+        r->kept_bytes -= q->kept_bytes;
+    else
+        r->free_slots[r->limit - r->count--] = q->slot;
+}
+
+/* ---- what is kept ---- */
+static uint64_t log_bytes(const struct request *q)
+{
+    uint64_t bytes = sizeof(*q) + q->sampling.n * sizeof(*q->choices);
+    for (uint64_t i = 0; i < q->sampling.n; i++) {
+        const struct request_choice *c = &q->choices[i];
+        bytes += c->token_capacity * sizeof(*c->tokens) + c->text.capacity + c->alternatives.capacity +
+                 (c->done_text ? strlen(c->done_text) + 1 : 0);
+    }
+    return bytes;
+}
+
+/* Makes room for `bytes` more, the oldest first. False when those that are just read stand in the way. */
+static bool make_room(struct requests *r, uint64_t bytes, uint64_t now_us)
+{
+    while (r->kept_count > 0) {
+        struct request *q = &r->slots[r->limit + r->first_kept];
+        bool full = r->kept_count == r->limit || r->kept_bytes + bytes > r->keep.bytes;
+        if (q->used && !full && !too_old(r, q, now_us))
+            return true;
+        if (q->used && q->reader_count > 0)
+            return !full;
+        if (q->used)
+            requests_remove(r, q);
+        r->first_kept = (r->first_kept + 1) % r->limit;
+        r->kept_count--;
+    }
+    return bytes <= r->keep.bytes;
+}
+
+static void keep(struct requests *r, struct request *q, uint64_t bytes, uint64_t now_us)
+{
+    uint32_t slot = r->limit + (r->first_kept + r->kept_count++) % r->limit, old = q->slot;
+    struct request *k = &r->slots[slot];
+    uint32_t *link = bucket_of_request(r, q);
+    free(q->prompt); /* its digest tells whether the same is asked */
+    q->prompt = NULL;
+    q->prompt_bytes = 0;
+    while (*link != old)
+        link = &r->slots[*link].next;
+    *k = *q;
+    *link = k->slot = slot;
+    k->kept = true;
+    k->kept_us = now_us;
+    k->kept_bytes = bytes;
+    r->kept_bytes += bytes;
+    q->used = false;
+    r->free_slots[r->limit - r->count--] = old;
+}
+
+void requests_leave(struct requests *r, struct request *q, uint64_t now_us)
+{
+    ASSERT(request_over(q));
+    if (q->kept) {
+        request_drop_readers(q);
+        return;
+    }
+    bool worth = q->idempotent && q->outcome == OUTCOME_DONE && !request_was_cancelled(q) &&
+                 requests_of_key(r, q->client.name, wire_string(q->client_request), 0) == q;
+    for (uint64_t i = 0; i < q->sampling.n; i++)
+        worth &= q->choices[i].bare == 0;
+    uint64_t bytes = log_bytes(q);
+    if (!worth || !make_room(r, bytes, now_us)) {
+        requests_remove(r, q);
+        return;
+    }
+    request_drop_readers(q);
+    keep(r, q, bytes, now_us);
+}
+
+struct request *requests_any(struct requests *r, uint32_t slot)
+{
+    ASSERT(slot < requests_slots(r));
+    return r->slots[slot].used ? &r->slots[slot] : NULL;
+}
+
+uint32_t requests_slots(const struct requests *r)
+{
+    return 2 * r->limit;
 }
 
 struct request *requests_at(struct requests *r, uint32_t slot)
@@ -416,89 +579,4 @@ bool request_error(struct request *q, int code, const char *fmt, ...)
     va_end(args);
     wire_string_mend(q->error_message, 499); /* the cut may have split a character */
     return true;
-}
-
-bool request_cut(struct request *q, int code, const char *message)
-{
-    if (q->cut) {
-        q->client_gone = true;
-        return false;
-    }
-    q->cut = true;
-    q->outcome = OUTCOME_NONE; /* a done that the client did not come to read is not its outcome */
-    request_error(q, code, "%s", message);
-    return true;
-}
-
-static struct wire_str part_of(const struct buffer *text, uint64_t offset, uint32_t bytes)
-{
-    return bytes ? (struct wire_str){(const char *)text->data + offset, bytes} : (struct wire_str){NULL, 0};
-}
-
-static void fill_token(const struct request *q, uint64_t choice, struct request_message *out)
-{
-    const struct request_choice *c = &q->choices[choice];
-    const struct request_token *t = &c->tokens[c->sent];
-    struct wire_token *m = &out->wire.token;
-    wire_init(&out->wire, WIRE_TOKEN);
-    m->request = wire_string(q->client_request);
-    m->choice = choice;
-    m->index = c->sent;
-    m->id = t->id;
-    m->text = part_of(&c->text, t->text_offset, t->text_bytes);
-    m->logprob = (double)t->logprob;
-    m->piece = part_of(&c->text, t->text_offset + t->text_bytes, t->piece_bytes);
-    m->top_logprobs = out->top;
-    m->top_count = t->top_count;
-    for (uint32_t i = 0; i < t->top_count; i++) {
-        const struct request_alternative *a =
-            (const struct request_alternative *)c->alternatives.data + t->top_offset + i;
-        out->top[i] = (struct wire_alternative){.id = a->id,
-                                                .logprob = (double)a->logprob,
-                                                .piece = part_of(&c->text, a->piece_offset, a->piece_bytes)};
-    }
-}
-
-bool request_next(const struct request *q, struct request_message *out)
-{
-    if (q->client_gone || q->outcome_sent)
-        return false;
-    for (uint64_t i = 0; i < q->sampling.n && !q->cut; i++) {
-        const struct request_choice *c = &q->choices[i];
-        if (c->sent < c->token_count) {
-            fill_token(q, i, out);
-            return true;
-        }
-        if (c->ended && !c->end_sent) {
-            wire_init(&out->wire, WIRE_DONE);
-            out->wire.done = c->done;
-            return true;
-        }
-    }
-    if (q->outcome != OUTCOME_ERROR)
-        return false;
-    wire_init(&out->wire, WIRE_ERROR);
-    out->wire.error.request = wire_string(q->client_request);
-    out->wire.error.code = (uint64_t)q->error_code;
-    out->wire.error.retry_after_ms = q->retry_after_ms;
-    out->wire.error.message = wire_string(q->error_message);
-    return true;
-}
-
-void request_sent(struct request *q, const struct request_message *m)
-{
-    if (m->wire.type == WIRE_TOKEN) {
-        q->choices[m->wire.token.choice].sent++;
-        return;
-    }
-    if (m->wire.type == WIRE_DONE)
-        q->choices[m->wire.done.choice].end_sent = true;
-    q->outcome_sent = m->wire.type == WIRE_ERROR || q->outcome == OUTCOME_DONE;
-    for (uint64_t i = 0; q->outcome == OUTCOME_DONE && i < q->sampling.n; i++)
-        q->outcome_sent &= q->choices[i].end_sent;
-}
-
-bool request_over(const struct request *q)
-{
-    return (q->outcome_sent || q->client_gone) && !q->waits && q->group == REQUEST_NO_GROUP;
 }

@@ -1,13 +1,16 @@
-/* requests: every live request: whose it is, what was asked, where it runs, the log of its tokens, and how it
- * ended. PURE: nothing is sent from here.
+/* requests: every live request: whose it is, what was asked, where it runs, the log of its tokens, who reads
+ * it and how far, and how it ended. PURE: nothing is sent from here.
  *
  *   client's connection + client's id  <->  slot  <->  the coordinator's own id ("r17") that groups see
+ *   client's key + client's id, of an idempotent request
  *
- * Invariants: one connection has each id at most once among its live requests. Each choice's log takes tokens
- * in the order 0, 1, 2, ... alone (I2), at most max_tokens of them, and bounded text. A request ends with one
- * done for each of its choices, or with one error (I1). An entry outlives its outcome until both its client
- * has been told (or is gone) and no group holds it. The log stays complete while the request lives: when its
- * group is lost or needs the room, another group is given the log and goes on behind it. */
+ * Invariants: one connection has each id at most once among its live requests, one key each idempotent id:
+ * who asks for the same again becomes another reader of the one log. Each choice's log takes tokens in the
+ * order 0, 1, 2, ... alone (I2), at most max_tokens of them, and bounded text. A request ends with one done
+ * for each of its choices, or with one error (I1). An entry outlives its outcome until its readers have been
+ * told (or are gone) and no group holds it; a complete idempotent one is then kept for those who ask again,
+ * within bounds of bytes and time, the oldest leaving first. The log stays complete while the request lives:
+ * when its group is lost or needs the room, another group is given the log and goes on behind it. */
 #ifndef LEPTON_COORDINATOR_REQUESTS_H
 #define LEPTON_COORDINATOR_REQUESTS_H
 
@@ -18,6 +21,8 @@
 /* Most tokens and alternatives that the log of one request may have to hold: n x max_tokens x (1 +
  * top_logprobs). */
 #define REQUEST_MAX_RECORDS (1u << 20)
+#define REQUEST_MAX_READERS 8
+#define REQUEST_DIGEST      16
 
 struct request_token {
     uint32_t id;
@@ -38,18 +43,36 @@ struct request_alternative {
     uint64_t piece_offset;
 };
 
-/* The log of one answer: tokens 0..token_count-1, of which the client was sent `sent`, and its end. */
+/* The log of one answer: tokens 0..token_count-1, and its end. */
 struct request_choice {
     struct request_token *tokens;
-    uint64_t token_count, token_capacity, sent;
+    uint64_t token_count, token_capacity;
+    uint64_t
+        bare; /* the first of them, of which the text is not known: a run before this one delivered them */
     struct buffer text;
     struct buffer alternatives; /* of struct request_alternative */
     bool held;                  /* a group may still say something about it */
-    bool ended, end_sent;
+    bool ended;
     struct wire_done done; /* its numbers once it is not held; with `ended` its strings: the two below and the
                               request's */
     char finish_reason[16];
     char *done_text;
+};
+
+/* How far a reader was sent one choice. */
+struct request_cursor {
+    uint64_t sent; /* tokens; more than there are: it had them from a run before this one */
+    bool end_sent;
+};
+
+/* A connection that is sent the log. */
+struct request_reader {
+    struct peer client;
+    bool gone;
+    bool cut; /* too slow: nothing but an error is left for it */
+    bool outcome_sent;
+    uint64_t stalled_ms;            /* since when it does not read; 0 = it does */
+    struct request_cursor *cursors; /* [sampling.n] */
 };
 
 enum request_outcome { OUTCOME_NONE, OUTCOME_DONE, OUTCOME_ERROR };
@@ -57,10 +80,12 @@ enum request_outcome { OUTCOME_NONE, OUTCOME_DONE, OUTCOME_ERROR };
 struct request {
     uint32_t slot; /* below the limit */
     bool used;
-    char id[24]; /* "r17": as groups know it; never used twice */
-    struct peer client;
-    bool client_gone;
-    bool cut; /* its client was too slow: nothing but the error is left for it */
+    char id[24];                    /* "r17": as groups know it; never used twice */
+    struct peer client;             /* who asked first */
+    struct request_reader *readers; /* [reader_count] */
+    uint32_t reader_count;
+    bool idempotent;                /* its id is its key's, not its connection's */
+    uint8_t digest[REQUEST_DIGEST]; /* of what was asked, of an idempotent one */
     char client_request[WIRE_MAX_ID + 1];
     /* what was asked */
     char *model;
@@ -87,27 +112,43 @@ struct request {
     uint32_t class;
     uint64_t accepted_us, assigned_us;
     struct request_choice *choices; /* [sampling.n] */
-    uint64_t stalled_ms;            /* since when the client does not read; 0 = it does */
     /* how it ended */
     enum request_outcome outcome;
-    bool outcome_sent;
     int error_code;
     uint64_t retry_after_ms; /* with 429 */
     char *error_message;
     uint32_t next; /* in its hash bucket */
+    /* kept: it is over, and waits for somebody who asks again */
+    bool kept;
+    uint64_t kept_us, kept_bytes;
+};
+
+/* What is kept of requests that are over. */
+struct requests_keep {
+    uint64_t bytes; /* most, all together; 0: nothing is kept */
+    uint64_t us;    /* longest */
 };
 
 struct requests;
-struct requests *requests_new(uint32_t limit);
+struct requests *requests_new(uint32_t limit, const struct requests_keep *keep);
 void requests_free(struct requests **r);
 
-/* Takes a request in; *in is copied. The seed must be set. 409: the client has a live request of this id;
- * 429: all slots are taken. */
+/* Takes a request in, read by `client`; *in is copied. The seed must be set. What it says to have been
+ * delivered stands in the log, and is not sent again. 409: the client has a live request of this id; 429: all
+ * slots are taken; 400: what was delivered cannot be. */
 struct request *requests_add(struct requests *r, const struct peer *client, const struct wire_generate *in,
                              uint64_t now_us, struct err *err);
 void requests_remove(struct requests *r, struct request *q);
+/* A request that is over (request_over) leaves, or is kept: *q is elsewhere, or no more. */
+void requests_leave(struct requests *r, struct request *q, uint64_t now_us);
 struct request *requests_at(struct requests *r, uint32_t slot); /* NULL when the slot is empty */
+/* The live request that this connection reads under this id; an idempotent one of its key, read or not. */
 struct request *requests_of_client(struct requests *r, const struct peer *client, struct wire_str id);
+/* The idempotent request of this key and id, live or kept. */
+struct request *requests_of_key(struct requests *r, const char *name, struct wire_str id, uint64_t now_us);
+/* The request, live or kept, behind slot number `slot` of requests_slots(); NULL when there is none. */
+struct request *requests_any(struct requests *r, uint32_t slot);
+uint32_t requests_slots(const struct requests *r);
 struct request *requests_of_group(struct requests *r, struct wire_str id); /* by "r17" */
 uint32_t requests_limit(const struct requests *r);
 uint32_t requests_count(const struct requests *r);
@@ -135,9 +176,6 @@ bool request_done(struct request *q, const struct wire_done *done);
 void request_done_unserved(struct request *q);
 /* Sets the outcome; false when there is one already. */
 bool request_error(struct request *q, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
-/* Its client does not read: what it did not take is dropped, and the error stands for it. False when it was
- * cut before: then the client is given up. */
-bool request_cut(struct request *q, int code, const char *message);
 /* Its group let go of it to make room, or is gone: it waits again. */
 void request_waits_again(struct request *q);
 /* What the next group must know of its choices: fills `of` [sampling.n] and returns how many entries; their
@@ -150,15 +188,30 @@ bool request_was_cancelled(const struct request *q);
 /* Tokens of all its choices. */
 uint64_t request_token_count(const struct request *q);
 
-/* The message that the client must get next, its strings borrowed from *q; false when there is none now.
+/* ---- reading (requests_read.c) ---- */
+/* Whether `in` asks for the same as the request: everything that decides its tokens. */
+void request_digest(const struct wire_generate *in, uint8_t digest[REQUEST_DIGEST]);
+/* Another connection wants the stream: all of it, or what comes behind what it has had. 409: it reads it
+ * already, or has had other tokens; 429: there are too many readers; 503: it has had more than there is yet.
+ */
+struct request_reader *request_join(struct request *q, const struct peer *client,
+                                    const struct wire_generate *in, struct err *err);
+/* The reader on this connection that is still to be told something; NULL when there is none. */
+struct request_reader *request_reader_of(const struct request *q, const struct peer *client);
+
+/* The message that the reader must get next, its strings borrowed from *q; false when there is none now.
  * After it was sent: request_sent with that message. */
 struct request_message {
     struct wire_message wire;
     struct wire_alternative top[WIRE_MAX_TOP_LOGPROBS]; /* what a token's array points to */
 };
-bool request_next(const struct request *q, struct request_message *out);
-void request_sent(struct request *q, const struct request_message *m);
-/* Nothing is left to do: the outcome was sent (or the client is gone), and no group holds it. */
+bool request_next(const struct request *q, const struct request_reader *reader, struct request_message *out);
+void request_sent(const struct request *q, struct request_reader *reader, const struct request_message *m);
+/* Somebody reads it, or will when he gets on with reading. */
+bool request_is_read(const struct request *q);
+/* Nothing is left to do: its readers have the outcome (or are gone), and no group holds it. */
 bool request_over(const struct request *q);
+/* Nobody reads it any more: forgets who did. */
+void request_drop_readers(struct request *q);
 
 #endif

@@ -1,6 +1,8 @@
 #include "coordinator/requests.h"
 #include "tests/test.h"
 
+static const struct requests_keep keep = {.bytes = 100000, .us = 1000000};
+
 static struct peer client(int connection)
 {
     struct peer p = {.size = 4, .role = CURVE_CLIENT, .name = "c"};
@@ -59,7 +61,7 @@ static bool done(struct request *q, uint64_t tokens)
 
 static void test_ids(void)
 {
-    struct requests *r = requests_new(4);
+    struct requests *r = requests_new(4, &keep);
     struct err err = {0};
     struct peer one = client(1), two = client(2);
     struct request *a = add(r, 1, "q", &err), *b = add(r, 2, "q", &err);
@@ -78,7 +80,7 @@ static void test_ids(void)
 
 static void test_old_ids_name_nothing(void)
 {
-    struct requests *r = requests_new(1);
+    struct requests *r = requests_new(1, &keep);
     struct err err;
     char old[24];
     struct request *q = add(r, 1, "q", &err);
@@ -92,7 +94,7 @@ static void test_old_ids_name_nothing(void)
 
 static void test_bounded(void)
 {
-    struct requests *r = requests_new(2);
+    struct requests *r = requests_new(2, &keep);
     struct err err = {0};
     add(r, 1, "a", &err);
     struct request *b = add(r, 1, "b", &err);
@@ -106,7 +108,7 @@ static void test_bounded(void)
 
 static void test_tokens_in_order_once(void)
 {
-    struct requests *r = requests_new(2);
+    struct requests *r = requests_new(2, &keep);
     struct err err;
     struct request *q = add(r, 1, "q", &err);
     assign(q);
@@ -123,20 +125,20 @@ static void test_tokens_in_order_once(void)
     struct request_message m;
     const char *texts[] = {"a", "", "c", "d"};
     for (uint64_t i = 0; i < 4; i++) {
-        CHECK(request_next(q, &m));
+        CHECK(request_next(q, q->readers, &m));
         CHECK_INT(m.wire.type, WIRE_TOKEN);
         CHECK_INT(m.wire.token.index, i);
         CHECK_INT(m.wire.token.id, 100 + i);
         CHECK(wire_str_is(m.wire.token.text, texts[i]));
-        request_sent(q, &m);
+        request_sent(q, q->readers, &m);
     }
-    CHECK(!request_next(q, &m));
+    CHECK(!request_next(q, q->readers, &m));
     requests_free(&r);
 }
 
 static void test_text_is_bounded(void)
 {
-    struct requests *r = requests_new(1);
+    struct requests *r = requests_new(1, &keep);
     struct err err;
     struct request *q = add(r, 1, "q", &err);
     assign(q);
@@ -153,7 +155,7 @@ static void test_text_is_bounded(void)
 
 static void test_one_outcome_after_all_tokens(void)
 {
-    struct requests *r = requests_new(1);
+    struct requests *r = requests_new(1, &keep);
     struct err err;
     struct request *q = add(r, 1, "q", &err);
     assign(q);
@@ -162,15 +164,15 @@ static void test_one_outcome_after_all_tokens(void)
     CHECK(!done(q, 1));
     CHECK(!request_error(q, 500, "late"));
     struct request_message m;
-    CHECK(request_next(q, &m) && m.wire.type == WIRE_TOKEN);
-    request_sent(q, &m);
-    CHECK(request_next(q, &m) && m.wire.type == WIRE_DONE);
+    CHECK(request_next(q, q->readers, &m) && m.wire.type == WIRE_TOKEN);
+    request_sent(q, q->readers, &m);
+    CHECK(request_next(q, q->readers, &m) && m.wire.type == WIRE_DONE);
     CHECK(wire_str_is(m.wire.done.request, "q") && wire_str_is(m.wire.done.group, "g"));
     CHECK_INT(m.wire.done.stages, 3);
     CHECK_INT(m.wire.done.queue_us, 500);
     CHECK(!request_over(q));
-    request_sent(q, &m);
-    CHECK(!request_next(q, &m));
+    request_sent(q, q->readers, &m);
+    CHECK(!request_next(q, q->readers, &m));
     CHECK(!request_over(q)); /* its group holds it still */
     q->group = REQUEST_NO_GROUP;
     CHECK(request_over(q));
@@ -179,7 +181,7 @@ static void test_one_outcome_after_all_tokens(void)
 
 static void test_false_counts_become_errors(void)
 {
-    struct requests *r = requests_new(3);
+    struct requests *r = requests_new(3, &keep);
     struct err err;
     const uint64_t claims[] = {0, 1, 2, 3};
     const enum request_outcome expected[] = {OUTCOME_ERROR, OUTCOME_DONE, OUTCOME_DONE, OUTCOME_ERROR};
@@ -196,7 +198,7 @@ static void test_false_counts_become_errors(void)
 
 static void test_cancelled_may_count_more(void)
 {
-    struct requests *r = requests_new(1);
+    struct requests *r = requests_new(1, &keep);
     struct err err;
     struct request *q = add(r, 1, "q", &err);
     assign(q);
@@ -209,7 +211,7 @@ static void test_cancelled_may_count_more(void)
 
 static void test_client_id_is_free_after_the_outcome(void)
 {
-    struct requests *r = requests_new(2);
+    struct requests *r = requests_new(2, &keep);
     struct err err;
     struct peer one = client(1);
     struct request *old = add(r, 1, "q", &err);
@@ -217,8 +219,8 @@ static void test_client_id_is_free_after_the_outcome(void)
     request_error(old, 408, "late");
     CHECK(!add(r, 1, "q", &err)); /* the outcome has not been sent */
     struct request_message m;
-    CHECK(request_next(old, &m));
-    request_sent(old, &m);
+    CHECK(request_next(old, old->readers, &m));
+    request_sent(old, old->readers, &m);
     struct request *q = add(r, 1, "q", &err); /* its group has not let go */
     CHECK(q != NULL && q != old);
     CHECK(requests_of_client(r, &one, wire_string("q")) == q);
@@ -229,7 +231,7 @@ static void test_client_id_is_free_after_the_outcome(void)
 
 static void test_what_was_asked_is_kept(void)
 {
-    struct requests *r = requests_new(1);
+    struct requests *r = requests_new(1, &keep);
     struct err err;
     const struct request *q = add_many(r, 1, "q", 3, &err); /* its message is gone by now */
     CHECK_INT(q->sampling.stop_count, 2);
@@ -267,7 +269,7 @@ static bool choice_done(struct request *q, uint64_t choice, uint64_t tokens, con
 
 static void test_choices_end_one_by_one(void)
 {
-    struct requests *r = requests_new(1);
+    struct requests *r = requests_new(1, &keep);
     struct err err;
     struct request *q = add_many(r, 1, "q", 2, &err);
     struct request_message m;
@@ -283,24 +285,24 @@ static void test_choices_end_one_by_one(void)
     CHECK(!choice_done(q, 1, 1, "stop"));
     CHECK_INT(q->outcome, OUTCOME_NONE);
     CHECK(!request_let_go(q));
-    CHECK(request_next(q, &m) && m.wire.type == WIRE_TOKEN && m.wire.token.choice == 0);
+    CHECK(request_next(q, q->readers, &m) && m.wire.type == WIRE_TOKEN && m.wire.token.choice == 0);
     CHECK(m.wire.token.logprob == -0.25 && wire_str_is(m.wire.token.piece, "piece"));
     CHECK(wire_str_is(m.wire.token.text, "t"));
     CHECK_INT(m.wire.token.top_count, 2);
     CHECK(m.wire.token.top_logprobs[1].logprob == -1.5 && m.wire.token.top_logprobs[1].piece.size == 0);
     CHECK(m.wire.token.top_logprobs[0].id == 5 && wire_str_is(m.wire.token.top_logprobs[0].piece, "five"));
-    request_sent(q, &m);
-    CHECK(request_next(q, &m) && m.wire.type == WIRE_TOKEN && m.wire.token.choice == 1);
-    request_sent(q, &m);
-    CHECK(request_next(q, &m) && m.wire.type == WIRE_DONE && m.wire.done.choice == 1);
+    request_sent(q, q->readers, &m);
+    CHECK(request_next(q, q->readers, &m) && m.wire.type == WIRE_TOKEN && m.wire.token.choice == 1);
+    request_sent(q, q->readers, &m);
+    CHECK(request_next(q, q->readers, &m) && m.wire.type == WIRE_DONE && m.wire.done.choice == 1);
     CHECK(wire_str_is(m.wire.done.finish_reason, "length")); /* the first end stands */
-    request_sent(q, &m);
-    CHECK(!request_next(q, &m) && !q->outcome_sent);
+    request_sent(q, q->readers, &m);
+    CHECK(!request_next(q, q->readers, &m) && !q->readers[0].outcome_sent);
     CHECK(choice_done(q, 0, 2, "cancelled"));
     CHECK(request_let_go(q) && request_was_cancelled(q));
-    CHECK(request_next(q, &m) && m.wire.type == WIRE_DONE && m.wire.done.choice == 0);
-    request_sent(q, &m);
-    CHECK(q->outcome_sent && !request_next(q, &m));
+    CHECK(request_next(q, q->readers, &m) && m.wire.type == WIRE_DONE && m.wire.done.choice == 0);
+    request_sent(q, q->readers, &m);
+    CHECK(q->readers[0].outcome_sent && !request_next(q, q->readers, &m));
     requests_free(&r);
 }
 
@@ -312,7 +314,7 @@ static void assign_to(struct request *q, const char *name, uint64_t numeric)
 
 static void test_the_log_goes_on_elsewhere(void)
 {
-    struct requests *r = requests_new(4);
+    struct requests *r = requests_new(4, &keep);
     struct err err;
     struct request *q = add_many(r, 1, "q", 4, &err);
     struct wire_delivered of[4];
@@ -354,7 +356,7 @@ static void test_the_log_goes_on_elsewhere(void)
 
 static void test_cancelled_while_it_waits_again(void)
 {
-    struct requests *r = requests_new(4);
+    struct requests *r = requests_new(4, &keep);
     struct err err;
     struct request *q = add(r, 1, "q", &err);
     assign(q);
@@ -369,7 +371,7 @@ static void test_cancelled_while_it_waits_again(void)
 
 static void test_false_alternatives_are_refused(void)
 {
-    struct requests *r = requests_new(2);
+    struct requests *r = requests_new(2, &keep);
     struct err err;
     struct request *q = add_many(r, 1, "q", 2, &err);
     assign(q);
@@ -390,7 +392,7 @@ static void test_false_alternatives_are_refused(void)
 static void test_random_events(void)
 {
     enum { LIMIT = 16 };
-    struct requests *r = requests_new(LIMIT);
+    struct requests *r = requests_new(LIMIT, &keep);
     struct err err;
     unsigned long long random = 7;
     uint64_t next_index[LIMIT][3] = {{0}};
@@ -432,14 +434,14 @@ static void test_random_events(void)
                 request_error(q, 500, "made up");
             break;
         case 4:
-            if (!request_next(q, &m))
+            if (!request_next(q, q->readers, &m))
                 break;
             CHECK(errors[slot] == 0 && ends[slot] < (int)q->sampling.n);
             if (m.wire.type == WIRE_TOKEN)
                 CHECK_INT(m.wire.token.index, next_index[slot][m.wire.token.choice]++);
             ends[slot] += m.wire.type == WIRE_DONE;
             errors[slot] += m.wire.type == WIRE_ERROR;
-            request_sent(q, &m);
+            request_sent(q, q->readers, &m);
             break;
         default:
             if (q->outcome != OUTCOME_NONE) {
