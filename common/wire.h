@@ -27,6 +27,7 @@
 #define WIRE_MAX_REPLY_STAGES 32768
 #define WIRE_MAX_MESSAGE      1024 /* bytes of an error's message or a bye's reason */
 #define WIRE_MAX_CHOICES      128
+#define WIRE_MAX_SETTINGS     32
 #define WIRE_MAX_STOPS        16
 #define WIRE_MAX_STOP         1024 /* bytes of one stop string */
 #define WIRE_MAX_BIASES       1024
@@ -44,6 +45,7 @@ enum wire_type {
     WIRE_GENERATE = 1,
     WIRE_CANCEL = 2, /* also coordinator -> worker */
     WIRE_STATUS = 3,
+    WIRE_TUNE = 4,
     /* coordinator -> client */
     WIRE_ACCEPTED = 10,
     WIRE_TOKEN = 11, /* also worker -> coordinator */
@@ -280,6 +282,19 @@ struct wire_status {
     bool verbose;
 };
 
+struct wire_tune {
+    struct wire_str name;
+    bool automatic; /* else set to `value` */
+    uint64_t value;
+};
+
+/* Something with a measured optimum. */
+struct wire_setting {
+    struct wire_str name;
+    uint64_t value, low, high;
+    bool automatic; /* else set by hand */
+};
+
 struct wire_group_status {
     struct wire_str group, state /* "ready", "draining", "lost" */, model, weights, kernels, kv_type;
     uint64_t epoch, tensor, max_sequences, context, pages, pages_used, pages_cached, prefix_queries,
@@ -295,6 +310,8 @@ struct wire_status_reply {
     uint64_t queued, queue_limit, live, accepted_total, completed_total, failed_total, cancelled_total,
         rejected_total, bad_frames_total, refused_peers_total;
     bool draining;
+    struct wire_setting *settings;
+    uint32_t setting_count;
     struct wire_group_status *groups;
     uint32_t group_count;
 };
@@ -306,6 +323,7 @@ struct wire_message {
         struct wire_generate generate;
         struct wire_cancel cancel;
         struct wire_status status;
+        struct wire_tune tune;
         struct wire_accepted accepted;
         struct wire_token token;
         struct wire_done done;

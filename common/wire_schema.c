@@ -278,6 +278,25 @@ static const struct wire_field cancel_fields[] = {
 static const struct wire_field status_fields[] = {
     BOOL_OPT(wire_status, verbose, "list the stages of each group too"),
 };
+static const struct wire_field tune_fields[] = {
+    ID_FIELD(wire_tune, name, true, "the setting, as status_reply names it"),
+    BOOL_OPT(wire_tune, automatic, "it is found by itself again"),
+    UINT_OPT(wire_tune, value, 0, COUNT, 0, "else its value from now on"),
+};
+static const struct wire_field setting_fields[] = {
+    ID_FIELD(wire_setting, name, true, "its name"),
+    UINT(wire_setting, value, 0, COUNT, "in force; of an automatic one the best that is known"),
+    UINT(wire_setting, low, 0, COUNT, "its least value"),
+    UINT(wire_setting, high, 0, COUNT, "its greatest"),
+    BOOL_OPT(wire_setting, automatic, "found from what was measured, not set by hand"),
+};
+static const struct wire_record setting_record = {
+    .name = "setting",
+    .fields = setting_fields,
+    .field_count = ARRAY_LEN(setting_fields),
+    .bytes = sizeof(struct wire_setting),
+    .help = "something with a measured optimum",
+};
 static const struct wire_field accepted_fields[] = {
     ID_FIELD(wire_accepted, request, true, "the request"),
     UINT(wire_accepted, seed, 0, ANY, "the seed in force"),
@@ -356,6 +375,8 @@ static const struct wire_field status_reply_fields[] = {
     UINT(wire_status_reply, bad_frames_total, 0, COUNT, "frames that were refused"),
     UINT(wire_status_reply, refused_peers_total, 0, COUNT, "handshakes that were refused"),
     BOOL_OPT(wire_status_reply, draining, "no new requests are taken"),
+    ARRAY(wire_status_reply, settings, setting_count, false, 0, WIRE_MAX_SETTINGS, &setting_record,
+          "what is tuned"),
     ARRAY(wire_status_reply, groups, group_count, false, 0, WIRE_MAX_GROUPS, &group_status_record,
           "the worker groups"),
 };
@@ -437,6 +458,9 @@ static const struct wire_record records[] = {
     RECORD(WIRE_CANCEL, cancel, "client -> coordinator, coordinator -> worker",
            "Ends a request. `group` and `epoch` are for workers only."),
     RECORD(WIRE_STATUS, status, "client -> coordinator", "Asks for a status_reply."),
+    RECORD(WIRE_TUNE, tune, "client -> coordinator",
+           "Changes a setting; from a client that the coordinator's option admins names. Answered by "
+           "status_reply or error."),
     RECORD(WIRE_ACCEPTED, accepted, "coordinator -> client",
            "The request will get one done for each of its choices, or one error that ends it."),
     RECORD(WIRE_TOKEN, token, "coordinator -> client, worker -> coordinator",

@@ -395,6 +395,9 @@ static bool from_client(struct dispatch *d, const struct peer *from, const struc
     case WIRE_STATUS:
         dispatch_status(d, from, &m->status);
         return true;
+    case WIRE_TUNE:
+        dispatch_tune(d, from, &m->tune);
+        return true;
     default:
         return false;
     }

@@ -22,6 +22,7 @@ struct dispatch_options {
     struct scheduler_limits limits;
     struct requests_keep keep;
     const struct balancer_policy *policy;
+    const char *admins;          /* names of the clients that may tune, with commas between; NULL: none */
     const char *prefix_snapshot; /* a file: read at the start, written by dispatch_save; NULL: none */
 };
 

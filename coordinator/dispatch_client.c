@@ -1,4 +1,4 @@
-/* What clients send: generate, cancel, status. */
+/* What clients send: generate, cancel, status, tune. */
 #include "coordinator/dispatch_internal.h"
 
 #include <stdlib.h>
@@ -232,6 +232,19 @@ static void fill_group(struct dispatch *d, struct wire_group_status *out, const 
                                       .load_ms = g->load_ms};
 }
 
+static uint32_t fill_settings(const struct dispatch *d, struct wire_setting out[SCHEDULER_SETTINGS])
+{
+    struct scheduler_setting in[SCHEDULER_SETTINGS];
+    scheduler_settings(d->scheduler, in);
+    for (int i = 0; i < SCHEDULER_SETTINGS; i++)
+        out[i] = (struct wire_setting){.name = wire_string(in[i].name),
+                                       .value = in[i].value,
+                                       .low = in[i].low,
+                                       .high = in[i].high,
+                                       .automatic = in[i].automatic};
+    return SCHEDULER_SETTINGS;
+}
+
 void dispatch_status(struct dispatch *d, const struct peer *from, const struct wire_status *in)
 {
     uint64_t now_ms = clock_now_ms();
@@ -251,6 +264,9 @@ void dispatch_status(struct dispatch *d, const struct peer *from, const struct w
     s->bad_frames_total = router_bad_frames(d->router);
     s->refused_peers_total = router_refused_peers(d->router);
     s->draining = scheduler_draining(d->scheduler);
+    struct wire_setting settings[SCHEDULER_SETTINGS];
+    s->settings = settings;
+    s->setting_count = fill_settings(d, settings);
     uint32_t slots = cluster_slots(d->cluster), stages = 0;
     s->groups = xcalloc(slots ? slots : 1, sizeof(*s->groups));
     for (uint32_t i = 0; i < slots; i++) {
@@ -268,4 +284,41 @@ void dispatch_status(struct dispatch *d, const struct peer *from, const struct w
     for (uint32_t i = 0; i < s->group_count; i++)
         free(s->groups[i].stages);
     free(s->groups);
+}
+
+/* ---- tune ---- */
+/* Is the name one of "a,b,c"? */
+static bool named(const char *names, const char *name)
+{
+    size_t bytes = strlen(name);
+    for (const char *at = names; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
+        if (strncmp(at, name, bytes) == 0 && (at[bytes] == ',' || at[bytes] == 0))
+            return true;
+    return false;
+}
+
+/* A tenant must not slow the others down: who may tune is said by who runs the coordinator. */
+void dispatch_tune(struct dispatch *d, const struct peer *from, const struct wire_tune *in)
+{
+    struct err err = {0};
+    char *name = wire_str_dup(in->name);
+    int refused = named(d->options.admins, from->name)
+                      ? scheduler_tune(d->scheduler, name, in->automatic, in->value, &err)
+                      : err_set_code(&err, 403,
+                                     "client %s may not tune: expected one that the coordinator's option "
+                                     "admins names",
+                                     from->name);
+    if (refused) {
+        struct wire_message m;
+        wire_init(&m, WIRE_ERROR);
+        m.error.code = (uint64_t)err.code;
+        m.error.message = wire_string_mend(err.message, sizeof(err.message) - 1);
+        router_send(d->router, from, &m);
+    } else {
+        dispatch_status(d, from, &(struct wire_status){.verbose = false});
+    }
+    log_info("dispatch", "audit: client %s tunes %s to %llu%s: %s", from->name, name,
+             (unsigned long long)in->value, in->automatic ? " (automatic)" : "",
+             refused ? err.message : "done");
+    free(name);
 }

@@ -52,6 +52,7 @@ void snapshot_restore(struct dispatch *d, const struct group *g);
 void dispatch_generate(struct dispatch *d, const struct peer *from, const struct wire_generate *m);
 void dispatch_cancel(struct dispatch *d, const struct peer *from, const struct wire_cancel *m);
 void dispatch_status(struct dispatch *d, const struct peer *from, const struct wire_status *m);
+void dispatch_tune(struct dispatch *d, const struct peer *from, const struct wire_tune *m);
 
 void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wire_hello *m);
 void dispatch_heartbeat(struct dispatch *d, const struct peer *from, const struct wire_heartbeat *m);

@@ -141,6 +141,8 @@ void dispatch_token(struct dispatch *d, const struct peer *from, const struct wi
     uint32_t suppressed;
     switch (request_token(q, in, &err)) {
     case REQUEST_TOKEN_LOGGED:
+        if (in->index == 0)
+            scheduler_first_token(d->scheduler, q->slot, clock_now_us() - q->accepted_us);
         if (in->index % PROGRESS_TOKENS == 0)
             scheduler_progress(d->scheduler, q->slot, in->index + 1);
         dispatch_flush(d, q);

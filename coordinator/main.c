@@ -24,11 +24,11 @@
 
 struct settings {
     char *config, *endpoint, *endpoint_file, *key, *authorized, *log_level, *log_format;
-    char *policy, *prefix_snapshot;
+    char *policy, *prefix_snapshot, *prefix_weight, *prefix_belief, *admins;
     bool public;
     int64_t lease_ms, heartbeat_ms, request_timeout_ms, group_wait_ms, stall_timeout_ms, drain_timeout_ms;
-    int64_t queue_requests, queue_bytes, queue_wait_ms, live_requests, max_groups, prefix_places,
-        prefix_weight, max_connections, replay_bytes, replay_ms;
+    int64_t queue_requests, queue_bytes, queue_wait_ms, live_requests, max_groups, max_connections;
+    int64_t prefix_places, prefix_weight_low, prefix_weight_high, replay_bytes, replay_ms;
 };
 
 #define TEXT(member, preset, example, sentence)                                              \
@@ -96,7 +96,14 @@ static const struct config_option options[] = {
     CHOICE(policy, "prefix", "prefix|least-load|two-choices|round-robin",
            "How a group is chosen: by queue, uncached prefill and decoding; by load; of two at random; in "
            "turn."),
-    NUMBER(prefix_weight, 0, 10000, "100", "Percent that a cached prefix counts with policy prefix."),
+    TEXT(prefix_weight, "auto", "PERCENT",
+         "How much a cached prefix counts with policy prefix: a number, or auto: found from measured times."),
+    NUMBER(prefix_weight_low, 0, 10000, "0", "Least prefix_weight, found or set by hand."),
+    NUMBER(prefix_weight_high, 1, 10000, "10000", "Greatest prefix_weight, found or set by hand."),
+    TEXT(prefix_belief, "auto", "PERCENT",
+         "How far the index of cached prefixes is believed: 5 to 100, or auto: as groups find their caches."),
+    TEXT(admins, NULL, "NAME,NAME",
+         "The clients that may change such settings at run time (lepton tune), by the names of their keys."),
     NUMBER(prefix_places, 0, 268435456, "65536",
            "Places of prompts, 32 bytes each, in the index of which group has which prefix cached; 0: none."),
     TEXT(prefix_snapshot, NULL, "PATH",
@@ -127,6 +134,9 @@ static int check(const struct settings *s, struct err *err)
         return err_set(err, "key: expected the path of the coordinator's key file (lepton keygen makes one)");
     if (!s->authorized)
         return err_set(err, "authorized: expected the directory of the .pub files that may connect");
+    if (s->prefix_weight_low > s->prefix_weight_high)
+        return err_set(err, "prefix_weight_low: expected at most prefix_weight_high (%lld), found %lld",
+                       (long long)s->prefix_weight_high, (long long)s->prefix_weight_low);
     if (s->heartbeat_ms * 3 > s->lease_ms)
         return err_set(err, "heartbeat_ms: expected at most a third of lease_ms (%lld), found %lld",
                        (long long)s->lease_ms, (long long)s->heartbeat_ms);
@@ -240,8 +250,27 @@ static void setup_log(const struct settings *s)
     log_setup("coordinator", level, strcmp(s->log_format, "json") == 0 ? LOG_JSON : LOG_TEXT);
 }
 
-static struct dispatch *make_dispatch(struct router *router, const struct settings *s)
+/* "auto", or a number between its bounds. */
+static int read_setting(struct scheduler_setting *out, const char *text, struct err *err)
 {
+    if (scheduler_setting_read(out->name, text, &out->automatic, &out->value, err))
+        return -1;
+    if (!out->automatic && (out->value < out->low || out->value > out->high))
+        return err_set(err, "%s: expected %llu to %llu, or auto, found %llu", out->name,
+                       (unsigned long long)out->low, (unsigned long long)out->high,
+                       (unsigned long long)out->value);
+    return 0;
+}
+
+static int make_dispatch(struct dispatch **out, struct router *router, const struct settings *s,
+                         struct err *err)
+{
+    struct scheduler_setting weight = {.name = "prefix_weight",
+                                       .low = (uint64_t)s->prefix_weight_low,
+                                       .high = (uint64_t)s->prefix_weight_high};
+    struct scheduler_setting belief = {.name = "prefix_belief", .low = 5, .high = 100};
+    if (read_setting(&weight, s->prefix_weight, err) || read_setting(&belief, s->prefix_belief, err))
+        return -1;
     struct dispatch_options o = {
         .lease_ms = (uint64_t)s->lease_ms,
         .heartbeat_ms = (uint64_t)s->heartbeat_ms,
@@ -254,13 +283,19 @@ static struct dispatch *make_dispatch(struct router *router, const struct settin
                    .group_wait_ms = (uint64_t)s->group_wait_ms,
                    .queue_ms = (uint64_t)s->queue_wait_ms,
                    .prefix_places = (uint32_t)s->prefix_places,
-                   .prefix_weight = (uint32_t)s->prefix_weight,
+                   .prefix_weight = (uint32_t)(weight.automatic ? SCHEDULER_PREFIX_WEIGHT : weight.value),
+                   .prefix_weight_low = (uint32_t)weight.low,
+                   .prefix_weight_high = (uint32_t)weight.high,
+                   .prefix_weight_auto = weight.automatic,
+                   .prefix_belief = (uint32_t)belief.value,
                    .seed = clock_entropy()},
         .keep = {.bytes = s->replay_ms ? (uint64_t)s->replay_bytes : 0, .us = (uint64_t)s->replay_ms * 1000},
         .policy = balancer_policy_find(s->policy),
+        .admins = s->admins,
         .prefix_snapshot = s->prefix_snapshot,
     };
-    return dispatch_new(router, &o);
+    *out = dispatch_new(router, &o);
+    return 0;
 }
 
 int main(int argc, char **argv)
@@ -292,7 +327,8 @@ int main(int argc, char **argv)
     }
     if (router_open(&router, &ro, &err) != 0)
         goto fail;
-    dispatch = make_dispatch(router, &s);
+    if (make_dispatch(&dispatch, router, &s, &err) != 0)
+        goto fail;
     if (s.endpoint_file && write_endpoint(s.endpoint_file, router_endpoint(router), &err) != 0)
         goto fail;
     log_info("main", "listening on %s as %s, version " LEPTON_VERSION, router_endpoint(router), key.name);

@@ -34,7 +34,7 @@ struct scheduler *scheduler_new(const struct scheduler_limits *limits, const str
     s->limits = *limits;
     settle_limits(&s->limits);
     s->policy = policy;
-    s->prefix_weight = limits->prefix_weight;
+    settings_init(s, limits);
     s->entries = xcalloc(limits->live_requests, sizeof(*s->entries));
     s->order = xcalloc(limits->live_requests, sizeof(*s->order));
     s->due_nodes = xcalloc(limits->live_requests, sizeof(*s->due_nodes));
@@ -297,6 +297,7 @@ void scheduler_group_gone(struct scheduler *s, uint32_t group, uint64_t now_ms)
         return;
     struct pool *p = &s->pools[g->pool];
     stop_accepting(s, group);
+    tuner_spoil(&s->tuner);
     for (uint32_t i = 0; i < s->limits.live_requests && g->view.assigned > 0; i++) {
         struct entry *e = &s->entries[i];
         if ((e->state == RUNNING || e->state == PREEMPTED || e->state == ENDING) && e->group == group) {

@@ -60,6 +60,9 @@ struct scheduler_limits {
     uint32_t tenants;       /* most (model, class, tenant) that are remembered; 0: 1024 */
     uint32_t prefix_places; /* of the prefix index; 0: none */
     uint32_t prefix_weight; /* percent that it counts in balancer_prefix */
+    uint32_t prefix_weight_low, prefix_weight_high; /* its bounds; both 0: 0 and 10000 */
+    bool prefix_weight_auto;                        /* looks for the best value from there on */
+    uint32_t prefix_belief; /* percent of the index that is believed; 0: as caches show */
     uint32_t class_count;   /* 0: scheduler_standard_classes */
     struct scheduler_class classes[SCHEDULER_MAX_CLASSES];
     uint64_t seed; /* of the random choices */
@@ -113,6 +116,8 @@ int scheduler_submit(struct scheduler *s, const struct scheduler_submission *in,
 /* Each of its choices has so many tokens now, about (>= 1: its prefill is over). Need not be said for every
  * token. */
 void scheduler_progress(struct scheduler *s, uint32_t request, uint64_t tokens);
+/* Its first token came so long after its submission. */
+void scheduler_first_token(struct scheduler *s, uint32_t request, uint64_t after_us);
 /* What it really was, before scheduler_finished: estimates and accounts are corrected. */
 struct scheduler_usage {
     uint64_t prompt_tokens, cached_tokens, output_tokens; /* of all choices together */
@@ -154,6 +159,22 @@ int scheduler_prefix_restore(struct scheduler *s, const void *data, size_t bytes
 
 /* No new requests; those that wait END with 503, those that run may finish until the deadline. */
 void scheduler_drain(struct scheduler *s, uint64_t deadline_ms);
+
+/* ---- settings that have a measured optimum ---- */
+#define SCHEDULER_SETTINGS      2
+#define SCHEDULER_PREFIX_WEIGHT 100 /* percent, where nothing was measured yet */
+struct scheduler_setting {
+    const char *name; /* static */
+    uint64_t value;   /* in force; of an automatic one: the best that is known */
+    uint64_t low, high;
+    bool automatic; /* else set by hand */
+};
+void scheduler_settings(const struct scheduler *s, struct scheduler_setting out[SCHEDULER_SETTINGS]);
+/* Reads "auto" or a number of digits; `name` is for the error. */
+int scheduler_setting_read(const char *name, const char *text, bool *automatic, uint64_t *value,
+                           struct err *err);
+/* Sets one by hand, or lets it be found again. 404: no such setting; 400: outside its bounds. */
+int scheduler_tune(struct scheduler *s, const char *name, bool automatic, uint64_t value, struct err *err);
 
 /* ---- what to do now ---- */
 /* Fills at most `max` actions; as many as `max` means: call again. */

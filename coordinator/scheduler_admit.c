@@ -6,10 +6,10 @@
 /* Requests that a tenant may hold beyond twice another's before it makes room for it. */
 #define SHED_MARGIN 4
 
-static int full(const struct scheduler *s, struct scheduler_admission *out, const struct pool *p,
-                struct err *err)
+static int full(struct scheduler *s, struct scheduler_admission *out, const struct pool *p, struct err *err)
 {
     out->retry_after_ms = 1000;
+    tuner_spoil(&s->tuner);
     if (p && p->queued) { /* by then the queue has moved by a tenth */
         uint64_t work_us = 0;
         for (uint32_t c = 0; c < s->limits.class_count; c++)
@@ -94,6 +94,7 @@ static int admit_room(struct scheduler *s, const struct scheduler_submission *in
         s->entries[shed].group = SCHEDULER_NONE;
         list_append(s, &s->lost, shed);
         s->counts.shed++;
+        tuner_spoil(&s->tuner);
     }
     if (in->bytes > s->limits.prompt_bytes - s->bytes) {
         full(s, out, p, err);
@@ -105,8 +106,10 @@ static int admit_room(struct scheduler *s, const struct scheduler_submission *in
     return 0;
 }
 
-static int refuse_wait(struct scheduler_admission *out, uint64_t limit_ms, struct err *err)
+static int refuse_wait(struct scheduler *s, struct scheduler_admission *out, uint64_t limit_ms,
+                       struct err *err)
 {
+    tuner_spoil(&s->tuner);
     out->retry_after_ms = out->wait_ms - limit_ms;
     return err_set_code(err, 429,
                         "the expected wait is %llu ms, at most %llu are allowed; try again in %llu ms",
@@ -125,7 +128,7 @@ static int admit_wait(struct scheduler *s, const struct pool *p, const struct en
     uint64_t limit = s->limits.classes[e->class].queue_ms;
     limit = limit ? limit : s->limits.queue_ms;
     if (limit && out->wait_ms > limit)
-        return refuse_wait(out, limit, err);
+        return refuse_wait(s, out, limit, err);
     uint64_t prefill_ms = e->prompt_tokens * 1000 / pool_prefill_rate(p);
     uint64_t decode_ms = e->output_tokens * p->token_us / 1000;
     uint64_t needed_ms = prefill_ms + decode_ms;
@@ -133,7 +136,7 @@ static int admit_wait(struct scheduler *s, const struct pool *p, const struct en
         /* The wait is an estimate: a queue that uses up what the deadlines leave ends in work done for
          * nothing, so it may use half of that. */
         uint64_t slack = p->token_us && e->deadline_ms > now_ms ? e->deadline_ms - now_ms - needed_ms : 0;
-        return slack && out->wait_ms > slack / 2 ? refuse_wait(out, slack / 2, err) : 0;
+        return slack && out->wait_ms > slack / 2 ? refuse_wait(s, out, slack / 2, err) : 0;
     }
     s->counts.late++;
     return err_set_code(err, 408,

@@ -1,11 +1,12 @@
 /* scheduler_internal: what scheduler.c (events), scheduler_admit.c, scheduler_learn.c, scheduler_pool.c
- * (models, tenants, order), scheduler_step.c (decisions) and scheduler_check.c share. Nobody else includes
- * it. */
+ * (models, tenants, order), scheduler_step.c (decisions), scheduler_tune.c and scheduler_check.c share.
+ * Nobody else includes it. */
 #ifndef LEPTON_COORDINATOR_SCHEDULER_INTERNAL_H
 #define LEPTON_COORDINATOR_SCHEDULER_INTERNAL_H
 
 #include "coordinator/heap.h"
 #include "coordinator/scheduler.h"
+#include "coordinator/tuner.h"
 
 #define NAME_BYTES 129
 
@@ -16,6 +17,7 @@ enum state { FREE, QUEUED, RUNNING, PREEMPTED, ENDING, LOST };
 struct entry {
     enum state state;
     bool charged, prefilled;
+    bool given;       /* a group had it before */
     bool victim, due; /* in its pool's list; in the heap of due times */
     bool ending;      /* LOST: its client has its outcome */
     bool moved;       /* QUEUED, and before that at a group that is gone or drains: it goes first */
@@ -35,6 +37,7 @@ struct entry {
     uint64_t prefill_left, decode_left, kv_tokens; /* its part of its group's sums */
     uint64_t work_us;                              /* its part of its flow's and class's sums, while QUEUED */
     uint64_t charge;
+    uint32_t mark; /* for the tuner; 0: none */
 };
 
 struct list {
@@ -106,10 +109,18 @@ struct group {
     struct balancer_group view;
 };
 
+/* What may be tuned: set by hand to `value`, or automatic. */
+struct setting {
+    const char *name;
+    uint64_t value, low, high;
+    bool automatic;
+};
+
 struct scheduler {
     struct scheduler_limits limits;
     const struct balancer_policy *policy;
-    uint32_t prefix_weight;
+    struct setting weight, belief;
+    struct tuner tuner;          /* of the weight */
     struct prefix_index *prefix; /* or NULL */
     struct entry *entries;       /* [live_requests] */
     struct heap_node *order;     /* [live_requests] nodes of the flows' heaps */
@@ -164,7 +175,7 @@ void entry_estimate(struct scheduler *s, struct entry *e);
  * known yet, by its share. */
 uint64_t pool_wait_us(const struct scheduler *s, const struct pool *p, const struct entry *e);
 /* How much of what the index expects to be cached is found to be, in percent. */
-uint64_t pool_prefix_percent(const struct pool *p);
+uint64_t pool_prefix_percent(const struct scheduler *s, const struct pool *p);
 /* Mean rates of a group of the pool, never 0. */
 uint64_t pool_prefill_rate(const struct pool *p);
 uint64_t pool_decode_rate(const struct pool *p);
@@ -176,6 +187,13 @@ void entry_due(struct scheduler *s, uint32_t request);
 /* ---- scheduler_learn.c ---- */
 /* Gives the groups of a pool that were not measured the rates of those that were. */
 void assume_rates(struct scheduler *s, uint32_t pool);
+
+/* ---- scheduler_tune.c ---- */
+void settings_init(struct scheduler *s, const struct scheduler_limits *limits);
+/* In force now, in percent. */
+uint32_t prefix_weight(const struct scheduler *s);
+/* A request of the pool has just been assigned under it. */
+void tune_given(struct scheduler *s, const struct pool *p, struct entry *e);
 
 /* ---- scheduler.c ---- */
 /* Takes the entry out of whatever it is in. */

@@ -8,7 +8,6 @@
 #define STANDARD_RATE   1000  /* tokens/s of a group that has not reported anything */
 #define STANDARD_OUTPUT 128   /* tokens, before any request of the model has ended */
 #define OUTPUT_WEIGHT   2     /* a generated token costs this many of a prompt (Sheng et al.) */
-#define PREFIX_LEAST    5     /* percent: so that a cache that came to work again is noticed */
 #define PREFIX_ENOUGH   10000 /* tokens expected in a cache, before what was found there counts */
 #define DRAIN_FIRST_MS  500   /* after so long a backlog says how fast it drains */
 #define DRAIN_WINDOW_MS 2000
@@ -67,12 +66,14 @@ struct pool *pool_only(struct scheduler *s, bool *none)
     return only;
 }
 
-uint64_t pool_prefix_percent(const struct pool *p)
+uint64_t pool_prefix_percent(const struct scheduler *s, const struct pool *p)
 {
+    if (!s->belief.automatic)
+        return s->belief.value;
     if (p->cached_expected < PREFIX_ENOUGH)
         return 100;
     uint64_t percent = p->cached_found * 100 / p->cached_expected;
-    return percent < PREFIX_LEAST ? PREFIX_LEAST : percent;
+    return percent < s->belief.low ? s->belief.low : percent;
 }
 
 uint64_t pool_prefill_rate(const struct pool *p)

@@ -131,7 +131,7 @@ static void consider_prefix(struct scheduler *s, const struct pool *p, struct ca
     struct prefix_match found[16];
     const struct entry *e = &s->entries[request];
     uint32_t count = prefix_find(s->prefix, &s->keys[request], found, ARRAY_LEN(found));
-    uint64_t believed = pool_prefix_percent(p);
+    uint64_t believed = pool_prefix_percent(s, p);
     for (uint32_t i = 0; i < count; i++)
         if (found[i].group < s->group_end)
             consider(s, p, c, found[i].group, r,
@@ -200,7 +200,7 @@ static uint32_t choose_group(struct scheduler *s, struct pool *p, uint32_t reque
         consider_all(s, p, &c, &r, p->round, 1);
     if (c.count == 0) /* those that were looked at have no room for this one: another may */
         consider_all(s, p, &c, &r, p->round, CANDIDATES);
-    int chosen = balancer_choose(policy, c.groups, c.count, &r, s->prefix_weight);
+    int chosen = balancer_choose(policy, c.groups, c.count, &r, prefix_weight(s));
     if (chosen < 0)
         return SCHEDULER_NONE;
     *cached = c.groups[chosen].cached_tokens;
@@ -226,7 +226,7 @@ static void assign(struct scheduler *s, struct pool *p, struct output *out, uint
     e->group = group;
     e->passed = 0;
     e->cached_tokens = cached < e->prompt_tokens ? cached : e->prompt_tokens;
-    e->cached_raw = cached * 100 / pool_prefix_percent(p);
+    e->cached_raw = cached * 100 / pool_prefix_percent(s, p);
     e->prefill_left = e->prompt_tokens - e->cached_tokens + e->produced; /* as if it were prompt */
     e->decode_left = decode_left(e);
     g->view.requests++;
@@ -243,6 +243,7 @@ static void assign(struct scheduler *s, struct pool *p, struct output *out, uint
         list_append(s, &p->victims, request);
         e->victim = true;
     }
+    tune_given(s, p, e);
     entry_due(s, request);
     s->counts.decisions++;
     s->counts.prefix_tokens += e->cached_tokens;

@@ -32,6 +32,7 @@
     X(synth, "write a model of random weights, for benchmarks")                          \
     X(bench, "measure the kernels beside the limits of this machine")                    \
     X(sim, "simulate a cluster of any size with the real scheduler")                     \
+    X(tune, "change what a running coordinator tunes by itself, or hand it back")        \
     X(load, "put a running cluster under load: generated requests, or a trace")          \
     X(devices, "list the devices that kernels can run on")                               \
     X(keygen, "make the CURVE key pair of a coordinator, worker or client")              \

@@ -264,8 +264,9 @@ static int start(struct local *l, struct process *p, const char *log, const char
 static int start_coordinator(struct local *l, struct err *err)
 {
     char *key = below(l, "keys/coordinator.key"), *authorized = below(l, "authorized");
-    const char *words[] = {"--endpoint",   l->endpoint, "--endpoint-file", l->endpoint_file, "--key", key,
-                           "--authorized", authorized,  "--log-level",     l->o.log_level,   NULL};
+    const char *words[] = {
+        "--endpoint", l->endpoint,   "--endpoint-file", l->endpoint_file, "--key",  key, "--authorized",
+        authorized,   "--log-level", l->o.log_level,    "--admins",       "client", NULL};
     unlink(l->endpoint_file);
     int code = start(l, &l->coordinator, "coordinator.log", "lepton-coordinator", words, err);
     l->coordinator_begun_ms = clock_now_ms();

@@ -14,9 +14,9 @@
 
 struct sim_settings {
     struct demand demand;
-    int64_t groups, queue, queue_ms, prefix_weight, prefix_places, max_sequences, kv_tokens, check;
+    int64_t groups, queue, queue_ms, prefix_places, max_sequences, kv_tokens, check;
     double load, slow, slow_factor, mtbf_s, repair_s;
-    char *policy, *speed, *svg, *csv;
+    char *policy, *speed, *svg, *csv, *prefix_weight, *prefix_belief;
     bool json, measured, announced;
 };
 
@@ -46,7 +46,8 @@ static const struct config_option options[] = {
     REAL(load, 0.001, 1000, "0.8", "X",
          "Without --rate: arrivals as a multiple of what the groups can serve, about."),
     TEXT(policy, "prefix", "NAME", "prefix|least-load|two-choices|round-robin", "How the balancer chooses."),
-    INT(prefix_weight, 0, 10000, "100", "PERCENT", "How much a cached prefix counts."),
+    TEXT(prefix_weight, "auto", "PERCENT", NULL, "How much a cached prefix counts: 0 to 10000, or auto."),
+    TEXT(prefix_belief, "auto", "PERCENT", NULL, "How far the prefix index is believed: 5 to 100, or auto."),
     INT(prefix_places, 0, 1 << 28, "262144", "N", "Places of the prefix index."),
     INT(queue, 1, 1 << 22, "16384", "N", "Most requests that wait."),
     INT(queue_ms, 0, 1e9, "0", "MS", "Refuse what would wait longer; 0: never."),
@@ -98,8 +99,27 @@ static double group_rate(const struct sim_settings *s, const struct engine_speed
     return 1e6 / (fresh * v->prefill_us + (decode_us > arithmetic_us ? decode_us : arithmetic_us));
 }
 
-static void fill_simulation(struct sim_options *o, const struct sim_settings *s, const struct engine_speed *v)
+/* "auto", or a number within the bounds. */
+static int read_setting(const char *name, const char *text, uint64_t low, uint64_t high, uint64_t standard,
+                        struct scheduler_setting *out, struct err *err)
 {
+    if (scheduler_setting_read(name, text, &out->automatic, &out->value, err))
+        return -1;
+    if (out->automatic)
+        out->value = standard;
+    else if (out->value < low || out->value > high)
+        return err_set(err, "--%s: %llu, expected %llu to %llu, or auto", name,
+                       (unsigned long long)out->value, (unsigned long long)low, (unsigned long long)high);
+    return 0;
+}
+
+static int fill_simulation(struct sim_options *o, const struct sim_settings *s, const struct engine_speed *v,
+                           struct err *err)
+{
+    struct scheduler_setting weight, belief;
+    if (read_setting("prefix-weight", s->prefix_weight, 0, 10000, SCHEDULER_PREFIX_WEIGHT, &weight, err) ||
+        read_setting("prefix-belief", s->prefix_belief, 5, 100, 0, &belief, err))
+        return -1;
     *o = (struct sim_options){.groups = (uint32_t)s->groups,
                               .speed = *v,
                               .slow_share = s->slow,
@@ -107,7 +127,9 @@ static void fill_simulation(struct sim_options *o, const struct sim_settings *s,
                               .mtbf_s = s->mtbf_s,
                               .repair_s = s->repair_s,
                               .policy = balancer_policy_find(s->policy),
-                              .prefix_weight = (uint32_t)s->prefix_weight,
+                              .prefix_weight = (uint32_t)weight.value,
+                              .prefix_weight_auto = weight.automatic,
+                              .prefix_belief = (uint32_t)belief.value,
                               .queue_requests = (uint32_t)s->queue,
                               .queue_ms = (uint64_t)s->queue_ms,
                               .tenants_remembered = (uint32_t)(4 * s->demand.tenants + 64),
@@ -116,6 +138,7 @@ static void fill_simulation(struct sim_options *o, const struct sim_settings *s,
                               .tell_speeds = !s->measured,
                               .until_us = (uint64_t)(s->demand.duration_s * 1e6),
                               .seed = (uint64_t)s->demand.seed};
+    return 0;
 }
 
 static int simulate(const struct sim_settings *s, struct err *err)
@@ -127,7 +150,8 @@ static int simulate(const struct sim_settings *s, struct err *err)
         return -1;
     speed.max_sequences = s->max_sequences ? (uint32_t)s->max_sequences : speed.max_sequences;
     speed.kv_tokens = s->kv_tokens ? (uint64_t)s->kv_tokens : speed.kv_tokens;
-    fill_simulation(&so, s, &speed);
+    if (fill_simulation(&so, s, &speed, err))
+        return -1;
     double fast = s->slow / s->slow_factor + (1 - s->slow);
     uint32_t longest = speed.kv_tokens < 1u << 24 ? (uint32_t)speed.kv_tokens / 2 + 4 : 1u << 23;
     if (demand_open(&w, &s->demand, s->load * group_rate(s, &speed) * (double)s->groups * fast, longest, err))
@@ -176,6 +200,7 @@ static void random_cluster(uint64_t seed, struct sim_options *so, struct workloa
     *so = (struct sim_options){.groups = (uint32_t)part(&r, 1, 5),
                                .policy = policies[part(&r, 0, 3)],
                                .prefix_weight = (uint32_t)part(&r, 0, 300),
+                               .prefix_weight_auto = part(&r, 0, 1) != 0,
                                .queue_requests = (uint32_t)part(&r, 1, 12),
                                .queue_ms = part(&r, 0, 1) * part(&r, 10, 3000),
                                .tenants_remembered = (uint32_t)part(&r, 2, 20),

@@ -5,6 +5,7 @@
 
 #include "tools/client.h"
 #include "tools/command.h"
+#include "tools/settings.h"
 
 struct status_settings {
     struct client_settings client;
@@ -94,6 +95,22 @@ static json_t *group_json(const struct wire_group_status *g)
     return o;
 }
 
+static json_t *settings_json(const struct wire_status_reply *s)
+{
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < s->setting_count; i++) {
+        const struct wire_setting *t = &s->settings[i];
+        json_t *o = json_object();
+        set_text(o, "name", t->name);
+        set_count(o, "value", t->value);
+        set_count(o, "low", t->low);
+        set_count(o, "high", t->high);
+        json_object_set_new(o, "automatic", json_boolean(t->automatic));
+        json_array_append_new(list, o);
+    }
+    return list;
+}
+
 static void print_json(const struct wire_status_reply *s)
 {
     json_t *o = json_object(), *groups = json_array();
@@ -110,6 +127,7 @@ static void print_json(const struct wire_status_reply *s)
     set_count(o, "rejected_total", s->rejected_total);
     set_count(o, "bad_frames_total", s->bad_frames_total);
     set_count(o, "refused_peers_total", s->refused_peers_total);
+    json_object_set_new(o, "settings", settings_json(s));
     for (uint32_t i = 0; i < s->group_count; i++)
         json_array_append_new(groups, group_json(&s->groups[i]));
     json_object_set_new(o, "groups", groups);
@@ -149,6 +167,7 @@ static void print_table(const struct wire_status_reply *s, const char *endpoint)
            COUNT(s->rejected_total));
     printf("refused     %llu bad frames, %llu connections\n", COUNT(s->bad_frames_total),
            COUNT(s->refused_peers_total));
+    settings_print(stdout, s);
     if (s->group_count == 0) {
         printf("no groups\n");
         return;

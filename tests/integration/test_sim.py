@@ -126,6 +126,25 @@ def _():
         assert ours <= 1.3 * best, (ours, best)
 
 
+AUTOMATIC = {  # what is best differs: to stay with a cached prefix at nearly any price, or to leave it soon
+    "conversations": ("--turns", 6, "--prompt-tokens", 1000, "--kv-tokens", 600000, "--load", 0.3),
+    "mixed speeds": ("--slow", 0.5, "--slow-factor", 3, "--load", 0.7, "--measured", "--turns", 3),
+    "a hot prefix": ("--system-tokens", 4000, "--tenants", 3, "--prompt-tokens", 500, "--output-tokens", 5, "--rate", 60),
+}
+
+
+@test("the automatic prefix weight ends within a tenth of the best static value, where the standing one is far from it")
+def _():
+    for name, args in AUTOMATIC.items():
+        def ttft(weight, args=args):
+            return report("--requests", 80000, *args, "--prefix-weight", weight)["all"]["ttft_ms"]["mean"]
+        best = min(ttft(w) for w in (1, 10, 50, 200, 800, 3200, 10000))
+        end = report("--requests", 80000, *args)["settings"][0]
+        assert end["automatic"] and end["low"] <= end["value"] <= end["high"]
+        assert ttft(100) > 1.1 * best, (name, ttft(100), best)
+        assert ttft(end["value"]) <= 1.1 * best, (name, end, ttft(end["value"]), best)
+
+
 @test("answers to one prompt share it: less work than as many requests, as many tokens")
 def _():
     args = ("--prompt-tokens", 2000, "--rate", 2, "--groups", 4, "--requests", 2000)
@@ -183,6 +202,8 @@ def _():
         bad('{"results": []}', 'expected at least one "pp', "--speed")
         bad('{"prefill_us": 0}', '"prefill_us": expected a number', "--speed")
         assert "No such file" in sim("--trace", d + "/none", code=1)
+        assert "expected 5 to 100, or auto" in sim("--prefix-belief", 3, code=1)
+        assert "expected a number or auto" in sim("--prefix-weight", "much", code=1)
         assert "at least one share" in sim("--interactive", 0, code=1)
         assert "cannot be written" in sim("--requests", 10, "--svg", d + "/no/where", code=1)
 

@@ -196,23 +196,29 @@ static json_t *json_class(const struct sim_class_report *c)
 
 void sim_report_json(FILE *out, const struct sim_report *p, const struct sim_result *r)
 {
-    json_t *classes = json_array(), *tenants = json_array();
+    json_t *classes = json_array(), *tenants = json_array(), *settings = json_array();
     for (uint32_t t = 0; t < p->tenants && t < SIM_TENANTS; t++)
         json_array_append_new(tenants, json_class(&p->tenant[t]));
     for (int c = 0; c < WORKLOAD_CLASSES; c++)
         if (p->class[c].requests)
             json_array_append_new(classes, json_class(&p->class[c]));
-    json_t *o =
-        json_pack("{s:f, s:f, s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:i, s:f, s:I, s:f, s:I, s:I, s:I, s:I, "
-                  "s:I, s:I, s:I}",
-                  "simulated_s", r->end_s, "wall_s", r->wall_s, "all", json_class(&p->all), "classes",
-                  classes, "by_tenant", tenants, "tokens_per_second", p->tokens_per_s,
-                  "goodput_tokens_per_second", p->goodput_per_s, "requests_per_second", p->requests_per_s,
-                  "jain", p->jain, "tenants", (int)p->tenants, "cache_hit", p->cache_hit, "decisions",
-                  (json_int_t)r->decisions, "decisions_per_second", p->decisions_per_s, "preempted",
-                  (json_int_t)r->preempted, "late", (json_int_t)r->late, "shed", (json_int_t)r->shed,
-                  "failures", (json_int_t)r->failures, "moved", (json_int_t)r->moved, "scheduler_bytes",
-                  (json_int_t)r->scheduler_bytes, "most_live", (json_int_t)r->most_live);
+    for (int i = 0; i < SCHEDULER_SETTINGS && r->settings[i].name; i++) {
+        const struct scheduler_setting *t = &r->settings[i];
+        json_array_append_new(settings, json_pack("{s:s, s:I, s:I, s:I, s:b}", "name", t->name, "value",
+                                                  (json_int_t)t->value, "low", (json_int_t)t->low, "high",
+                                                  (json_int_t)t->high, "automatic", (int)t->automatic));
+    }
+    json_t *o = json_pack(
+        "{s:f, s:f, s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:i, s:f, s:I, s:f, s:I, s:I, s:I, s:I, "
+        "s:I, s:I, s:I, s:o}",
+        "simulated_s", r->end_s, "wall_s", r->wall_s, "all", json_class(&p->all), "classes", classes,
+        "by_tenant", tenants, "tokens_per_second", p->tokens_per_s, "goodput_tokens_per_second",
+        p->goodput_per_s, "requests_per_second", p->requests_per_s, "jain", p->jain, "tenants",
+        (int)p->tenants, "cache_hit", p->cache_hit, "decisions", (json_int_t)r->decisions,
+        "decisions_per_second", p->decisions_per_s, "preempted", (json_int_t)r->preempted, "late",
+        (json_int_t)r->late, "shed", (json_int_t)r->shed, "failures", (json_int_t)r->failures, "moved",
+        (json_int_t)r->moved, "scheduler_bytes", (json_int_t)r->scheduler_bytes, "most_live",
+        (json_int_t)r->most_live, "settings", settings);
     json_dumpf(o, out, JSON_COMPACT | JSON_REAL_PRECISION(8));
     fputc('\n', out);
     json_decref(o);

@@ -249,8 +249,12 @@ static void happened(struct simulation *m, const struct engine_event *v)
     ASSERT(q->used && v->id == engine_id(m, slot));
     if (v->choice == 0)
         q->tokens = q->begun + v->tokens;
-    if (v->tokens > 0 && !q->first_us)
+    if (v->tokens > 0 && !q->first_us) {
         q->first_us = m->now_us;
+        uint64_t entered = enter();
+        scheduler_first_token(m->s, slot, m->now_us - q->item.arrival_us);
+        leave(m, entered);
+    }
     if (v->tokens > 0 && v->choice == 0)
         q->cached = v->cached_tokens; /* the other choices find the first one's prompt */
     if (v->kind == ENGINE_TOKENS) {
@@ -405,6 +409,8 @@ static void open_simulation(struct simulation *m)
                                       .tenants = o->tenants_remembered,
                                       .prefix_places = o->prefix_places,
                                       .prefix_weight = o->prefix_weight,
+                                      .prefix_weight_auto = o->prefix_weight_auto,
+                                      .prefix_belief = o->prefix_belief,
                                       .seed = o->seed};
     m->s = scheduler_new(&limits, o->policy);
     m->live = xcalloc(m->limit, sizeof(*m->live));
@@ -431,6 +437,7 @@ static void open_simulation(struct simulation *m)
 static void close_simulation(struct simulation *m)
 {
     struct scheduler_counts counts = scheduler_counts(m->s);
+    scheduler_settings(m->s, m->r->settings);
     m->r->decisions = counts.decisions;
     m->r->preempted = counts.preempted;
     m->r->shed = counts.shed;

@@ -13,6 +13,8 @@ struct sim_options {
     double mtbf_s, repair_s;        /* of a group; 0: none fails */
     const struct balancer_policy *policy;
     uint32_t prefix_weight;
+    bool prefix_weight_auto;
+    uint32_t prefix_belief; /* 0: automatic */
     uint32_t queue_requests;
     uint64_t queue_ms;
     uint32_t tenants_remembered, prefix_places;
@@ -47,6 +49,7 @@ struct sim_result {
     uint64_t decisions, preempted, moved, shed, late, failures;
     uint64_t scheduler_bytes, engine_steps;
     uint32_t most_live;
+    struct scheduler_setting settings[SCHEDULER_SETTINGS]; /* at the end */
 };
 
 /* Runs a workload to its end; results are released with sim_result_release. */

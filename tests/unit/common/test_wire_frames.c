@@ -116,7 +116,7 @@ static const struct bad_frame bad_frames[] = {
     {"[3 \"1\" 3 {0", "version: expected 1, found a string"},
     {"[3 -1 3 {0", "version: expected 1, found a negative integer"},
     {"[3 1 0 {0", "unknown message type 0"},
-    {"[3 1 4 {0", "unknown message type 4"},
+    {"[3 1 9 {0", "unknown message type 9"},
     {"[3 1 18446744073709551615 {0", "unknown message type 18446744073709551615"},
     {"[3 1 4294967297 {0", "unknown message type 4294967297"}, /* 1 when cut to 32 bits */
     {"[3 1 \"status\" {0", "type: expected a message number, found a string"},
