@@ -217,6 +217,7 @@ static int ask(struct chat *c, struct client_job *job, struct buffer *text, bool
     if (add_own_stop(c, job, err))
         return -1;
     client_interrupt_on(c->client, c->interrupt_fd);
+    client_retry_for(c->client, c->local ? 0 : (uint64_t)c->s->prompt.retry_ms);
     return client_generate_many(c->client, job, 1, interrupted, err);
 }
 

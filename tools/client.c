@@ -1,6 +1,7 @@
 #include "tools/client.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,8 +15,11 @@
 struct client {
     void *context, *socket, *monitor;
     char *endpoint;
+    struct curve_key own, server;
     int interrupt_fd; /* -1 = none */
     bool connected;
+    uint64_t retry_ms;
+    unsigned opened; /* numbers the monitors: libzmq frees a name some time after the close */
     struct buffer out;
 };
 
@@ -80,15 +84,12 @@ static void set_int(void *socket, int option, int value)
     ASSERT(rc == 0);
 }
 
-static int open_socket(struct client *c, const struct client_settings *s, struct err *err)
+static int open_socket(struct client *c, struct err *err)
 {
-    struct curve_key own = {0}, server = {0};
-    int rc = -1;
-    if (curve_load(&server, s->server_key, true, err) != 0 || curve_load(&own, s->key, false, err) != 0)
-        goto out;
-    c->context = zmq_ctx_new();
-    c->socket = c->context ? zmq_socket(c->context, ZMQ_DEALER) : NULL;
-    c->monitor = c->context ? zmq_socket(c->context, ZMQ_PAIR) : NULL;
+    char monitor[64];
+    snprintf(monitor, sizeof(monitor), "inproc://client-monitor-%u", c->opened++);
+    c->socket = zmq_socket(c->context, ZMQ_DEALER);
+    c->monitor = zmq_socket(c->context, ZMQ_PAIR);
     if (!c->socket || !c->monitor)
         die("zmq_socket: %s", zmq_strerror(errno));
     set_int(c->socket, ZMQ_LINGER, 0);
@@ -98,22 +99,25 @@ static int open_socket(struct client *c, const struct client_settings *s, struct
     int64_t max_frame = WIRE_MAX_FRAME;
     if (zmq_setsockopt(c->socket, ZMQ_MAXMSGSIZE, &max_frame, sizeof(max_frame)) != 0)
         die("ZMQ_MAXMSGSIZE: %s", zmq_strerror(errno));
-    if (strchr(s->endpoint, '['))
+    if (strchr(c->endpoint, '['))
         set_int(c->socket, ZMQ_IPV6, 1);
-    if (curve_client(c->socket, &own, server.public_key, err) != 0)
-        goto out;
-    if (zmq_socket_monitor(c->socket, "inproc://client-monitor", ZMQ_EVENT_ALL) != 0 ||
-        zmq_connect(c->monitor, "inproc://client-monitor") != 0)
+    if (curve_client(c->socket, &c->own, c->server.public_key, err) != 0)
+        return -1;
+    if (zmq_socket_monitor(c->socket, monitor, ZMQ_EVENT_ALL) != 0 || zmq_connect(c->monitor, monitor) != 0)
         die("socket monitor: %s", zmq_strerror(errno));
-    if (zmq_connect(c->socket, s->endpoint) != 0) {
-        err_set(err, "%s: %s; expected tcp://HOST:PORT", s->endpoint, zmq_strerror(errno));
-        goto out;
-    }
-    rc = 0;
-out:
-    curve_wipe(&own);
-    curve_wipe(&server);
-    return rc;
+    if (zmq_connect(c->socket, c->endpoint) != 0)
+        return err_set(err, "%s: %s; expected tcp://HOST:PORT", c->endpoint, zmq_strerror(errno));
+    return 0;
+}
+
+static void close_socket(struct client *c)
+{
+    if (c->socket)
+        zmq_close(c->socket);
+    if (c->monitor)
+        zmq_close(c->monitor);
+    c->socket = c->monitor = NULL;
+    c->connected = false;
 }
 
 /* What an event of the socket says about the connection: 1 it stands, 0 nothing, -1 it failed. */
@@ -185,6 +189,7 @@ int client_open(struct client **out, const struct client_settings *settings, uin
     config_defaults(&file_table, &file);
     const struct client_settings *s = settings;
     c->interrupt_fd = -1;
+    c->retry_ms = CLIENT_RETRY_MS;
     int rc = -1;
     if (!s->endpoint && !s->server_key && !s->key && !s->config) {
         if (load_home(&file, err) != 0)
@@ -197,7 +202,12 @@ int client_open(struct client **out, const struct client_settings *settings, uin
         goto out;
     }
     c->endpoint = xstrdup(s->endpoint);
-    if (open_socket(c, s, err) == 0 && wait_connected(c, timeout_ms, err) == 0)
+    c->context = zmq_ctx_new();
+    if (!c->context)
+        die("zmq_ctx_new: %s", zmq_strerror(errno));
+    if (curve_load(&c->server, s->server_key, true, err) == 0 &&
+        curve_load(&c->own, s->key, false, err) == 0 && open_socket(c, err) == 0 &&
+        wait_connected(c, timeout_ms, err) == 0)
         rc = 0;
 out:
     config_release(&file_table, &file);
@@ -212,12 +222,11 @@ void client_close(struct client **client)
     struct client *c = *client;
     if (!c)
         return;
-    if (c->socket)
-        zmq_close(c->socket);
-    if (c->monitor)
-        zmq_close(c->monitor);
+    close_socket(c);
     if (c->context)
         zmq_ctx_term(c->context);
+    curve_wipe(&c->own);
+    curve_wipe(&c->server);
     free(c->endpoint);
     buffer_release(&c->out);
     free(c);
@@ -232,6 +241,49 @@ const char *client_endpoint(const struct client *c)
 void client_interrupt_on(struct client *c, int fd)
 {
     c->interrupt_fd = fd;
+}
+
+/* ---- finding a lost coordinator again ---- */
+#define FIRST_PAUSE_MS 50
+#define LAST_PAUSE_MS  1000
+#define REOPEN_MS      3000 /* one attempt */
+
+void client_retry_for(struct client *c, uint64_t retry_ms)
+{
+    c->retry_ms = retry_ms;
+}
+
+uint64_t client_retry_ms(const struct client *c)
+{
+    return c->retry_ms;
+}
+
+int client_reopen(struct client *c, uint64_t timeout_ms, struct err *err)
+{
+    close_socket(c);
+    return open_socket(c, err) == 0 ? wait_connected(c, timeout_ms, err) : -1;
+}
+
+int client_find_again(struct client *c, uint64_t until_ms, struct err *err)
+{
+    uint64_t now_ms, pause_ms = FIRST_PAUSE_MS;
+    while ((now_ms = clock_now_ms()) < until_ms) {
+        uint64_t left_ms = until_ms - now_ms;
+        struct pollfd interrupted = {.fd = c->interrupt_fd, .events = POLLIN};
+        if (poll(&interrupted, 1, (int)(pause_ms < left_ms ? pause_ms : left_ms)) > 0)
+            return 1;
+        if (client_reopen(c, left_ms < REOPEN_MS ? left_ms : REOPEN_MS, err) == 0)
+            return 0;
+        if (err->code != 503)
+            return -1;
+        pause_ms = pause_ms * 2 > LAST_PAUSE_MS ? LAST_PAUSE_MS : pause_ms * 2;
+    }
+    return -1;
+}
+
+bool client_worth_trying(uint64_t code)
+{
+    return code == 503 || code == 429 || code == 404;
 }
 
 /* ---- messages ---- */

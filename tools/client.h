@@ -1,8 +1,8 @@
 /* client: a connection to a coordinator, for every subcommand that needs one: connect with clear reasons when
  * it does not work, send and receive with timeouts, and the streaming core: any number of prompts at once.
  *
- * It speaks common/wire alone and knows no model. A lost connection is an error, never a hang: a monitor on
- * the socket tells. One thread. */
+ * It speaks common/wire alone and knows no model. A lost connection is noticed at once (a monitor on the
+ * socket tells); streams then go on behind what they have had, over a new one. One thread. */
 #ifndef LEPTON_TOOLS_CLIENT_H
 #define LEPTON_TOOLS_CLIENT_H
 
@@ -53,6 +53,19 @@ int client_open(struct client **out, const struct client_settings *settings, uin
                 struct err *err);
 void client_close(struct client **c);
 const char *client_endpoint(const struct client *c);
+/* How long streams look for a coordinator that was lost; 0: not at all. CLIENT_RETRY_MS when nobody says. */
+#define CLIENT_RETRY_MS 30000
+void client_retry_for(struct client *c, uint64_t retry_ms);
+uint64_t client_retry_ms(const struct client *c);
+/* Gives the connection up and makes a new one; what was sent over the old one and not answered is not known
+ * to have arrived. Errors as client_open's: only with code 503 it is worth to try again. */
+int client_reopen(struct client *c, uint64_t timeout_ms, struct err *err);
+/* After a loss: tries until a connection stands or `until_ms` (monotonic) has passed, with growing pauses. 1:
+ * the descriptor of client_interrupt_on can be read. */
+int client_find_again(struct client *c, uint64_t until_ms, struct err *err);
+/* Whether an error is worth to try again for a stream that was lost with its coordinator: the groups have not
+ * come back yet, or there is no room. */
+bool client_worth_trying(uint64_t code);
 /* While requests run, this descriptor (a signalfd) becoming readable cancels them all; it is not read. */
 void client_interrupt_on(struct client *c, int fd);
 
@@ -106,6 +119,8 @@ struct client_job {
     struct client_choice *choice; /* [ask.sampling.n], from client_generate_many on */
     size_t token_count;           /* of all choices */
     char group[WIRE_MAX_ID + 1];
+    uint64_t numeric; /* of the first token: names the numeric class */
+    uint64_t resumed; /* how often it was asked for again after a loss */
     uint64_t epoch, stages, moves, seed, prompt_tokens, cached_tokens;
     bool mixed; /* groups of more than one numeric class generated it */
     uint64_t completion_tokens, drafted_tokens, accepted_tokens; /* of all choices */
@@ -114,8 +129,10 @@ struct client_job {
 };
 
 /* Runs all jobs at once until each has its outcome. Returns 0 then, though jobs may have failed (job->error);
- * -1 when the connection was lost or the coordinator does not answer: the jobs that were not over carry that
- * error too. *interrupted (may be NULL): they were cancelled through client_interrupt_on. */
+ * -1 when the coordinator was lost for good or does not answer: the jobs that were not over carry that error
+ * too. A coordinator that is lost is looked for again (client_retry_for), and every stream goes on behind
+ * what it has had: nothing comes twice or is missing. *interrupted (may be NULL): they were cancelled through
+ * client_interrupt_on. */
 int client_generate_many(struct client *c, struct client_job *jobs, size_t count, bool *interrupted,
                          struct err *err);
 void client_job_release(struct client_job *job);
@@ -124,8 +141,8 @@ double client_job_tokens_per_second(const struct client_job *job); /* 0 for less
 const char *client_job_finish(const struct client_job *job, uint64_t choice);
 /* The result as one line of JSON: tokens, text, finish_reason and logprobs (when asked for) of choice 0,
  * prompt_tokens, cached_tokens, completion_tokens, drafted_tokens, accepted_tokens, seed, group, stages,
- * moves, mixed, timings{queue_ms, ttft_ms, total_ms, tokens_per_second}; with n > 1 choices[] with index and
- * the first four as well; of a failed one error{code, message}. */
+ * moves, mixed, resumed, timings{queue_ms, ttft_ms, total_ms, tokens_per_second}; with n > 1 choices[] with
+ * index and the first four as well; of a failed one error{code, message}. */
 char *client_job_json(const struct client_job *job);
 /* The exit code that fits how the job ended (tools/command.h). */
 int client_job_exit_code(const struct client_job *job);

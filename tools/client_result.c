@@ -127,6 +127,7 @@ char *client_job_json(const struct client_job *job)
     json_object_set_new(o, "stages", json_integer((json_int_t)job->stages));
     json_object_set_new(o, "moves", json_integer((json_int_t)job->moves));
     json_object_set_new(o, "mixed", json_boolean(job->mixed));
+    json_object_set_new(o, "resumed", json_integer((json_int_t)job->resumed));
     json_object_set_new(o, "timings", timings_json(job));
     if (job->choice && job->ask.sampling.n > 1) {
         json_t *all = json_array();

@@ -43,6 +43,7 @@ int command_generate(int argc, char **argv)
         goto fail;
     }
     client_interrupt_on(client, interrupt_fd);
+    client_retry_for(client, (uint64_t)s.prompt.retry_ms);
     client_generate_many(client, &job, 1, &interrupted, &err);
     code = prompt_report("lepton generate", &s.prompt, &job, interrupted);
     goto out;

@@ -7,7 +7,8 @@
 
 struct prompt_settings {
     char *prompt, *file, *model, *seed;
-    int64_t tokens, top_k, timeout_ms, priority, draft_tokens, choices; /* choices: 0 where no option is */
+    int64_t tokens, top_k, timeout_ms, retry_ms, priority, draft_tokens,
+        choices; /* choices: 0 where no option is */
     double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
     bool ignore_eos, no_bos, special, json, usage;
     struct config_strings stop;
@@ -64,6 +65,8 @@ struct prompt_settings {
                       "Go on after the model's end-of-text token."),                                         \
         PROMPT_OPTION(type, member, timeout_ms, 0, CONFIG_INT, 0, 86400000, "0", "N",                        \
                       "Deadline in milliseconds; 0 leaves it to the coordinator."),                          \
+        PROMPT_OPTION(type, member, retry_ms, 0, CONFIG_INT, 0, 86400000, "30000", "N",                      \
+                      "Look so long for a coordinator that was lost; the stream then goes on. 0: do not."),  \
         {.name = "class",                                                                                    \
          .kind = CONFIG_STRING,                                                                              \
          .offset = offsetof(type, member.class),                                                             \

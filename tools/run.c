@@ -137,6 +137,7 @@ static int generate(struct run_settings *s, struct client *client, int interrupt
     int code = EXIT_USAGE;
     if (prompt_fill(&s->prompt, prompt, &job, err) == 0) {
         client_interrupt_on(client, interrupt_fd);
+        client_retry_for(client, 0); /* nobody starts our own coordinator again meanwhile */
         client_generate_many(client, &job, 1, &interrupted, err);
         code = prompt_report("lepton run", &s->prompt, &job, interrupted);
     } else {

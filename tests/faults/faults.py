@@ -60,13 +60,17 @@ class Faults(Coordinator):
 
     def mock(self, name="g0", speed=SPEED, endpoint=None, before=(), **popen):
         """A mock group: the real link, protocol and lease, answers without a model."""
-        with open(self.path("speed.cfg"), "w") as f:
-            f.write(speed)
-        process = self.start([*before, BUILD + "/lepton-worker", "--mock", self.path("speed.cfg"), "--group", name, "--endpoint",
-                              endpoint or self.endpoint, "--server-key", self.path("keys/coordinator.pub"), "--key",
-                              self.path("keys/%s.key" % name)], stderr=subprocess.DEVNULL, **popen)
+        process = self.mock_later(name, speed, endpoint, before, **popen)
         self.until(lambda: self.group(name) and self.group(name)["state"] == "ready", "group %s to be ready" % name)
         return process
+
+    def mock_later(self, name="g0", speed=SPEED, endpoint=None, before=(), **popen):
+        """The same, not waited for."""
+        with open(self.path("speed.cfg"), "w") as f:
+            f.write(speed)
+        return self.start([*before, BUILD + "/lepton-worker", "--mock", self.path("speed.cfg"), "--group", name, "--endpoint",
+                              endpoint or self.endpoint, "--server-key", self.path("keys/coordinator.pub"), "--key",
+                              self.path("keys/%s.key" % name)], stderr=subprocess.DEVNULL, **popen)
 
     def group(self, name):
         return next((g for g in self.status().fields.get("groups", []) if g["group"] == name), None)

@@ -96,7 +96,7 @@ def test_failures(c):
     process = start(c, "generate", "-p", "x")
     worker.expect("assign")
     worker.send("bye", group="g0", epoch=worker.epoch)
-    assert "group g0 was lost" in finish(process, 3)[1]
+    assert "503: " in finish(process, 3)[1]  # no group came that could go on with it
     worker.join()
     process = start(c, "generate", "-p", "x", "--json")
     assign = worker.expect("assign")
@@ -108,8 +108,11 @@ def test_failures(c):
     assert "UTF-8" in finish(start(c, "generate", "-p", b"\xff"), 2)[1]
 
 
+test_failures.options = dict(group_wait_ms=300)
+
+
 def test_unreachable(c):
-    """nobody there, a wrong key and a coordinator that dies in mid-stream are exit code 3, never a hang"""
+    """nobody there, a wrong key and a coordinator that dies and stays away are exit code 3, never a hang"""
     keys = ["--server-key", c.path("keys/coordinator.pub")]
     process = start(c, "generate", "-p", "x", "--endpoint", "tcp://127.0.0.1:9", *keys, "--key",
                     c.path("keys/client.key"), connect=False)
@@ -120,11 +123,14 @@ def test_unreachable(c):
                     c.path("keys/client.key"), connect=False)
     finish(process, 3)
     worker = c.worker().join()
-    process = start(c, "generate", "-p", "x")
-    worker.token(worker.expect("assign"), 0)
-    assert process.stdout.read(2) == "t0"
-    c.process.kill()
-    assert "lost" in finish(process, 3)[1]
+    for retry_ms, reason in ((0, "lost"), (500, "nothing listens there")):
+        process = start(c, "generate", "-p", "x", "--retry-ms", str(retry_ms))
+        worker.token(worker.expect("assign"), 0)
+        assert process.stdout.read(2) == "t0"
+        c.process.kill()
+        assert reason in finish(process, 3)[1]
+        c.launch()
+        worker = c.worker().join()
 
 
 def test_status(c):
