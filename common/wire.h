@@ -235,7 +235,9 @@ struct wire_heartbeat {
     uint64_t drafted_tokens, accepted_tokens;
     uint64_t stage_busy_us, stage_bubble_us;
     uint64_t tokens_generated;
-    bool draining; /* it takes nothing new, and leaves when it has nothing left */
+    bool draining;         /* it takes nothing new, and leaves when it has nothing left */
+    uint64_t stuck_ms;     /* there is work, and for so long no rank has moved */
+    struct wire_str stuck; /* which rank is stuck in what */
 };
 
 struct wire_bye {

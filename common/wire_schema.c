@@ -414,6 +414,9 @@ static const struct wire_field heartbeat_fields[] = {
     UINT_OPT(wire_heartbeat, stage_bubble_us, 0, COUNT, 0, "time that stages waited though there was work"),
     UINT(wire_heartbeat, tokens_generated, 0, COUNT, "tokens so far"),
     BOOL_OPT(wire_heartbeat, draining, "it takes nothing new, and leaves when it has nothing left"),
+    UINT_OPT(wire_heartbeat, stuck_ms, 0, COUNT, 0,
+             "there is work, and for so long none of its ranks has moved"),
+    STRING_OPT(wire_heartbeat, stuck, 128, "which rank is stuck in what"),
 };
 static const struct wire_field bye_fields[] = {
     OWNER(wire_bye, true),

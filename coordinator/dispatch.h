@@ -17,6 +17,7 @@
 
 struct dispatch_options {
     uint64_t lease_ms, heartbeat_ms;
+    uint64_t progress_ms;        /* a group that has work and does not move for so long is lost */
     uint64_t request_timeout_ms; /* of requests that name none */
     uint64_t stall_timeout_ms;
     struct scheduler_limits limits;

@@ -82,6 +82,19 @@ static void drains(struct dispatch *d, struct group *g)
     scheduler_group_draining(d->scheduler, g->slot, true);
 }
 
+/* It lives and does not move: its epoch ends. It drops its work when it hears so, and says hello again when a
+ * canary has come through its ranks. */
+static void stuck(struct dispatch *d, const struct peer *from, struct group *g,
+                  const struct wire_heartbeat *in)
+{
+    char why[256];
+    snprintf(why, sizeof(why), "no progress for %llu ms: %.*s", (unsigned long long)in->stuck_ms,
+             (int)in->stuck.size, in->stuck.data ? in->stuck.data : "");
+    dispatch_group_lost(d, g, why);
+    router_refuse(d->router, from, &(struct wire_error){.code = 409, .group = in->group, .epoch = in->epoch},
+                  "heartbeat: %s", why);
+}
+
 void dispatch_heartbeat(struct dispatch *d, const struct peer *from, const struct wire_heartbeat *in)
 {
     uint32_t suppressed;
@@ -93,6 +106,10 @@ void dispatch_heartbeat(struct dispatch *d, const struct peer *from, const struc
         if (throttle_allows(&d->stale_log, now_ms, 10, &suppressed))
             log_warn("cluster", "group %s: ignored heartbeat %llu after %llu", g->name,
                      (unsigned long long)in->sequence, (unsigned long long)g->sequence);
+        return;
+    }
+    if (in->stuck_ms >= d->options.progress_ms) {
+        stuck(d, from, g, in);
         return;
     }
     if (in->draining)

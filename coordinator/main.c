@@ -26,7 +26,8 @@ struct settings {
     char *config, *endpoint, *endpoint_file, *key, *authorized, *log_level, *log_format;
     char *policy, *prefix_snapshot, *prefix_weight, *prefix_belief, *admins;
     bool public;
-    int64_t lease_ms, heartbeat_ms, request_timeout_ms, group_wait_ms, stall_timeout_ms, drain_timeout_ms;
+    int64_t lease_ms, heartbeat_ms, progress_ms, request_timeout_ms, group_wait_ms, stall_timeout_ms,
+        drain_timeout_ms;
     int64_t queue_requests, queue_bytes, queue_wait_ms, live_requests, max_groups, max_connections;
     int64_t prefix_places, prefix_weight_low, prefix_weight_high, replay_bytes, replay_ms;
 };
@@ -72,6 +73,10 @@ static const struct config_option options[] = {
            "Milliseconds that a group counts as alive after its last heartbeat."),
     NUMBER(heartbeat_ms, 10, 3600000, "500",
            "Milliseconds between the heartbeats of a group; at most a third of lease_ms."),
+    NUMBER(progress_ms, 1000, 3600000, "6000",
+           "Milliseconds without progress after which a group that has work loses it, though its heartbeats "
+           "come; more than "
+           "one layer of the longest step takes."),
     NUMBER(queue_requests, 1, 1000000, "1024", "Most requests that wait for a group."),
     NUMBER(queue_bytes, 1, 1e12, "268435456",
            "Most bytes of prompts that are held, of waiting and running requests together."),
@@ -274,6 +279,7 @@ static int make_dispatch(struct dispatch **out, struct router *router, const str
     struct dispatch_options o = {
         .lease_ms = (uint64_t)s->lease_ms,
         .heartbeat_ms = (uint64_t)s->heartbeat_ms,
+        .progress_ms = (uint64_t)s->progress_ms,
         .request_timeout_ms = (uint64_t)s->request_timeout_ms,
         .stall_timeout_ms = (uint64_t)s->stall_timeout_ms,
         .limits = {.live_requests = (uint32_t)s->live_requests,

@@ -11,11 +11,14 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "worker/admit.h"
+#include "worker/canary.h"
 #include "worker/live.h"
 
 #define HELLO_UNSENT_MS   500  /* no connection yet */
 #define HELLO_RETRY_MS    2000 /* sent, not answered: each hello that arrives ends the epoch before it */
 #define HELLO_REFUSED_MS  1000
+#define CANARY_LOOK_MS    200  /* while none came through: it ends the wait at once */
+#define STUCK_TOLD_MS     1000 /* steps may take as long */
 #define HEARTBEATS_KEPT   64
 #define MESSAGES_PER_TURN 64
 #define MESSAGES_KEPT     1024
@@ -44,6 +47,7 @@ struct link {
     struct live_table live;
     struct buffer encoded;
     struct admit admit;
+    struct canary canary;
     struct token_ids ids;
 };
 
@@ -100,6 +104,8 @@ static void send_heartbeat(struct link *l, uint64_t now_ms)
 {
     struct serve_stats stats = mailbox_stats(l->o.mailbox);
     struct wire_message m;
+    char stuck[WATCHDOG_MOST_TEXT];
+    uint64_t stuck_ms = canary_stuck_ms(&l->canary, stuck);
     wire_init(&m, WIRE_HEARTBEAT);
     m.heartbeat = (struct wire_heartbeat){.group = group_name(l),
                                           .epoch = l->epoch,
@@ -118,6 +124,10 @@ static void send_heartbeat(struct link *l, uint64_t now_ms)
                                           .stage_bubble_us = stats.stage_bubble_us,
                                           .tokens_generated = stats.tokens_generated,
                                           .draining = l->draining};
+    if (stuck_ms >= STUCK_TOLD_MS) {
+        m.heartbeat.stuck_ms = stuck_ms;
+        m.heartbeat.stuck = wire_string_mend(stuck, sizeof(stuck) - 1);
+    }
     l->sent_ms[l->sequence % HEARTBEATS_KEPT] = now_ms;
     send_message(l, &m);
     l->next_heartbeat_ms = now_ms + l->heartbeat_ms;
@@ -184,6 +194,7 @@ static void drop_work(struct link *l)
     struct command c = {.kind = COMMAND_CANCEL_ALL};
     mailbox_send(l->o.mailbox, &c);
     live_drop_all(&l->live);
+    canary_void(&l->canary);
     l->epoch = 0;
     l->lost = false;
 }
@@ -368,6 +379,10 @@ static void handle_event(struct link *l, const struct event *e)
         l->left = true;
         return;
     }
+    if (canary_take(&l->canary, e, clock_now_ms())) {
+        l->next_hello_ms = l->epoch ? l->next_hello_ms : 0;
+        return;
+    }
     live_take(&l->live, e, &news);
     if (news.cancel)
         mailbox_send(l->o.mailbox, &news.command);
@@ -411,8 +426,14 @@ static void keep_time(struct link *l)
         fence(l, "a message about a request could not be sent");
     if (l->epoch && now_ms >= l->next_heartbeat_ms)
         send_heartbeat(l, now_ms);
-    if (!l->epoch && !l->draining && now_ms >= l->next_hello_ms)
-        send_hello(l, now_ms);
+    if (l->epoch)
+        canary_ping(&l->canary, now_ms);
+    if (!l->epoch && !l->draining && now_ms >= l->next_hello_ms) {
+        if (canary_passed(&l->canary, now_ms))
+            send_hello(l, now_ms);
+        else
+            l->next_hello_ms = now_ms + CANARY_LOOK_MS;
+    }
 }
 
 static long next_timeout(const struct link *l)
@@ -493,6 +514,7 @@ int link_start(struct link **out, const struct link_options *options, struct err
     l->control = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     live_table_init(&l->live, options->max_live, options->tokenizer);
     admit_init(&l->admit, &l->o.hello, options->tokenizer);
+    canary_init(&l->canary, options->mailbox, options->watchdog);
     l->context = zmq_ctx_new();
     if (l->control < 0 || !l->context) {
         link_release(l);

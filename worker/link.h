@@ -2,7 +2,12 @@
  * prompts and detokenises what the step thread draws (design, decision 10). It knows nothing of MPI or of how
  * steps are made: it talks to the step thread through the mailbox alone.
  *
- * States:  connecting --hello--> greeting --welcome--> serving(epoch) --lease over--> fenced --hello--> ...
+ * States:  checking --canary--> connecting --hello--> greeting --welcome--> serving(epoch) --lease over-->
+ * fenced --hello--> ... Liveness and progress apart. Before every hello a canary, one token of an internal
+ * request, must come through every rank: who cannot serve says no hello. While nothing runs a ping does the
+ * same without computing. Heartbeats, which this thread sends whatever the step loops do, carry for how long
+ * no rank has moved and which one is stuck in what.
+ *
  * The lease runs from when the heartbeat that the coordinator answered was sent, on the monotonic clock: the
  * group fences itself (drops all work, says nothing more under that epoch) before the coordinator gives its
  * work away. */
@@ -13,6 +18,7 @@
 #include "common/wire.h"
 #include "worker/infer/mailbox.h"
 #include "worker/model/tokenizer.h"
+#include "worker/watchdog.h"
 
 struct link_options {
     const char *endpoint;
@@ -22,7 +28,8 @@ struct link_options {
         hello; /* group, model, numeric class, capacity, stages; epoch and incarnation are the link's */
     const struct tokenizer *tokenizer;
     struct mailbox *mailbox;
-    uint32_t max_live; /* requests given to the step thread at once, waiting ones included */
+    struct watchdog *watchdog; /* what the step loops do; NULL: nobody watches them (a mock group) */
+    uint32_t max_live;         /* requests given to the step thread at once, waiting ones included */
 };
 
 /* Everything in *options is borrowed until link_stop. */

@@ -18,7 +18,6 @@
 #include "worker/model/registry.h"
 #include "worker/settings.h"
 
-#define EXIT_GROUP  72 /* the group could not go on */
 #define EXIT_CONFIG 78 /* starting again does not help */
 
 /* What a rank tells the leader about itself, as plain bytes over MPI. */
@@ -284,6 +283,19 @@ static int connect_ranks(struct worker *w, struct err *err)
                         : wake_connect(&w->wake, &info, limit_ms, err);
 }
 
+/* Every rank's watchdog tells the leader's what its rank does. */
+static void connect_watchdogs(struct worker *w)
+{
+    const int *fds;
+    if (!w->wake)
+        return;
+    int count = wake_connections(w->wake, &fds);
+    if (w->rank == 0)
+        watchdog_gather(w->watchdog, fds, count, (uint64_t)w->settings.step_limit_ms);
+    else
+        watchdog_report(w->watchdog, fds[0]);
+}
+
 /* Borrowed from a static buffer: one model a process. */
 static struct wire_str model_name(const struct worker *w)
 {
@@ -392,6 +404,7 @@ static int lead(struct worker *w, struct err *err)
                                 .hello = describe_group(w, stages, fingerprint),
                                 .tokenizer = w->tokenizer,
                                 .mailbox = w->mailbox,
+                                .watchdog = w->watchdog,
                                 .max_live = 2 * (uint32_t)w->engine.limits.slots};
     struct serve_options options = serve_options(w);
     int code = link_start(&w->link, &link, err);
@@ -479,6 +492,7 @@ int main(int argc, char **argv)
     gather_cards(&w, clock_now_ms() - begun_ms);
     if (connect_ranks(&w, &err))
         leave(&w, err.code == EXIT_CONFIG ? EXIT_CONFIG : EXIT_GROUP, &err);
+    connect_watchdogs(&w);
     char slot[48] = "";
     if (w.layout.tensor > 1)
         snprintf(slot, sizeof(slot), " slot %d of %d,", w.place.slot, w.layout.tensor);

@@ -236,6 +236,12 @@ int wake_connect(struct wake **out, const struct wake_info *info, uint64_t timeo
                    info->port, info->count, (unsigned long long)timeout_ms);
 }
 
+int wake_connections(const struct wake *w, const int **fds)
+{
+    *fds = w->peers;
+    return w->peer_count;
+}
+
 int wake_all(struct wake *w, struct err *err)
 {
     uint8_t byte = 1;

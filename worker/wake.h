@@ -3,7 +3,8 @@
  * (design, decision 10).
  *
  * The leader listens, the address list and a random token travel over MPI, every rank connects and proves the
- * token, and the listener is closed again. Only wake bytes ever travel here. The end of the connection means
+ * token, and the listener is closed again. Wake bytes travel
+ * one way, the watchdog's reports the other. The end of the connection means
  * the leader is gone. */
 #ifndef LEPTON_WORKER_WAKE_H
 #define LEPTON_WORKER_WAKE_H
@@ -33,6 +34,10 @@ int wake_accept(struct wake *w, int peers, uint64_t timeout_ms, struct err *err)
 /* Other ranks: connects to the first address that answers with the token's proof. */
 int wake_connect(struct wake **out, const struct wake_info *info, uint64_t timeout_ms, struct err *err);
 void wake_close(struct wake **w);
+
+/* The connections, for reports to the leader (watchdog): the leader's are one for each rank, the others have
+ * the one to the leader. Returns how many. */
+int wake_connections(const struct wake *w, const int **fds);
 
 /* Leader: wakes every rank. -1 when one of them is gone. */
 int wake_all(struct wake *w, struct err *err);

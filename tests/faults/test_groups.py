@@ -1,13 +1,14 @@
 #!/usr/bin/python3
 """What dies, hangs or leaves behind the coordinator, with real groups of real stages (faults.md 1, 5, 6, 28, 29): the clients'
 logs must read as if nothing had happened. Every test prints how long the loss took to be noticed and the worst pause."""
+import ctypes
 import os
 import signal
 import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from faults import Client, note, run, with_options  # noqa: E402
+from faults import Client, Skip, note, run, with_options  # noqa: E402
 from local_cluster import processes  # noqa: E402
 from test_cluster import make_cluster  # noqa: E402
 
@@ -158,6 +159,87 @@ def test_drained_group(c):
     seen, gap, moved = finish(client, watch, "g-1", reference, lambda g: g["state"] == "lost")
     note("row 28: SIGTERM of a supervisor: gone after %.2f s, %d of %d streams moved, worst gap %.2f s"
          % (seen, moved, STREAMS, gap))
+
+
+@with_options(model=None, groups=2, stages=2)
+def test_stopped_leader(c):
+    """SIGSTOP of a leader, then CONT: its streams went on elsewhere, what it says late changes nothing, and it comes back"""
+    reference, watch, client = undisturbed(c), Watch(c), Client(c.client())
+    group = watch.group("g-1")
+    ask(client, "stop", SHORT, TOKENS)
+    client.pump(lambda: all(len(client.log.ids(r)) >= 5 for r in client.log.events), "five tokens of each", 60)
+    os.kill(pid_of(group, 0), signal.SIGSTOP)
+    seen, gap, moved = finish(client, watch, "g-1", reference, lambda g: g["state"] == "lost")
+    time.sleep(1)
+    os.kill(pid_of(group, 0), signal.SIGCONT)
+    back = watch.back("g-1", group["epoch"])
+    assert client.peer.receive(0.3) is None
+    note("row 5: SIGSTOP of the leader: noticed after %.2f s, %d of %d streams moved, worst gap %.2f s; back %.1f s after CONT"
+         % (seen, moved, STREAMS, gap, back))
+
+
+@with_options(model=None, groups=2, stages=2)
+def test_stopped_follower(c):
+    """SIGSTOP of a follower: its group is not ready within 10 s, its streams go on, the watchdog names it and ends the group"""
+    reference, watch, client = undisturbed(c), Watch(c), Client(c.client())
+    group = watch.group("g-1")
+    ask(client, "stop", SHORT, TOKENS)
+    client.pump(lambda: all(len(client.log.ids(r)) >= 5 for r in client.log.events), "five tokens of each", 60)
+    os.kill(pid_of(group, 1), signal.SIGSTOP)
+    seen, gap, moved = finish(client, watch, "g-1", reference, lambda g: g["state"] == "lost")
+    assert seen < 10, seen
+    assert "no progress for" in c.log() and "rank 1 is stuck in" in c.log()
+    back = watch.back("g-1", group["epoch"])
+    note("row 5: SIGSTOP of a follower: noticed after %.2f s, %d of %d streams moved, worst gap %.2f s; the group was back %.1f s "
+         "after their end" % (seen, moved, STREAMS, gap, back))
+
+
+class Frozen:
+    """One thread of a process stands still, the others run: as a debugger does it."""
+
+    def __init__(self, tid):
+        self.libc, self.tid = ctypes.CDLL(None, use_errno=True), tid
+        if self.trace(0x4206) != 0 or self.trace(0x4207) != 0:  # SEIZE, INTERRUPT
+            raise Skip("a thread cannot be frozen here: " + os.strerror(ctypes.get_errno()))
+        os.waitpid(tid, 0x40000000)  # __WALL
+
+    def trace(self, what):
+        none = ctypes.c_void_p(None)
+        return self.libc.ptrace(ctypes.c_long(what), ctypes.c_long(self.tid), none, none)
+
+    def thaw(self):
+        self.trace(17)  # DETACH
+
+
+@with_options(model=None, groups=2, stages=1)
+def test_frozen_step_loop(c):
+    """a step loop that hangs while its process talks: not ready within 10 s, its streams go on, and it is back when it moves"""
+    reference, watch, client = undisturbed(c), Watch(c), Client(c.client())
+    group = watch.group("g-1")
+    ask(client, "freeze", SHORT, TOKENS)
+    client.pump(lambda: all(len(client.log.ids(r)) >= 5 for r in client.log.events), "five tokens of each", 60)
+    frozen = Frozen(pid_of(group, 0))  # the main thread runs the steps
+    seen, gap, moved = finish(client, watch, "g-1", reference, lambda g: g["state"] == "lost")
+    assert seen < 10 and "rank 0 is stuck in a step" in c.log(), seen
+    frozen.thaw()
+    back = watch.back("g-1", group["epoch"])
+    note("row 6: a frozen step loop: not ready after %.2f s, %d of %d streams moved, worst gap %.2f s; back %.1f s after it moves"
+         % (seen, moved, STREAMS, gap, back))
+
+
+@with_options(model=None, groups=2, stages=2)
+def test_frozen_while_idle(c):
+    """a rank that hangs while there is nothing to do is found before work is lost in it"""
+    watch = Watch(c)
+    first, second = watch.group("g-0"), watch.group("g-1")
+    frozen = Frozen(pid_of(first, 0))
+    os.kill(pid_of(second, 1), signal.SIGSTOP)
+    lost = [watch.until(name, lambda g: g["state"] == "lost", "the loss of " + name, 20) for name in ("g-0", "g-1")]
+    assert lost[0] + lost[1] < 10.5, lost
+    frozen.thaw()
+    back = watch.back("g-0", first["epoch"]) + watch.back("g-1", second["epoch"])
+    note("row 6: idle groups, the leader's step loop and a follower frozen: not ready after %.1f s and %.1f s; both back %.1f s later"
+         % (lost[0], lost[0] + lost[1], back))
 
 
 TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]

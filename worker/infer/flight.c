@@ -241,7 +241,7 @@ static void take_token(struct leader *l, struct sequence *q, int32_t id,
         e.logprobs = *logprobs;
     mailbox_emit(l->o->mailbox, &e);
     q->tokens[q->known++] = id;
-    l->stats.tokens_generated++;
+    l->stats.tokens_generated += !q->request.canary;
     if (q->known - q->request.prompt_tokens >= q->request.max_tokens)
         sequences_finish(l, q, EVENT_DONE, FINISH_LENGTH);
 }

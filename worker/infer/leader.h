@@ -65,6 +65,7 @@ struct leader {
     struct buffer encoded;
     uint64_t next_step, next_order;
     bool awake, draining;
+    bool pinged; /* an idle group shall show that every rank's step loop runs */
     struct serve_stats stats;
 };
 

@@ -6,6 +6,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/clock.h"
+
 /* A growing ring of fixed-size items. */
 struct ring {
     char *items;
@@ -18,6 +20,7 @@ struct mailbox {
     struct ring commands, events;
     struct serve_stats stats;
     int event_fd;
+    uint64_t since_ms; /* commands wait since then, or since one was taken last */
 };
 
 void sequence_request_release(struct sequence_request *r)
@@ -97,6 +100,8 @@ void mailbox_close(struct mailbox **pm)
 void mailbox_send(struct mailbox *m, const struct command *command)
 {
     pthread_mutex_lock(&m->lock);
+    if (m->commands.count == 0)
+        m->since_ms = clock_now_ms();
     ring_push(&m->commands, command);
     pthread_cond_signal(&m->command_ready);
     pthread_mutex_unlock(&m->lock);
@@ -106,8 +111,18 @@ bool mailbox_take(struct mailbox *m, struct command *out)
 {
     pthread_mutex_lock(&m->lock);
     bool any = ring_pop(&m->commands, out);
+    if (any)
+        m->since_ms = clock_now_ms();
     pthread_mutex_unlock(&m->lock);
     return any;
+}
+
+uint64_t mailbox_waits_ms(struct mailbox *m)
+{
+    pthread_mutex_lock(&m->lock);
+    uint64_t now_ms = clock_now_ms(), waits = m->commands.count ? now_ms - m->since_ms : 0;
+    pthread_mutex_unlock(&m->lock);
+    return waits;
 }
 
 void mailbox_wait(struct mailbox *m)

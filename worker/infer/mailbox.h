@@ -33,6 +33,7 @@ struct sequence_request {
                                      else changes keys and values (an adapter) belongs in here too */
     enum speculation speculation; /* as the request asks; default: as the group is configured */
     int32_t draft_tokens;         /* most tokens of one draft; 0 = as the group is configured */
+    bool canary;                  /* shows that the group works: no token of anybody's */
     uint64_t arrived_us;          /* filled by the step thread */
 };
 /* Frees what a request owns. */
@@ -44,6 +45,7 @@ enum command_kind {
     COMMAND_CANCEL_ALL, /* the lease ended: nothing of what runs may be shown any more; no events follow for
                            it */
     COMMAND_DRAIN,      /* finish what runs, then leave */
+    COMMAND_PING,       /* when nothing runs: send an empty step through every rank */
 };
 
 struct command {
@@ -91,6 +93,8 @@ void mailbox_close(struct mailbox **m);
 void mailbox_send(struct mailbox *m, const struct command *command);
 /* Step thread: takes the next command; false when there is none. */
 bool mailbox_take(struct mailbox *m, struct command *out);
+/* For how long commands wait while the step thread takes none; 0: none wait. */
+uint64_t mailbox_waits_ms(struct mailbox *m);
 /* Step thread: sleeps until there is a command. */
 void mailbox_wait(struct mailbox *m);
 /* The same, but no longer than to `until_us` (clock_now_us); UINT64_MAX: without end. */

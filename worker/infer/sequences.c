@@ -297,6 +297,9 @@ void sequences_take_commands(struct leader *l)
         case COMMAND_DRAIN:
             l->draining = true;
             break;
+        case COMMAND_PING:
+            l->pinged = true;
+            break;
         }
     }
     admit(l);

@@ -73,7 +73,8 @@ int serve_follower(const struct serve_options *o, struct err *err)
     f.bytes = xmalloc(f.capacity);
     f.result = xcalloc(1, transfer_result_max_bytes(&o->engine.limits));
     int code = follow(&f, err);
-    watchdog_enter(o->watchdog, "leaving", 0);
+    if (code == 0)
+        watchdog_leave(o->watchdog);
     step_release(&f.step);
     free(f.bytes);
     free(f.result);
@@ -103,9 +104,9 @@ static int lead(struct leader *l, struct err *err)
         ASSERT(l->stats.running == 0 && l->waiting_count == 0);
         if (l->draining && l->waiting_count == 0 && l->stats.running == 0)
             return flight_send_flag(l, STEP_STOP, err);
-        if (l->awake && flight_send_flag(l, STEP_SLEEP, err))
+        if ((l->awake || l->pinged) && flight_send_flag(l, STEP_SLEEP, err))
             return -1;
-        l->awake = false;
+        l->awake = l->pinged = false;
         watchdog_enter(l->o->watchdog, "idle", 0);
         mailbox_wait(l->o->mailbox);
     }

@@ -74,7 +74,7 @@ int mock_tokenizer(struct tokenizer **tokenizer, struct gguf **gguf, bool stamps
 
 /* One choice of one request. */
 struct answer {
-    bool used, cancelled, silent;
+    bool used, cancelled, silent, canary;
     uint64_t handle, seed, arrived_us, first_us;
     int32_t choice, prompt_tokens, sent;
     int32_t begun;  /* of them elsewhere: they count as prompt here */
@@ -127,6 +127,7 @@ static struct answer new_answer(const struct sequence_request *r, int32_t choice
                            .handle = r->handle,
                            .seed = r->sampling.seed,
                            .arrived_us = now_us,
+                           .canary = r->canary,
                            .choice = choice,
                            .first = first,
                            .prompt_tokens = (int32_t)tokens};
@@ -208,8 +209,8 @@ static void take_commands(struct mock *m)
             submit(m, &c.request, now_us);
         else if (c.kind == COMMAND_CANCEL || c.kind == COMMAND_CANCEL_ALL)
             cancel(m, &c.request, c.kind == COMMAND_CANCEL_ALL, now_us);
-        else
-            m->draining = true;
+        else if (c.kind == COMMAND_DRAIN)
+            m->draining = true; /* a ping asks for nothing else than to be taken */
         sequence_request_release(&c.request);
     }
 }
@@ -238,7 +239,7 @@ static void emit_tokens(struct mock *m, struct answer *a, uint32_t tokens)
                           .choice = a->choice,
                           .index = a->sent,
                           .id = m->stamps ? stamp() : letter(a, a->sent)};
-        m->stats.tokens_generated++;
+        m->stats.tokens_generated += !a->canary;
         if (!a->silent && !a->cancelled)
             mailbox_emit(m->mailbox, &e);
     }
