@@ -212,13 +212,23 @@ INLINE void emit_dot(void *to, int block, int j, const lanes_u32 *codes)
 }
 
 /* How far ahead of its use a panel is asked for, in bytes: the hardware looks no further than a page. */
-#define AHEAD 4096
+#define AHEAD 6144
+
+/* Asks for the `pieces` pieces AHEAD of this one. A few before each step: asked for together, those of a long
+ * block would wait for each other and keep the step from its instructions. */
+INLINE void ask_ahead(const char *piece, const int pieces)
+{
+#pragma GCC unroll 32
+    for (int i = 0; i < pieces; i++)
+        _mm_prefetch(piece + i * PANEL_PIECE + AHEAD, _MM_HINT_T1);
+}
 
 /* One panel by `rows` rows, all of K; all but the numbers of blocks are constants where this is inlined. */
 INLINE void panel_few(const struct panel_layout *l, const char *panel, const char *x, float *sums,
                       const enum dtype type, const int rows, const int parts, const bool has_addends)
 {
     const int each = spread_blocks(type), step = spread_step(type);
+    const int share = (spread_pieces(type) * step + each - 1) / each; /* of a block's pieces, for each step */
     const size_t x_bytes = TILE_BLOCK_BYTES(rows, parts);
     const uint16_t *apart = (const uint16_t *)(const void *)(panel + (size_t)l->blocks * l->quant_bytes);
     __m512 sum[FEW];
@@ -227,11 +237,12 @@ INLINE void panel_few(const struct panel_layout *l, const char *panel, const cha
     for (int64_t b = 0; b < l->blocks; b++, apart += PANEL_ROWS) {
         const lanes_u32 *piece = (const lanes_u32 *)(const void *)(panel + (size_t)b * l->quant_bytes);
         lanes_f32 scales[SUPER_BLOCKS * PARTS], addends[SUPER_BLOCKS * PARTS];
-#pragma GCC unroll 64
-        for (int i = 0; i < spread_pieces(type); i++)
-            _mm_prefetch((const char *)(piece + i) + AHEAD, _MM_HINT_T0);
+        if (l->scale_bytes) /* of the next panel: they stand behind all of its pieces and are wanted with the
+                               first */
+            _mm_prefetch((const char *)apart + l->panel_bytes, _MM_HINT_T0);
         spread_scales(type, piece, apart, scales, addends);
         for (int s = 0; s < each; s += step) {
+            ask_ahead((const char *)(piece + s / step * share), share);
             struct few f = {.numbers = (const int32_t *)(const void *)x,
                             .next_block = (int64_t)(x_bytes / 4),
                             .rows = rows,

@@ -26,6 +26,8 @@
 #define TEAM_MAX_THREADS 1024
 /* About 20 us of pause instructions: longer than the gap between two kernels of a step. */
 #define SPIN_ROUNDS 500
+/* The shortest chunk is one part in so many of a member's share. */
+#define LAST_CHUNKS 16
 #define JOB_OPEN    1u
 #define JOB_MEMBER  2u
 
@@ -50,7 +52,8 @@ struct team {
     /* The job; written only while state == 0. */
     team_body *body;
     void *context;
-    int64_t count, chunk;
+    int64_t count, grain;
+    int64_t share, least; /* a chunk is 1 / share of what is left, at least `least` */
     _Atomic int64_t next __attribute__((aligned(128)));
 };
 
@@ -75,14 +78,30 @@ static inline void pause_briefly(void)
 #endif
 }
 
+/* A share of what is left, so that the last chunks are short and all members end together (guided
+ * self-scheduling: Polychronopoulos and Kuck, 1987), down to `least`, so that few are begun. */
+static bool take_chunk(struct team *team, int64_t *begin, int64_t *end)
+{
+    int64_t next = atomic_load_explicit(&team->next, memory_order_relaxed);
+    do {
+        if (next >= team->count)
+            return false;
+        int64_t left = team->count - next, share = left / team->share / team->grain * team->grain;
+        int64_t chunk = share > team->least ? share : team->least;
+        *begin = next;
+        *end = left > chunk ? next + chunk : team->count;
+    } while (!atomic_compare_exchange_weak_explicit(&team->next, &next, *end, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return true;
+}
+
 static void run_chunks(struct team *team, int member)
 {
     inside_body = true;
     for (;;) {
-        int64_t begin = atomic_fetch_add_explicit(&team->next, team->chunk, memory_order_relaxed);
-        if (begin >= team->count)
+        int64_t begin, end;
+        if (!take_chunk(team, &begin, &end))
             break;
-        int64_t end = team->count - begin > team->chunk ? begin + team->chunk : team->count;
         team->body(team->context, begin, end, member);
     }
     inside_body = false;
@@ -222,16 +241,16 @@ void team_for(struct team *team, int64_t count, int64_t grain, team_body *body, 
     if (count <= 0)
         return;
     pthread_mutex_lock(&team->turn);
-    /* A few chunks a member: a late or slow one must not hold up the rest for long. */
-    int64_t pieces = (count + grain - 1) / grain;
-    int64_t wanted = team->threads == 1 ? 1 : (int64_t)team->threads * 4;
-    int64_t chunk = (pieces + wanted - 1) / wanted * grain;
+    int64_t pieces = (count + grain - 1) / grain, threads = team->threads;
+    team->grain = grain;
+    team->share = threads == 1 ? 1 : threads * 2;
+    team->least =
+        threads == 1 ? count : (pieces + threads * LAST_CHUNKS - 1) / (threads * LAST_CHUNKS) * grain;
     team->body = body;
     team->context = context;
     team->count = count;
-    team->chunk = chunk;
     atomic_store_explicit(&team->next, 0, memory_order_relaxed);
-    if (chunk >= count) {
+    if (team->least >= count) {
         run_chunks(team, 0);
     } else {
         atomic_store_explicit(&team->state, JOB_OPEN, memory_order_release);
