@@ -18,6 +18,7 @@ struct client {
     struct curve_key own, server;
     int interrupt_fd; /* -1 = none */
     bool connected;
+    bool known; /* it let us in once: the keys are right */
     uint64_t retry_ms;
     unsigned opened; /* numbers the monitors: libzmq frees a name some time after the close */
     struct buffer out;
@@ -125,7 +126,7 @@ static int judge_event(struct client *c, unsigned event, unsigned value, struct 
 {
     switch (event) {
     case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
-        c->connected = true;
+        c->connected = c->known = true;
         return 1;
     case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
         return err_set_code(err, 401,
@@ -133,6 +134,8 @@ static int judge_event(struct client *c, unsigned event, unsigned value, struct 
                             c->endpoint, value);
     case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
     case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+        if (c->known) /* it died in the middle */
+            return err_set_code(err, 503, "%s: the handshake was broken off", c->endpoint);
         return err_set_code(err, 401, "%s: the handshake failed: is server_key the key of this coordinator?",
                             c->endpoint);
     case ZMQ_EVENT_CONNECT_RETRIED:

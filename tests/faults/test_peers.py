@@ -67,7 +67,7 @@ def test_wall_clock(c):
     clock, library = c.path("wallclock"), os.path.abspath(BUILD + "/tests/faults/wallclock.so")
     jump(c, 0)
     c.stop()
-    c.environment = dict(os.environ, LD_PRELOAD=library, WALLCLOCK=clock)
+    c.environment = dict(os.environ, LD_PRELOAD=library, WALLCLOCK=clock, ASAN_OPTIONS="verify_asan_link_order=0:detect_leaks=0")
     c.launch()
     c.mock(env=c.environment)
     epoch = c.group("g0")["epoch"]
@@ -99,7 +99,7 @@ def jump(c, seconds):
 def test_time_namespace(c):
     """a group whose monotonic clock counts from elsewhere (a time namespace, 300 days on) serves as any other (row 14)"""
     import subprocess
-    days = ["unshare", "--time", "--fork", "--monotonic", str(300 * 86400), "--boottime", str(300 * 86400)]
+    days = ["unshare", "--time", "--fork", "--kill-child", "--monotonic", str(300 * 86400), "--boottime", str(300 * 86400)]
     if subprocess.run(days + ["true"], stderr=subprocess.DEVNULL).returncode:
         raise Skip("time namespaces take root and a kernel that has them")
     c.mock()
@@ -109,6 +109,7 @@ def test_time_namespace(c):
     c.started[-1].kill()
     c.until(lambda: c.group("g0")["state"] == "lost", "the group to be gone")
     c.mock(before=days)
+    assert c.group("g0")["epoch"] == 2
     client = Client(c.client())
     client.generate("q", max_tokens=50, seed=7)
     client.finish()

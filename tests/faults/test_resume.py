@@ -183,6 +183,21 @@ def test_choices_resume(c):
         assert b["resumed"] >= 1
 
 
+@with_options(lease_ms=1500)
+def test_load_resumes(c):
+    """lepton load goes through two restarts: every request completes, every token comes once and in order"""
+    c.mock()
+    load = c.lepton("load", "--json", "--rate", 40, "--requests", 160, "--output-tokens", 100, "--prompt-tokens", 50)
+    for _ in range(2):
+        c.until(lambda: c.status().completed_total > 20, "answers")
+        restart(c)
+    out, err = load.communicate(timeout=60)
+    assert load.returncode == 0, err
+    all = json.loads(out)["all"]
+    assert all["requests"] == all["complete"] == 160, all
+    assert "were resumed" in err, err
+
+
 def test_broken_connection(c):
     """a connection that is reset, or half open, costs a native stream nothing but time (rows 7 to 10)"""
     c.mock()
