@@ -22,12 +22,13 @@
 
 #include "kernels/cpu/avx512_math.h"
 
-#define TARGET   AVX512_TARGET
-#define INLINE   AVX512_INLINE
-#define KEYS     64 /* of a block: part of the arithmetic */
-#define GROUPS   (KEYS / 16)
-#define TOGETHER 6 /* queries computed side by side: 6 x 4 registers of sums */
-#define LOG2_E   1.44269504f
+#define TARGET     AVX512_TARGET
+#define INLINE     AVX512_INLINE
+#define KEYS       64 /* of a block: part of the arithmetic */
+#define GROUPS     (KEYS / 16)
+#define TOGETHER   6  /* queries multiplied side by side: 6 x 4 registers of sums */
+#define BATCH_MOST 12 /* queries whose softmaxes are computed side by side, so that none waits for itself */
+#define LOG2_E     1.44269504f
 
 /* Queries of an item: they share the turned keys, and stay in the second-level cache. */
 #define QUERIES_LEAST 96
@@ -197,14 +198,18 @@ static void load_block(const struct attention *a, const struct keys *keys, const
 /* Neighbouring queries of an item and what they see of a block: the keys [low, high). */
 struct batch {
     int64_t first; /* query */
-    int low[TOGETHER], high[TOGETHER];
-    float p[TOGETHER][KEYS], fade[16];
+    int low[BATCH_MOST], high[BATCH_MOST];
+    float p[BATCH_MOST][KEYS], fade[16];
 };
 
-/* Scores of all keys of the block, into p. rows is a constant where this is inlined. */
-INLINE void score(struct batch *b, const float *q, const float *kt, int64_t D, int64_t wide, const int rows)
+/* Scores of all keys of the block, into p, for queries [from, from + rows) of the batch. rows is a constant
+ * where this is inlined. */
+INLINE void score(const struct attention *a, struct batch *b, const struct room *room, int from,
+                  const int rows)
 {
     __m512 s[TOGETHER][GROUPS];
+    const float *q = room->q + (b->first + from) * a->wide, *kt = room->kt;
+    int64_t wide = a->wide, D = a->D;
     for (int i = 0; i < rows; i++)
         for (int group = 0; group < GROUPS; group++)
             s[i][group] = _mm512_setzero_ps();
@@ -223,29 +228,53 @@ INLINE void score(struct batch *b, const float *q, const float *kt, int64_t D, i
     }
     for (int i = 0; i < rows; i++)
         for (int group = 0; group < GROUPS; group++)
-            _mm512_storeu_ps(b->p[i] + 16 * group, s[i][group]);
+            _mm512_storeu_ps(b->p[from + i] + 16 * group, s[i][group]);
 }
 
-/* Up to eight registers folded, each onto its halves until one lane is left: lane i of the result is what
- * register i comes to. Each goes the same way, whichever it is and whatever stands beside it. */
-#define FOLD(NAME, OP)                                                                                    \
-    INLINE __m512 NAME(const __m512 x[8])                                                                 \
-    {                                                                                                     \
-        __m512 pair[4], four[2];                                                                          \
-        _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) pair[i] =                                     \
-            OP(_mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0x44),                                        \
-               _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0xEE));                                       \
-        _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) four[i] =                                     \
-            OP(_mm512_shuffle_f32x4(pair[2 * i], pair[2 * i + 1], 0x88),                                  \
-               _mm512_shuffle_f32x4(pair[2 * i], pair[2 * i + 1], 0xDD));                                 \
-        __m512 all =                                                                                      \
-            OP(_mm512_shuffle_ps(four[0], four[1], 0x44), _mm512_shuffle_ps(four[0], four[1], 0xEE));     \
-        all = OP(_mm512_shuffle_ps(all, all, 0x88), _mm512_shuffle_ps(all, all, 0xDD));                   \
-        return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0), \
-                                     all);                                                                \
+/* Scores become cap * tanh(score / cap), and powers of two as the softmax wants them. */
+TARGET static void cap_scores(struct batch *b, int rows, float cap)
+{
+    for (int i = 0; i < rows; i++)
+        for (int group = 0; group < GROUPS; group++) {
+            float *at = b->p[i] + 16 * group;
+            _mm512_storeu_ps(at, _mm512_mul_ps(cap_ps(_mm512_loadu_ps(at), cap), _mm512_set1_ps(LOG2_E)));
+        }
+}
+
+enum fold { FOLD_SUM, FOLD_HIGHEST };
+
+INLINE __m512 join(__m512 a, __m512 b, const enum fold f)
+{
+    return f == FOLD_SUM ? _mm512_add_ps(a, b) : _mm512_max_ps(a, b);
+}
+
+/* Registers x[0 .. rows) folded, each onto its halves until one lane is left: lane i of the result is what
+ * register i comes to. Each goes the same way, whichever it is and whatever stands beside it: from a step to
+ * the next two share a register. rows and f are constants where this is inlined. */
+INLINE __m512 fold(const __m512 *x, const int rows, const enum fold f)
+{
+    __m512 pair[8], four[4], eight[2];
+    const int last = rows - 1;
+#pragma GCC unroll 8
+    for (int i = 0; i <= last / 2; i++) {
+        __m512 a = x[2 * i], b = x[2 * i + 1 > last ? last : 2 * i + 1];
+        pair[i] = join(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE), f);
     }
-FOLD(fold_add, _mm512_add_ps)
-FOLD(fold_max, _mm512_max_ps)
+#pragma GCC unroll 4
+    for (int i = 0; i <= last / 4; i++) {
+        __m512 a = pair[2 * i], b = pair[2 * i + 1 > last / 2 ? last / 2 : 2 * i + 1];
+        four[i] = join(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD), f);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i <= last / 8; i++) {
+        __m512 a = four[2 * i], b = four[2 * i + 1 > last / 4 ? last / 4 : 2 * i + 1];
+        eight[i] = join(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE), f);
+    }
+    __m512 a = eight[0], b = eight[last / 8];
+    __m512 all = join(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xDD), f);
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
+                                 all);
+}
 
 /* Lanes of keys [low, high) of a block, group after group. */
 static uint64_t seen_of(const struct batch *b, int i)
@@ -255,41 +284,30 @@ static uint64_t seen_of(const struct batch *b, int i)
 
 /* Softmax of the batch's queries over their keys of the block, in place, and how much what was before fades.
  * whole: every query sees every key. rows and whole are constants where this is inlined. */
-INLINE void soften(const struct attention *a, struct batch *b, const struct room *room, const int rows,
-                   const bool whole)
+INLINE void soften(struct batch *b, const struct room *room, const int rows, const bool whole)
 {
-    __m512 x[8];
-    uint64_t seen[TOGETHER];
+    __m512 x[BATCH_MOST];
+    uint64_t seen[BATCH_MOST];
     __mmask16 there = (__mmask16)((1u << rows) - 1);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        x[i] = _mm512_set1_ps(-INFINITY);
-        if (i >= rows)
-            continue;
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) {
         seen[i] = whole ? ~0ull : seen_of(b, i);
+        x[i] = _mm512_set1_ps(-INFINITY);
 #pragma GCC unroll 4
-        for (int group = 0; group < GROUPS; group++) {
-            __m512 s = _mm512_loadu_ps(b->p[i] + 16 * group);
-            if (a->options.softcap > 0) {
-                s = _mm512_mul_ps(cap_ps(s, a->options.softcap), _mm512_set1_ps(LOG2_E));
-                _mm512_storeu_ps(b->p[i] + 16 * group, s);
-            }
-            x[i] = _mm512_mask_max_ps(x[i], (__mmask16)(seen[i] >> 16 * group), x[i], s);
-        }
+        for (int group = 0; group < GROUPS; group++)
+            x[i] = _mm512_mask_max_ps(x[i], (__mmask16)(seen[i] >> 16 * group), x[i],
+                                      _mm512_loadu_ps(b->p[i] + 16 * group));
     }
     __m512 before = _mm512_maskz_loadu_ps(there, room->highest + b->first);
-    __m512 highest = _mm512_max_ps(before, fold_max(x)), fade = avx512_exp2(_mm512_sub_ps(before, highest));
+    __m512 highest = _mm512_max_ps(before, fold(x, rows, FOLD_HIGHEST));
+    __m512 fade = avx512_exp2(_mm512_sub_ps(before, highest));
     float most[16];
     _mm512_storeu_ps(most, highest);
     _mm512_storeu_ps(b->fade, fade);
     _mm512_mask_storeu_ps(room->highest + b->first, there, highest);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        __m512 e[GROUPS], own;
-        x[i] = _mm512_setzero_ps();
-        if (i >= rows)
-            continue;
-        own = _mm512_set1_ps(most[i]);
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) {
+        __m512 e[GROUPS], own = _mm512_set1_ps(most[i]);
 #pragma GCC unroll 4
         for (int group = 0; group < GROUPS; group++) {
             e[group] = avx512_exp2(_mm512_sub_ps(_mm512_loadu_ps(b->p[i] + 16 * group), own));
@@ -299,7 +317,7 @@ INLINE void soften(const struct attention *a, struct batch *b, const struct room
         x[i] = _mm512_add_ps(_mm512_add_ps(e[0], e[1]), _mm512_add_ps(e[2], e[3]));
     }
     __m512 sum = _mm512_maskz_loadu_ps(there, room->sum + b->first);
-    _mm512_mask_storeu_ps(room->sum + b->first, there, _mm512_fmadd_ps(sum, fade, fold_add(x)));
+    _mm512_mask_storeu_ps(room->sum + b->first, there, _mm512_fmadd_ps(sum, fade, fold(x, rows, FOLD_SUM)));
 }
 
 /* acc[..] = acc * fade + sum of p[j] * v[j], j ascending in [low, high), for `registers` registers and
@@ -350,32 +368,42 @@ TARGET static void blend_one(struct batch *b, const struct room *room, int64_t w
     b->fade[i] = 1;
 }
 
-INLINE void batch_of(const struct attention *a, struct batch *b, const struct room *room, const int rows,
-                     const bool whole)
+/* Queries [from, from + rows) of a batch of which not all see every key: what all see goes together, each
+ * one's rest before and behind it alone. */
+INLINE void blend_parts(struct batch *b, const struct room *room, int64_t wide, int from, const int rows)
 {
-    score(b, room->q + b->first * a->wide, room->kt, a->D, a->wide, rows);
-    soften(a, b, room, rows, whole);
-    if (whole) {
-        blend_wide(b, room, a->wide, 0, 0, KEYS, rows);
-        return;
-    }
-    /* What all see goes together, each one's rest before and behind it alone. */
     int low = 0, high = KEYS;
-    for (int i = 0; i < rows; i++) {
+    for (int i = from; i < from + rows; i++) {
         low = b->low[i] > low ? b->low[i] : low;
         high = b->high[i] < high ? b->high[i] : high;
     }
     high = high < low ? low : high;
-    for (int i = 0; i < rows; i++)
+    for (int i = from; i < from + rows; i++)
         if (b->low[i] < low)
-            blend_one(b, room, a->wide, i, b->low[i], low < b->high[i] ? low : b->high[i]);
+            blend_one(b, room, wide, i, b->low[i], low < b->high[i] ? low : b->high[i]);
     if (low < high)
-        blend_wide(b, room, a->wide, 0, low, high, rows);
-    for (int i = 0; i < rows && low < high; i++)
+        blend_wide(b, room, wide, from, low, high, rows);
+    for (int i = from; i < from + rows && low < high; i++)
         b->fade[i] = 1;
-    for (int i = 0; i < rows; i++)
+    for (int i = from; i < from + rows; i++)
         if (b->high[i] > high)
-            blend_one(b, room, a->wide, i, high, b->high[i]);
+            blend_one(b, room, wide, i, high, b->high[i]);
+}
+
+INLINE void batch_of(const struct attention *a, struct batch *b, const struct room *room, const int rows,
+                     const bool whole)
+{
+    const int together = rows > TOGETHER ? rows / 2 : rows;
+    for (int from = 0; from < rows; from += together)
+        score(a, b, room, from, together);
+    if (a->options.softcap > 0)
+        cap_scores(b, rows, a->options.softcap);
+    soften(b, room, rows, whole);
+    for (int from = 0; from < rows; from += together)
+        if (whole)
+            blend_wide(b, room, a->wide, from, 0, KEYS, together);
+        else
+            blend_parts(b, room, a->wide, from, together);
 }
 
 typedef void batch_body(const struct attention *a, struct batch *b, const struct room *room);
@@ -392,10 +420,19 @@ typedef void batch_body(const struct attention *a, struct batch *b, const struct
     }
 BATCH(1)
 BATCH(2)
-BATCH(3)
 BATCH(4)
-BATCH(5)
-BATCH(6)
+BATCH(8)
+BATCH(12)
+
+/* Most first; every number of queries is a sum of these. */
+static const struct {
+    int rows;
+    batch_body *whole, *parts;
+} BATCHES[] = {{12, whole_12, parts_12},
+               {8, whole_8, parts_8},
+               {4, whole_4, parts_4},
+               {2, whole_2, parts_2},
+               {1, whole_1, parts_1}};
 
 /* The first position that a row sees. */
 static int64_t oldest_of(const struct attention *a, int64_t position)
@@ -408,24 +445,25 @@ static int64_t oldest_of(const struct attention *a, int64_t position)
 static void attend_block(const struct attention *a, const struct item *it, int64_t begin, int64_t end,
                          int64_t base, const struct room *room)
 {
-    static batch_body *const whole[] = {NULL, whole_1, whole_2, whole_3, whole_4, whole_5, whole_6};
-    static batch_body *const parts[] = {NULL, parts_1, parts_2, parts_3, parts_4, parts_5, parts_6};
     const int32_t *positions = (const int32_t *)a->view->positions.data + it->row;
     struct batch b;
-    for (b.first = begin; b.first < end; b.first += TOGETHER) {
-        int count = end - b.first < TOGETHER ? (int)(end - b.first) : TOGETHER;
+    b.first = begin;
+    for (int size = 0, rows; b.first < end; b.first += rows) {
+        while (BATCHES[size].rows > end - b.first)
+            size++;
+        rows = BATCHES[size].rows;
         /* Positions and windows ascend: the first row sees the least of the end, the last of the start. */
         if (positions[b.first / a->heads] >= base + KEYS - 1 &&
-            oldest_of(a, positions[(b.first + count - 1) / a->heads]) <= base) {
-            whole[count](a, &b, room);
+            oldest_of(a, positions[(b.first + rows - 1) / a->heads]) <= base) {
+            BATCHES[size].whole(a, &b, room);
             continue;
         }
-        for (int i = 0; i < count; i++) {
+        for (int i = 0; i < rows; i++) {
             int64_t position = positions[(b.first + i) / a->heads], oldest = oldest_of(a, position);
             b.low[i] = oldest > base ? (int)(oldest - base) : 0;
             b.high[i] = position + 1 < base + KEYS ? (int)(position + 1 - base) : KEYS;
         }
-        parts[count](a, &b, room);
+        BATCHES[size].parts(a, &b, room);
     }
 }
 
