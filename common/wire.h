@@ -32,6 +32,7 @@
 #define WIRE_MAX_STOP         1024 /* bytes of one stop string */
 #define WIRE_MAX_BIASES       1024
 #define WIRE_MAX_TOP_LOGPROBS 20
+#define WIRE_MAX_ENDED        32         /* bytes of how a job ended */
 #define WIRE_MAX_DELIVERED    (1u << 20) /* tokens of one choice that another group generated */
 
 /* Strings: bytes of the decoded message, valid UTF-8, NOT terminated; {NULL, 0} when the field is absent. */
@@ -205,8 +206,9 @@ struct wire_stage {
 
 struct wire_hello {
     struct wire_str group;
-    uint64_t epoch;       /* the last epoch this job had, 0 = none */
-    uint64_t incarnation; /* random, drawn once by the leader's process */
+    uint64_t epoch;        /* the last epoch this job had, 0 = none */
+    uint64_t incarnation;  /* random, drawn once by the leader's process */
+    struct wire_str ended; /* how the job before it ended, as its supervisor saw it */
     struct wire_str model;
     /* the numeric class (I7) */
     struct wire_str weights; /* fingerprint of the weights, hexadecimal */
@@ -298,7 +300,8 @@ struct wire_setting {
 };
 
 struct wire_group_status {
-    struct wire_str group, state /* "ready", "draining", "lost" */, model, weights, kernels, kv_type;
+    struct wire_str group, state /* "ready", "resting", "draining", "lost" */, model, weights, kernels,
+        kv_type;
     uint64_t epoch, tensor, max_sequences, context, pages, pages_used, pages_cached, prefix_queries,
         prefix_hits, preemptions, drafted_tokens, accepted_tokens, stage_busy_us, stage_bubble_us, running,
         waiting, assigned, steps, tokens_generated, heartbeat_age_ms, load_ms;

@@ -191,7 +191,7 @@ static const struct wire_record stage_record = {
 
 static const struct wire_field group_status_fields[] = {
     ID_FIELD(wire_group_status, group, true, "its name"),
-    CHOICE(wire_group_status, state, "ready|draining|lost", "what the coordinator thinks of it"),
+    CHOICE(wire_group_status, state, "ready|resting|draining|lost", "what the coordinator thinks of it"),
     STRING(wire_group_status, model, 0, 128, "the model it serves"),
     STRING(wire_group_status, weights, 0, 128, "fingerprint of its weights"),
     STRING(wire_group_status, kernels, 0, 128, "its kernel set"),
@@ -384,6 +384,8 @@ static const struct wire_field hello_fields[] = {
     ID_FIELD(wire_hello, group, true, "the group's name"),
     UINT_OPT(wire_hello, epoch, 0, ANY, 0, "the last epoch this job had; 0: none"),
     UINT(wire_hello, incarnation, 0, ANY, "random, drawn once by the leader's process"),
+    STRING_OPT(wire_hello, ended, WIRE_MAX_ENDED,
+               "how the job before it ended: SIGSEGV, out of memory, exit 71, ...; empty: there was none"),
     STRING(wire_hello, model, 1, 128, "the model it serves"),
     STRING(wire_hello, weights, 1, 128, "numeric class: fingerprint of the weights, hexadecimal"),
     STRING(wire_hello, kernels, 1, 128, "numeric class: kernel set"),

@@ -4,6 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Epochs that last less are counted; from the third in a row on the group rests, twice as long each time. */
+#define STEADY_MS    30000
+#define REST_AFTER   3
+#define REST_MS      1000
+#define REST_MOST_MS 60000
+
 struct cluster {
     struct group *groups; /* [limit] */
     uint32_t limit, end;  /* slots at or above `end` were never used */
@@ -12,7 +18,7 @@ struct cluster {
 
 const char *group_state_name(enum group_state state)
 {
-    static const char *const names[] = {"ready", "draining", "lost"};
+    static const char *const names[] = {"ready", "resting", "draining", "lost"};
     return names[state];
 }
 
@@ -122,6 +128,37 @@ static void take_description(struct group *g, const struct wire_hello *hello)
     }
 }
 
+static void rest(struct group *g, uint64_t now_ms)
+{
+    if (g->lost_soon < REST_AFTER)
+        return;
+    uint32_t doubled = g->lost_soon - REST_AFTER;
+    uint64_t ms = doubled < 6 ? (uint64_t)REST_MS << doubled : REST_MOST_MS;
+    g->state = GROUP_RESTING;
+    g->rests_until_ms = now_ms + (ms < REST_MOST_MS ? ms : REST_MOST_MS);
+}
+
+struct group *cluster_rested(struct cluster *c, uint64_t now_ms)
+{
+    for (uint32_t i = 0; i < c->end; i++) {
+        struct group *g = &c->groups[i];
+        if (g->used && g->state == GROUP_RESTING && now_ms >= g->rests_until_ms) {
+            g->state = GROUP_READY;
+            return g;
+        }
+    }
+    return NULL;
+}
+
+uint64_t cluster_rest_due_ms(const struct cluster *c)
+{
+    uint64_t due = UINT64_MAX;
+    for (uint32_t i = 0; i < c->end; i++)
+        if (c->groups[i].used && c->groups[i].state == GROUP_RESTING && c->groups[i].rests_until_ms < due)
+            due = c->groups[i].rests_until_ms;
+    return due;
+}
+
 int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_hello *hello, uint64_t now_ms,
                   struct group **out, bool *was_live, bool *forgotten, struct err *err)
 {
@@ -146,6 +183,9 @@ int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_
     if (!g)
         return err_set_code(err, 503, "%u groups are live, more are not taken", c->limit);
     uint32_t slot = g->slot;
+    uint32_t lost_soon = g->used && !*forgotten ? g->lost_soon : 0;
+    bool new_job = g->used && !*forgotten && g->incarnation != hello->incarnation;
+    uint64_t ended_epoch = g->used && !*forgotten ? g->epoch : 0;
     free(g->stages);
     *g = (struct group){.slot = slot,
                         .used = true,
@@ -153,9 +193,15 @@ int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_
                         .peer = *peer,
                         .epoch = known + 1,
                         .incarnation = hello->incarnation,
+                        .ended_epoch = ended_epoch,
+                        .ready_ms = now_ms,
+                        .lost_soon = lost_soon,
                         .heard_ms = now_ms,
                         .lease_end_ms = now_ms + c->lease_ms};
     copy(g->name, sizeof(g->name), hello->group);
+    if (new_job) /* else the job lives on, whatever ended its epoch */
+        copy(g->ended, sizeof(g->ended), hello->ended);
+    rest(g, now_ms);
     take_description(g, hello);
     *out = g;
     return 0;
@@ -208,12 +254,14 @@ bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_hea
 
 void cluster_draining(struct group *g)
 {
-    if (g->state == GROUP_READY)
+    if (g->state == GROUP_READY || g->state == GROUP_RESTING)
         g->state = GROUP_DRAINING;
 }
 
-void cluster_lost(struct group *g)
+void cluster_lost(struct group *g, uint64_t now_ms)
 {
+    if (g->state != GROUP_DRAINING)
+        g->lost_soon = now_ms < g->ready_ms + STEADY_MS ? g->lost_soon + 1 : 1;
     g->state = GROUP_LOST;
 }
 

@@ -11,7 +11,8 @@
 #include "common/wire.h"
 #include "coordinator/peer.h"
 
-enum group_state { GROUP_READY, GROUP_DRAINING, GROUP_LOST };
+/* RESTING: it was lost too often of late; it gets work again after a while. */
+enum group_state { GROUP_READY, GROUP_RESTING, GROUP_DRAINING, GROUP_LOST };
 const char *group_state_name(enum group_state state);
 
 struct group_stage {
@@ -37,6 +38,11 @@ struct group {
         preemptions, drafted_tokens, accepted_tokens, stage_busy_us, stage_bubble_us;
     struct group_stage *stages; /* stage_count of them */
     uint32_t stage_count;
+    uint64_t ended_epoch;           /* the last epoch that was lost and of which is known why */
+    char ended[WIRE_MAX_ENDED + 1]; /* how it ended, in its supervisor's words */
+    uint64_t ready_ms;              /* when its epoch began */
+    uint32_t lost_soon;             /* epochs in a row that did not last */
+    uint64_t rests_until_ms;
     uint64_t numeric; /* a name of its numeric class (I7): weights, kernels, KV type, tensor width; not 0 */
 };
 
@@ -64,7 +70,10 @@ bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_hea
                        uint64_t now_ms);
 void cluster_draining(struct group *g);
 /* The group is gone: bye, unreachable, or its lease ended. It keeps its name and epoch. */
-void cluster_lost(struct group *g);
+void cluster_lost(struct group *g, uint64_t now_ms);
+/* A group that has rested: it is ready now. NULL when there is none. And when the next one is. */
+struct group *cluster_rested(struct cluster *c, uint64_t now_ms);
+uint64_t cluster_rest_due_ms(const struct cluster *c);
 /* A live group whose lease has ended; NULL when there is none. The caller marks it lost and asks again. */
 struct group *cluster_expired(struct cluster *c, uint64_t now_ms);
 /* When the next lease ends; UINT64_MAX without a live group. */

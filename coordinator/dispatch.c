@@ -42,6 +42,7 @@ static void remove_if_over(struct dispatch *d, struct request *q)
 {
     if (!request_over(q))
         return;
+    dispatch_unheld(d, q);
     for (uint32_t i = 0; i < q->reader_count; i++)
         d->stalled -= q->readers[i].stalled_ms != 0;
     requests_leave(d->requests, q, clock_now_us());
@@ -163,7 +164,7 @@ void dispatch_group_lost(struct dispatch *d, struct group *g, const char *why)
         return;
     log_warn("cluster", "group %s (epoch %llu, %u sequences) is gone: %s", g->name,
              (unsigned long long)g->epoch, scheduler_assigned(d->scheduler, g->slot), why);
-    cluster_lost(g);
+    cluster_lost(g, clock_now_ms());
     scheduler_group_gone(d->scheduler, g->slot, clock_now_ms());
 }
 
@@ -260,9 +261,12 @@ static void act_move(struct dispatch *d, const struct scheduler_action *action)
     struct request *q = requests_at(d->requests, action->request);
     ASSERT(q && q->outcome == OUTCOME_NONE);
     bool leaves = q->cancelled && !q->yielding; /* its client's cancel was on the way to the group */
+    uint32_t group = q->group;
     request_waits_again(q);
     if (leaves)
         dispatch_cancel_waiting(d, q);
+    else
+        dispatch_moved(d, q, group, q->epoch);
 }
 
 /* One action at a time: carrying one out may find that a client or a group is gone, which changes the others.
@@ -320,6 +324,7 @@ void dispatch_tick(struct dispatch *d)
     struct group *g;
     while ((g = cluster_expired(d->cluster, now_ms)))
         dispatch_group_lost(d, g, "its lease has ended");
+    dispatch_tick_lost(d, now_ms);
     act(d, now_ms);
     retry_stalled(d, now_ms);
 }
@@ -329,6 +334,9 @@ uint64_t dispatch_due_ms(const struct dispatch *d)
     uint64_t due = scheduler_due_ms(d->scheduler), lease = cluster_due_ms(d->cluster);
     if (lease < due)
         due = lease;
+    uint64_t lost = dispatch_lost_due_ms(d);
+    if (lost < due)
+        due = lost;
     if (d->stalled > 0 || scheduler_draining(d->scheduler)) {
         uint64_t soon = clock_now_ms() + STALL_RETRY_MS;
         if (soon < due)
@@ -343,7 +351,7 @@ void dispatch_drain(struct dispatch *d, uint64_t timeout_ms)
     scheduler_drain(d->scheduler, d->drain_deadline_ms);
     for (uint32_t i = 0; i < cluster_slots(d->cluster); i++) {
         struct group *g = cluster_group(d->cluster, i);
-        if (!g || g->state != GROUP_READY)
+        if (!g || (g->state != GROUP_READY && g->state != GROUP_RESTING))
             continue;
         cluster_draining(g);
         scheduler_group_draining(d->scheduler, i, false);

@@ -23,6 +23,7 @@ struct dispatch {
     uint64_t started_ms;
     uint64_t drain_deadline_ms;
     uint32_t stalled; /* readers that do not read */
+    uint32_t held;    /* requests that are kept from all groups until it is known why theirs died */
     uint64_t accepted, completed, failed, cancelled, rejected;
     struct throttle stale_log, token_log;
 };
@@ -41,6 +42,20 @@ void dispatch_cancel_waiting(struct dispatch *d, struct request *q);
 void dispatch_cancel_at_group(struct dispatch *d, struct request *q);
 /* The group is gone; its requests end at the next tick. */
 void dispatch_group_lost(struct dispatch *d, struct group *g, const char *why);
+
+/* ---- dispatch_lost.c ---- */
+/* The request's group is gone, and it waits again. *q may be gone afterwards. */
+void dispatch_moved(struct dispatch *d, struct request *q, uint32_t group, uint64_t epoch);
+/* It is not held any more. */
+void dispatch_unheld(struct dispatch *d, struct request *q);
+/* It is known how the group's last epoch ended. */
+void dispatch_learn(struct dispatch *d, const struct group *g);
+void dispatch_tick_lost(struct dispatch *d, uint64_t now_ms);
+uint64_t dispatch_lost_due_ms(const struct dispatch *d);
+
+/* ---- dispatch_worker.c ---- */
+/* The group takes work from now on. */
+void dispatch_ready(struct dispatch *d, const struct group *g);
 
 /* ---- dispatch_snapshot.c ---- */
 /* Reads the file of the run before; NULL when there is none, or it is none (logged). */

@@ -10,6 +10,20 @@
 /* The scheduler hears of the first token and then of every so many. */
 #define PROGRESS_TOKENS 16
 
+void dispatch_ready(struct dispatch *d, const struct group *g)
+{
+    struct scheduler_group_info info = {.model = g->model,
+                                        .max_sequences = (uint32_t)g->max_sequences,
+                                        .kv_tokens = g->pages * g->page_tokens,
+                                        .numeric = g->numeric};
+    scheduler_group_ready(d->scheduler, g->slot, &info);
+    snapshot_restore(d, g);
+    log_info("cluster", "group %s of worker %s is ready: epoch %llu, model %s, %u stages, %llu sequences%s%s",
+             g->name, g->peer.name, (unsigned long long)g->epoch, g->model, g->stage_count,
+             (unsigned long long)g->max_sequences, g->ended[0] ? "; the job before it ended with " : "",
+             g->ended);
+}
+
 void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wire_hello *in)
 {
     struct err err = {0};
@@ -33,15 +47,16 @@ void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wi
         scheduler_group_gone(d->scheduler, g->slot, now_ms);
     if (forgotten)
         scheduler_group_forget(d->scheduler, g->slot);
-    struct scheduler_group_info info = {.model = g->model,
-                                        .max_sequences = (uint32_t)g->max_sequences,
-                                        .kv_tokens = g->pages * g->page_tokens,
-                                        .numeric = g->numeric};
-    scheduler_group_ready(d->scheduler, g->slot, &info);
-    snapshot_restore(d, g);
-    log_info("cluster", "group %s of worker %s is ready: epoch %llu, model %s, %u stages, %llu sequences",
-             g->name, from->name, (unsigned long long)g->epoch, g->model, g->stage_count,
-             (unsigned long long)g->max_sequences);
+    if (g->ended_epoch)
+        dispatch_learn(d, g);
+    if (g->state == GROUP_RESTING)
+        log_warn("cluster",
+                 "group %s of worker %s is back: epoch %llu; it was lost %u times soon after it came, and "
+                 "rests for %llu ms",
+                 g->name, from->name, (unsigned long long)g->epoch, g->lost_soon,
+                 (unsigned long long)(g->rests_until_ms - now_ms));
+    else
+        dispatch_ready(d, g);
     struct wire_message m;
     wire_init(&m, WIRE_WELCOME);
     m.welcome.group = wire_string(g->name);
@@ -160,6 +175,10 @@ void dispatch_token(struct dispatch *d, const struct peer *from, const struct wi
     case REQUEST_TOKEN_LOGGED:
         if (in->index == 0)
             scheduler_first_token(d->scheduler, q->slot, clock_now_us() - q->accepted_us);
+        if (q->suspicion.count) {
+            suspicion_clear(&q->suspicion);
+            scheduler_shared(d->scheduler, q->slot);
+        }
         if (in->index % PROGRESS_TOKENS == 0)
             scheduler_progress(d->scheduler, q->slot, in->index + 1);
         dispatch_flush(d, q);

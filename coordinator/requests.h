@@ -16,6 +16,7 @@
 
 #include "common/wire.h"
 #include "coordinator/peer.h"
+#include "coordinator/suspects.h"
 
 #define REQUEST_NO_GROUP UINT32_MAX
 /* Most tokens and alternatives that the log of one request may have to hold: n x max_tokens x (1 +
@@ -109,6 +110,7 @@ struct request {
     uint64_t place_context;
     uint64_t numeric, context; /* of the group that generated its first token; 0: none did yet */
     bool mixed;                /* groups of another class went on with it */
+    struct suspicion suspicion;
     uint32_t class;
     uint64_t accepted_us, assigned_us;
     struct request_choice *choices; /* [sampling.n] */

@@ -89,7 +89,7 @@ void group_refresh(struct scheduler *s, uint32_t group)
 {
     struct group *g = &s->groups[group];
     struct pool *p = &s->pools[g->pool];
-    bool open = g->live && g->accepting && g->view.assigned < g->view.max_sequences;
+    bool open = g->live && g->accepting && !g->kept && g->view.assigned < g->view.max_sequences;
     if (open) {
         uint64_t load = balancer_load_us(&g->view);
         if (!g->open)
@@ -147,6 +147,7 @@ void entry_leave(struct scheduler *s, uint32_t request)
     case ENDING:
         leave_group(s, e);
         break;
+    case HELD:
     case FREE:
         break;
     }
@@ -159,6 +160,7 @@ void entry_free(struct scheduler *s, uint32_t request)
 {
     struct entry *e = scheduler_entry(s, request);
     ASSERT(e->state != FREE);
+    entry_shared(s, request);
     entry_leave(s, request);
     flow_part(s, e->flow);
     s->bytes -= e->bytes;
@@ -215,9 +217,15 @@ static void keep_numeric(struct scheduler *s, struct entry *e)
 /* Back to its place in the queue. */
 static void requeue(struct scheduler *s, uint32_t request)
 {
+    struct entry *e = &s->entries[request];
     entry_leave(s, request);
-    s->entries[request].prefilled = false;
-    queue_put(s, request);
+    e->prefilled = false;
+    if (e->alone) { /* for another group of its own */
+        e->state = HELD;
+        s->alone_waiting++;
+    } else {
+        queue_put(s, request);
+    }
     entry_due(s, request);
 }
 
@@ -279,6 +287,7 @@ static void stop_accepting(struct scheduler *s, uint32_t group)
         s->pools[g->pool].places -= g->view.max_sequences;
     }
     g->accepting = false;
+    g->kept = false;                                             /* whoever it was kept for finds another */
     s->pools[g->pool].assignable |= s->pools[g->pool].moved > 0; /* who was bound to its class may be free */
     group_refresh(s, group);
 }
@@ -302,6 +311,7 @@ void scheduler_group_gone(struct scheduler *s, uint32_t group, uint64_t now_ms)
         struct entry *e = &s->entries[i];
         if ((e->state == RUNNING || e->state == PREEMPTED || e->state == ENDING) && e->group == group) {
             keep_numeric(s, e);
+            entry_shared(s, i);
             e->ending = e->state == ENDING;
             entry_leave(s, i);
             e->state = LOST;
@@ -370,7 +380,7 @@ void scheduler_drain(struct scheduler *s, uint64_t deadline_ms)
     s->draining = true;
     s->drain_deadline_ms = deadline_ms;
     for (uint32_t i = 0; i < s->limits.live_requests; i++)
-        if (s->entries[i].state == QUEUED || s->entries[i].state == RUNNING)
+        if (s->entries[i].state == QUEUED || s->entries[i].state == HELD || s->entries[i].state == RUNNING)
             entry_due(s, i);
 }
 

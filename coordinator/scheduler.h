@@ -133,6 +133,13 @@ void scheduler_yielded(struct scheduler *s, uint32_t request);
 /* The assignment could not be delivered: back to its place in the queue. */
 void scheduler_unassign(struct scheduler *s, uint32_t request);
 
+/* It waits, and is to be kept from all groups until scheduler_release, which may give it a group for itself:
+ * the next one that is empty, or becomes so. Its deadline counts on. */
+void scheduler_hold(struct scheduler *s, uint32_t request);
+void scheduler_release(struct scheduler *s, uint32_t request, bool alone);
+/* It needs no group for itself any more. */
+void scheduler_shared(struct scheduler *s, uint32_t request);
+
 /* ---- events of groups ---- */
 struct scheduler_group_info {
     const char *model; /* copied */

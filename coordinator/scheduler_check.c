@@ -19,7 +19,9 @@ static void check_group(const struct scheduler *s, uint32_t group, const struct 
     /* No over-commitment: only a request that has a group for itself may be larger than the group. */
     ASSERT(g->view.assigned <= g->view.max_sequences || g->view.requests == 1);
     ASSERT(g->view.kv_tokens == 0 || g->view.kv_reserved <= g->view.kv_tokens || g->view.requests == 1);
-    ASSERT(g->open == (g->live && g->accepting && g->view.assigned < g->view.max_sequences));
+    ASSERT(!g->kept || s->entries[g->kept_for].alone);
+    ASSERT(!g->kept || g->view.requests <= 1 || s->entries[g->kept_for].state == HELD);
+    ASSERT(g->open == (g->live && g->accepting && !g->kept && g->view.assigned < g->view.max_sequences));
     ASSERT(!g->open || s->open_nodes[group].key == balancer_load_us(&g->view));
     ASSERT(g->view.prefill_rate > 0 && g->view.decode_rate > 0);
 }
@@ -47,7 +49,10 @@ static void check_entry(const struct scheduler *s, uint32_t request)
 {
     const struct entry *e = &s->entries[request];
     ASSERT(!e->moved || e->state == QUEUED);
-    ASSERT(e->due == (e->state == QUEUED || e->state == RUNNING || e->state == PREEMPTED));
+    ASSERT(!e->alone || e->state == HELD || e->state == RUNNING || e->state == ENDING ||
+           e->state == PREEMPTED);
+    ASSERT(e->due ==
+           (e->state == QUEUED || e->state == HELD || e->state == RUNNING || e->state == PREEMPTED));
     ASSERT(!e->victim || e->state == RUNNING);
     ASSERT(e->preemptions <= SCHEDULER_MAX_PREEMPTIONS);
     ASSERT(e->state == FREE || e->choices > 0);

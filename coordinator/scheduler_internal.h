@@ -1,6 +1,6 @@
-/* scheduler_internal: what scheduler.c (events), scheduler_admit.c, scheduler_learn.c, scheduler_pool.c
- * (models, tenants, order), scheduler_step.c (decisions), scheduler_tune.c and scheduler_check.c share.
- * Nobody else includes it. */
+/* scheduler_internal: what scheduler.c (events), scheduler_admit.c, scheduler_alone.c, scheduler_learn.c,
+ * scheduler_pool.c (models, tenants, order), scheduler_step.c (decisions), scheduler_tune.c and
+ * scheduler_check.c share. Nobody else includes it. */
 #ifndef LEPTON_COORDINATOR_SCHEDULER_INTERNAL_H
 #define LEPTON_COORDINATOR_SCHEDULER_INTERNAL_H
 
@@ -10,15 +10,17 @@
 
 #define NAME_BYTES 129
 
-enum state { FREE, QUEUED, RUNNING, PREEMPTED, ENDING, LOST };
+enum state { FREE, QUEUED, RUNNING, PREEMPTED, ENDING, LOST, HELD };
 
 /* A request. QUEUED: in its flow's heap and list. RUNNING and preemptible: in its pool's list of victims.
- * LOST: in the list of the lost. QUEUED and RUNNING: in the heap of due times. */
+ * LOST: in the list of the lost. HELD: in none, kept from all groups, or `alone` and waiting for an empty
+ * one. QUEUED, HELD and RUNNING: in the heap of due times. */
 struct entry {
     enum state state;
     bool charged, prefilled;
     bool given;       /* a group had it before */
     bool victim, due; /* in its pool's list; in the heap of due times */
+    bool alone;       /* a group is, or will be, kept for it */
     bool ending;      /* LOST: its client has its outcome */
     bool moved;       /* QUEUED, and before that at a group that is gone or drains: it goes first */
     uint64_t numeric; /* class of the groups that generated its tokens; 0: none yet */
@@ -103,6 +105,8 @@ struct group {
     bool accepting; /* may be given more */
     bool open;      /* in its pool's heap */
     bool measured;  /* its rates are learned or given, not assumed */
+    bool kept;      /* for one request, kept_for: it takes no other */
+    uint32_t kept_for;
     bool hand_over; /* it drains: what it runs goes to others while they have room */
     uint64_t numeric;
     uint32_t pool;
@@ -139,7 +143,8 @@ struct scheduler {
     uint32_t live, queued, class_queued[SCHEDULER_MAX_CLASSES];
     uint64_t now_ms; /* of the last call that said it */
     uint64_t bytes, next_order, next_choice, round;
-    bool handing_over; /* some group drains, and others may take what it runs */
+    uint32_t alone_waiting; /* HELD ones that wait for an empty group */
+    bool handing_over;      /* some group drains, and others may take what it runs */
     bool draining;
     uint64_t drain_deadline_ms;
     uint64_t random;
@@ -183,6 +188,17 @@ uint64_t pool_decode_rate(const struct pool *p);
 uint64_t entry_due_ms(const struct scheduler *s, const struct entry *e, int *code, const char **reason);
 /* Sets its due time anew. */
 void entry_due(struct scheduler *s, uint32_t request);
+
+/* ---- scheduler_alone.c ---- */
+/* The next request that is to run alone, and the empty group kept for it; SCHEDULER_NONE: none. */
+uint32_t alone_next(struct scheduler *s, uint32_t *group);
+void group_unkeep(struct scheduler *s, uint32_t group);
+/* The entry needs no group for itself: it leaves, or is no suspect any more. */
+void entry_shared(struct scheduler *s, uint32_t request);
+
+/* ---- scheduler_step.c ---- */
+/* The numeric class that a request is bound to, as long as a group of it takes work; else 0. */
+uint64_t entry_numeric(const struct scheduler *s, const struct pool *p, const struct entry *e);
 
 /* ---- scheduler_learn.c ---- */
 /* Gives the groups of a pool that were not measured the rates of those that were. */

@@ -433,7 +433,8 @@ uint64_t pool_wait_us(const struct scheduler *s, const struct pool *p, const str
 uint64_t entry_due_ms(const struct scheduler *s, const struct entry *e, int *code, const char **reason)
 {
     *code = 408;
-    *reason = e->state == QUEUED ? "the deadline passed in the queue" : "the deadline passed while it ran";
+    bool waits = e->state == QUEUED || e->state == HELD;
+    *reason = waits ? "the deadline passed in the queue" : "the deadline passed while it ran";
     const struct pool *p = &s->pools[s->flows[e->flow].pool];
     uint64_t due = e->deadline_ms;
     if (e->state == QUEUED && p->groups == 0) {
@@ -446,8 +447,8 @@ uint64_t entry_due_ms(const struct scheduler *s, const struct entry *e, int *cod
     }
     if (e->state == QUEUED && e->impatient_ms && e->impatient_ms < due)
         due = e->impatient_ms; /* nothing ends: it may preempt from then on */
-    if (s->draining && (e->state == QUEUED || s->drain_deadline_ms < due)) {
-        due = e->state == QUEUED ? 0 : s->drain_deadline_ms;
+    if (s->draining && (waits || s->drain_deadline_ms < due)) {
+        due = waits ? 0 : s->drain_deadline_ms;
         *code = 503;
         *reason = "the coordinator is draining";
     }

@@ -166,8 +166,7 @@ static void consider_all(const struct scheduler *s, const struct pool *p, struct
         consider(s, p, c, (from + i) % s->group_end, r, 0);
 }
 
-/* The numeric class that a request is bound to, as long as a group of it takes work; else 0. */
-static uint64_t numeric_of(const struct scheduler *s, const struct pool *p, const struct entry *e)
+uint64_t entry_numeric(const struct scheduler *s, const struct pool *p, const struct entry *e)
 {
     for (uint32_t i = 0; e->numeric && i < s->group_end; i++) {
         const struct group *g = &s->groups[i];
@@ -187,7 +186,7 @@ static uint32_t choose_group(struct scheduler *s, struct pool *p, uint32_t reque
                                  .kv_tokens = e->kv_tokens,
                                  .choices = e->choices};
     struct candidates c = {.over_share = !e->moved && flow_over_share(s, &s->flows[e->flow]),
-                           .numeric = numeric_of(s, p, e)};
+                           .numeric = entry_numeric(s, p, e)};
     if (p->open.count == 0)
         return SCHEDULER_NONE;
     if (policy->prefix && s->prefix)
@@ -239,7 +238,7 @@ static void assign(struct scheduler *s, struct pool *p, struct output *out, uint
     group_refresh(s, group);
     if (s->prefix)
         prefix_note(s->prefix, &s->keys[request], group);
-    if (s->limits.classes[e->class].preemptible && e->preemptions < SCHEDULER_MAX_PREEMPTIONS) {
+    if (!e->alone && s->limits.classes[e->class].preemptible && e->preemptions < SCHEDULER_MAX_PREEMPTIONS) {
         list_append(s, &p->victims, request);
         e->victim = true;
     }
@@ -375,6 +374,16 @@ static void step_pool(struct scheduler *s, struct pool *p, uint64_t now_ms, stru
     p->assignable = output_full(out);
 }
 
+/* Suspects to the empty groups that are kept for them. */
+static void step_alone(struct scheduler *s, struct output *out)
+{
+    uint32_t request, group;
+    while (!output_full(out) && (request = alone_next(s, &group)) != SCHEDULER_NONE) {
+        queue_put(s, request); /* from where assign takes what it gives away */
+        assign(s, &s->pools[s->groups[group].pool], out, request, group, 0);
+    }
+}
+
 /* Those that named no model before any group came get the only one that is served. */
 static void step_unnamed(struct scheduler *s, struct output *out)
 {
@@ -413,6 +422,7 @@ size_t scheduler_step(struct scheduler *s, uint64_t now_ms, struct scheduler_act
     if (s->draining)
         return out.count;
     step_hand_over(s, &out);
+    step_alone(s, &out);
     step_unnamed(s, &out);
     for (uint32_t i = 0; i < s->pool_limit && !output_full(&out); i++)
         if (s->pools[i].used && s->pools[i].assignable)

@@ -2,6 +2,7 @@
  * back-off when it dies (the coordinator gives it a new epoch), passes signals on. It knows nothing of
  * models: all behind `--` goes to lepton-worker as it stands. */
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
@@ -127,7 +128,7 @@ static bool use_none(const struct group_settings *s)
 }
 
 static void build_command(struct arguments *a, const struct group_settings *s, const char *const *worker,
-                          int count)
+                          int count, const char *ended)
 {
     char number[32];
     snprintf(number, sizeof(number), "%lld", (long long)rank_count(s));
@@ -164,6 +165,40 @@ static void build_command(struct arguments *a, const struct group_settings *s, c
         add(a, "--alone");
     for (int i = 0; i < count; i++)
         add(a, worker[i]);
+    if (ended[0]) {
+        add(a, "--ended");
+        add(a, ended);
+    }
+}
+
+/* How often the kernel has ended a process of this host for want of memory. */
+static uint64_t count_oom_kills(void)
+{
+    char line[128];
+    unsigned long long count = 0;
+    FILE *f = fopen("/proc/vmstat", "r");
+    while (f && fgets(line, sizeof(line), f) && sscanf(line, "oom_kill %llu", &count) != 1)
+        ;
+    if (f)
+        fclose(f);
+    return count;
+}
+
+/* How the job ended, in a word for the coordinator: a launcher passes a rank's signal on as 128 + its number.
+ */
+static void describe_end(int code, bool memory, char out[33])
+{
+    static const struct {
+        int number;
+        const char *name;
+    } names[] = {{SIGSEGV, "SIGSEGV"}, {SIGABRT, "SIGABRT"}, {SIGBUS, "SIGBUS"},   {SIGFPE, "SIGFPE"},
+                 {SIGILL, "SIGILL"},   {SIGKILL, "SIGKILL"}, {SIGTERM, "SIGTERM"}, {SIGINT, "SIGINT"}};
+    snprintf(out, 33, "exit %d", code);
+    for (size_t i = 0; i < ARRAY_LEN(names); i++)
+        if (code == 128 + names[i].number)
+            snprintf(out, 33, "%s", names[i].name);
+    if (code == 128 + SIGKILL && memory)
+        snprintf(out, 33, "out of memory");
 }
 
 /* What a signal asks for. The launcher ends its ranks hard on SIGTERM; SIGUSR2 it passes on, and the leader
@@ -205,21 +240,28 @@ static void watch_job(struct supervisor *v)
     }
 }
 
-static int supervise(struct supervisor *v, struct arguments *a)
+static int supervise(struct supervisor *v, const char *const *worker, int count)
 {
     const struct group_settings *s = v->s;
     struct err err;
     uint64_t back_off_ms = (uint64_t)s->back_off_ms;
+    char ended[33] = "";
     for (int64_t starts = 0;; starts++) {
-        uint64_t begun_ms = clock_now_ms();
-        if (process_start(&v->job, a->word, NULL, &err)) {
+        struct arguments a = {0};
+        uint64_t begun_ms = clock_now_ms(), oom_kills = count_oom_kills();
+        build_command(&a, s, worker, count, ended);
+        int started = process_start(&v->job, a.word, NULL, &err);
+        if (started == 0)
+            log_info("group", "job started: %lld ranks under %s (pid %d)", (long long)rank_count(s),
+                     a.word[0], (int)v->job.pid);
+        release_arguments(&a);
+        if (started) {
             log_error("group", "%s", err.message);
             return EXIT_FAILED;
         }
-        log_info("group", "job started: %lld ranks under %s (pid %d)", (long long)rank_count(s), a->word[0],
-                 (int)v->job.pid);
         watch_job(v);
         int code = process_exit_code(&v->job);
+        describe_end(code, count_oom_kills() > oom_kills, ended);
         if (code == 0 || v->asked) {
             log_info("group", "job ended with %d", code);
             return code == 0 ? EXIT_OK : EXIT_FAILED;
@@ -235,7 +277,7 @@ static int supervise(struct supervisor *v, struct arguments *a)
         }
         if (clock_now_ms() - begun_ms >= (uint64_t)s->steady_ms)
             back_off_ms = (uint64_t)s->back_off_ms;
-        log_warn("group", "job ended with %d; starting again in %llu ms", code,
+        log_warn("group", "job ended with %d (%s); starting again in %llu ms", code, ended,
                  (unsigned long long)back_off_ms);
         uint64_t now_ms = clock_now_ms(), until_ms = now_ms + back_off_ms;
         for (; now_ms < until_ms && !v->asked; now_ms = clock_now_ms())
@@ -265,7 +307,6 @@ static int open_signals(void)
 int command_group(int argc, char **argv)
 {
     struct group_settings s;
-    struct arguments a = {0};
     const char *worker[MAX_ARGUMENTS / 2];
     int count = config_main(&table, &s, argc, argv, worker, MAX_ARGUMENTS / 2);
     enum log_level level = LOG_INFO;
@@ -279,11 +320,9 @@ int command_group(int argc, char **argv)
     setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
     /* hwloc would ask ten X servers for GPUs, in the launcher and in every rank. */
     setenv("HWLOC_COMPONENTS", "-gl", 0);
-    build_command(&a, &s, worker, count);
     struct supervisor v = {.s = &s, .signals = open_signals()};
-    int code = supervise(&v, &a);
+    int code = supervise(&v, worker, count);
     close(v.signals);
-    release_arguments(&a);
     config_release(&table, &s);
     return code;
 }

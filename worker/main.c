@@ -330,7 +330,9 @@ static struct wire_hello describe_group(const struct worker *w, struct wire_stag
     for (int r = 0; r < w->ranks; r++)
         if ((uint64_t)w->cards[r].load_ms > load_ms)
             load_ms = (uint64_t)w->cards[r].load_ms;
+    char *ended = w->settings.ended;
     return (struct wire_hello){.group = wire_string(w->settings.group),
+                               .ended = ended ? wire_string_mend(ended, WIRE_MAX_ENDED) : wire_string(NULL),
                                .model = model_name(w),
                                .weights = wire_string(fingerprint),
                                .kernels = wire_string(device_kernel_set(w->device)),

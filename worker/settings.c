@@ -85,6 +85,8 @@ static const struct config_option options[] = {
      "most tokens of one draft; fewer are drafted while drafts are rejected or many sequences run", false},
     {"alone", 0, CONFIG_BOOL, OPTION(alone), 0, 0, "false", NULL, NULL,
      "this process is the whole group: it starts without MPI (`lepton group` says so where it can)", true},
+    {"ended", 0, CONFIG_STRING, OPTION(ended), 0, 0, NULL, "HOW", NULL,
+     "how the job before this one ended (`lepton group` says so): what kills groups is found by it", true},
     {"step_limit_ms", 0, CONFIG_INT, OPTION(step_limit_ms), 100, 86400000, "20000", "MS", NULL,
      "a rank that makes no progress inside a step for so long ends, and a group of which no rank moves",
      false},

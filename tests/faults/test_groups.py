@@ -242,6 +242,33 @@ def test_frozen_while_idle(c):
          % (lost[0], lost[0] + lost[1], back))
 
 
+@with_options(model=None, groups=2, stages=1)
+def test_poison(c):
+    """a request under which groups crash is tried alone and refused with the reason; after it both groups serve as before"""
+    reference, watch, client = undisturbed(c), Watch(c), Client(c.client())
+    client.generate("poison", prompt="word " * 320, max_tokens=2, seed=1)
+    client.pump(lambda: client.log.kinds("poison"), "accepted")
+    start, killed = time.monotonic(), 0
+    while not client.log.over("poison"):
+        assert time.monotonic() < start + 60, "it neither ends nor is refused"
+        for name in ("g-0", "g-1"):
+            group = watch.group(name)
+            if group["state"] == "ready" and group["assigned"] > 0:
+                os.kill(pid_of(group, 0), signal.SIGSEGV)  # what the request would do by itself
+                killed += 1
+                watch.until(name, lambda g: g["epoch"] != group["epoch"] or g["state"] == "lost", "its loss")
+        message = client.peer.receive(0.02)
+        if message:
+            client.log.take(message)
+    error = client.log.error("poison")
+    assert killed == 3 and error.code == 500 and "SIGSEGV (alone)" in error.message, (killed, error)
+    took = time.monotonic() - start
+    for name in ("g-0", "g-1"):
+        watch.until(name, lambda g: g["state"] == "ready", name)
+    assert undisturbed(c) == reference
+    note("row 29: refused after %d groups in %.1f s: %s" % (killed, took, error.message))
+
+
 TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]
 
 if __name__ == "__main__":

@@ -887,6 +887,107 @@ def test_draining_group_hands_over(c):
     assert [g["state"] for g in c.status().groups if g["group"] == "g0"] == ["draining"]
 
 
+def dies(worker, ended):
+    """The group's job dies and the next one says hello, with how the one before it ended."""
+    worker.incarnation += 1
+    worker.send("bye", group=worker.group, epoch=worker.epoch)
+    return worker.join(sequences=4, ended=ended)
+
+
+def test_poison_request(c):
+    """a request under which two groups die of themselves is tried alone, then refused; those beside it are served"""
+    a, b, client = c.worker().join(), c.worker("g1", "g1").join(), c.client()
+    a.send("heartbeat", group="g0", epoch=a.epoch, sequence=1, steps=0, running=0, waiting=0, pages_used=0, tokens_generated=0)
+    a.expect("lease")
+    generate(client, "poison")
+    poison = a.receive(1) or b.receive(1)
+    first, second = (a, b) if poison.group == "g0" else (b, a)
+    first.token(poison, 0)
+    client.expect("token")
+    first.send("bye", group=first.group, epoch=first.epoch)  # SIGSEGV; its next job takes a while
+    again = second.expect("assign")
+    assert again.request == poison.request and delivered(again) == {0: [100]}
+    generate(client, "good")
+    good = second.expect("assign")
+    second.token(good, 0)
+    client.expect("token")
+    second.send("bye", group=second.group, epoch=second.epoch)
+    c.logged("is held until it is known why its groups died")
+    first.incarnation += 1
+    first.join(sequences=4, ended="SIGSEGV")
+    assert first.expect("assign").request == good.request  # one group died under it: it goes on
+    second.incarnation += 1
+    second.join(sequences=4, ended="SIGABRT")
+    alone = second.expect("assign")
+    assert alone.request == poison.request
+    c.logged("it is tried alone")
+    generate(client, "third")
+    third = first.expect("assign")  # to the busier group: the other is the suspect's alone
+    second.send("bye", group=second.group, epoch=second.epoch)
+    second.incarnation += 1
+    second.join(sequences=4, ended="SIGSEGV")
+    error = client.expect("error")
+    assert error.request == "poison" and error.code == 500 and "3 groups died under this request at token 1" in error.message
+    assert "SIGSEGV, SIGABRT, SIGSEGV (alone)" in error.message, error
+    c.logged("audit: request " + poison.request)
+    first.serve(third, 1)
+    first.serve(good, 2, begin=1)
+    ends = set()
+    while len(ends) < 2:
+        m = client.expect("token", "done")
+        ends |= {m.request} if m.name == "done" else set()
+
+
+def test_killed_from_outside_accuses_nobody(c):
+    """groups that are killed from outside under a request accuse it of nothing: it goes on with others beside it"""
+    worker, client = c.worker().join(), c.client()
+    generate(client, "q1")
+    q1 = worker.expect("assign")
+    for _ in range(3):
+        dies(worker, "SIGKILL")
+        again = worker.expect("assign", timeout_s=6)  # it may rest: it was lost soon after it came
+        assert again.request == q1.request
+    generate(client, "q2")
+    assert worker.expect("assign").request != q1.request
+    worker.serve(again, 1)
+    client.expect("token")
+    assert client.expect("done").moves == 3
+    assert "alone" not in c.log()
+
+
+def test_cleared_suspect(c):
+    """a suspect that gets a token further shares its group again"""
+    worker, client = c.worker().join(), c.client()
+    generate(client, "q1")
+    q1 = worker.expect("assign")
+    for _ in range(2):
+        dies(worker, "SIGSEGV")
+        alone = worker.expect("assign")
+        assert alone.request == q1.request
+    c.logged("it is tried alone")
+    generate(client, "q2")
+    assert worker.receive(0.3) is None
+    worker.token(alone, 0)
+    assert worker.expect("assign").request != q1.request
+
+
+def test_retries_are_bounded(c):
+    """a request that loses group after group without a token more ends with a reason"""
+    worker, client = c.worker().join(), c.client()
+    generate(client)
+    worker.expect("assign")
+    for n in range(5):
+        worker.incarnation += 1
+        worker.send("bye", group="g0", epoch=worker.epoch)
+        if n == 4:
+            break
+        worker.join(sequences=4, ended="SIGKILL")
+        assert worker.expect("assign", timeout_s=6).name == "assign"
+    error = client.expect("error")
+    assert error.code == 502 and "again and again" in error.message, error
+    assert "rests for 2000 ms" in c.log()  # the fifth in a row that did not last
+
+
 def test_cancelled_while_it_yields(c):
     """a client may cancel a request that is giving way: it ends, and does not run again"""
     worker, client = c.worker().join(sequences=1), c.client()

@@ -10,6 +10,11 @@
 
 #define PAGE_TOKENS 1 /* KV room is counted in tokens */
 
+static struct wire_str ended_of(const struct worker_settings *s)
+{
+    return s->ended ? wire_string_mend(s->ended, WIRE_MAX_ENDED) : (struct wire_str){NULL, 0};
+}
+
 /* Its class is its own: a mock group's answers are no model's. */
 static struct wire_hello describe(const struct worker_settings *s, const struct engine_speed *speed,
                                   struct wire_stage *stage, char host[128])
@@ -19,6 +24,7 @@ static struct wire_hello describe(const struct worker_settings *s, const struct 
     *stage = (struct wire_stage){
         .last_layer = 1, .tensor = 1, .pid = (uint64_t)getpid(), .host = wire_string_mend(host, 127)};
     return (struct wire_hello){.group = wire_string(s->group),
+                               .ended = ended_of(s),
                                .model = wire_string(s->model_name ? s->model_name : "mock"),
                                .weights = wire_string("mock"),
                                .kernels = wire_string("mock"),

@@ -75,9 +75,45 @@ static void test_rehello_says_that_it_was_live(void)
     CHECK(!was_live && !forgotten);
     CHECK_INT(cluster_hello(c, &reconnected, &h, 10, &g, &was_live, &forgotten, &err), 0);
     CHECK(was_live);
-    cluster_lost(g);
+    cluster_lost(g, 0);
     CHECK_INT(cluster_hello(c, &p, &h, 20, &g, &was_live, &forgotten, &err), 0);
     CHECK(!was_live);
+    cluster_free(&c);
+}
+
+static void test_a_group_that_flaps_rests(void)
+{
+    struct cluster *c = cluster_new(4, 1000);
+    struct peer p = worker("g", 1);
+    struct group *g;
+    uint64_t now_ms = 0, rests[10];
+    for (int i = 0; i < 10; i++) { /* lost a second after each hello, back at once as a new job */
+        struct wire_hello h = hello("g", 7 + (uint64_t)i, 0);
+        h.ended = wire_string(i ? "SIGSEGV" : NULL);
+        CHECK_INT(join(c, &p, &h, now_ms, &g), 0);
+        CHECK(i == 0 || (g->ended_epoch == (uint64_t)i && strcmp(g->ended, "SIGSEGV") == 0));
+        rests[i] = g->state == GROUP_RESTING ? g->rests_until_ms - now_ms : 0;
+        if (g->state == GROUP_RESTING) {
+            CHECK_INT(cluster_rest_due_ms(c), g->rests_until_ms);
+            CHECK(cluster_rested(c, g->rests_until_ms - 1) == NULL);
+            CHECK(cluster_rested(c, g->rests_until_ms) == g && g->state == GROUP_READY);
+        }
+        cluster_lost(g, now_ms += 1000);
+    }
+    const uint64_t want[10] = {0, 0, 0, 1000, 2000, 4000, 8000, 16000, 32000, 60000};
+    CHECK(memcmp(rests, want, sizeof(want)) == 0);
+    struct wire_hello h = hello("g", 99, 0);
+    CHECK_INT(join(c, &p, &h, now_ms, &g), 0);
+    CHECK(cluster_rested(c, UINT64_MAX - 1) == g);
+    cluster_lost(g, now_ms += 30000); /* it lasted: forgiven */
+    h = hello("g", 100, 0);
+    CHECK_INT(join(c, &p, &h, now_ms, &g), 0);
+    CHECK_INT(g->state, GROUP_READY);
+    h = hello("g", 100, 0); /* the same job again: it lives, whatever ended its epoch */
+    h.ended = wire_string("SIGSEGV");
+    cluster_lost(g, now_ms);
+    CHECK_INT(join(c, &p, &h, now_ms, &g), 0);
+    CHECK(g->ended_epoch == g->epoch - 1 && g->ended[0] == 0);
     cluster_free(&c);
 }
 
@@ -129,7 +165,7 @@ static void test_messages_need_epoch_and_connection(void)
     CHECK_INT(current_code(c, &p, "g", 7), 409);
     CHECK_INT(current_code(c, &reconnected, "g", 6), 409);
     CHECK_INT(current_code(c, &foreign, "g", 6), 403);
-    cluster_lost(g);
+    cluster_lost(g, 0);
     CHECK_INT(current_code(c, &p, "g", 6), 409);
     cluster_free(&c);
 }
@@ -147,7 +183,7 @@ static void test_lease_runs_from_the_last_heartbeat(void)
     CHECK_INT(g->pages_used, 9);
     CHECK(cluster_expired(c, 1599) == NULL);
     CHECK(cluster_expired(c, 1600) == g);
-    cluster_lost(g);
+    cluster_lost(g, 0);
     CHECK(cluster_expired(c, 1600) == NULL);
     CHECK(cluster_due_ms(c) == UINT64_MAX);
     cluster_free(&c);
@@ -184,7 +220,7 @@ static void test_bounded_registry(void)
     CHECK_INT(join(c, &p, &b, 0, &g), 0);
     CHECK_INT(join(c, &p, &d, 0, &g), 503);
     uint32_t slot = lost->slot;
-    cluster_lost(lost);
+    cluster_lost(lost, 0);
     CHECK_INT(cluster_hello(c, &p, &d, 0, &g, &was_live, &forgotten, &err), 0);
     CHECK(forgotten && !was_live);
     CHECK_INT(g->slot, slot);
@@ -196,6 +232,7 @@ int main(void)
 {
     TEST(test_epochs_grow, "every hello gives an epoch above all known ones");
     TEST(test_rehello_says_that_it_was_live, "a hello of a live group says that its old epoch was live");
+    TEST(test_a_group_that_flaps_rests, "a group that is lost again and again rests, longer each time");
     TEST(test_second_job_is_refused_while_the_lease_runs, "a second job is refused while the lease runs");
     TEST(test_other_key_cannot_take_over, "another key cannot take a live group over");
     TEST(test_keys_serve_their_own_groups, "a key serves its own name and name-anything");

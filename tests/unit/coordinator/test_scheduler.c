@@ -391,19 +391,56 @@ static void test_actions_are_bounded(void)
     scheduler_free(&s);
 }
 
+static void test_held_back_and_alone(void)
+{
+    struct scheduler *s = fresh();
+    ready(s, 0, "m", 2);
+    CHECK_INT(submit(s, 0), 0);
+    check_assigned(s, 0, 0);
+    CHECK_INT(submit(s, 1), 0);
+    scheduler_hold(s, 1);
+    check_nothing(s, 0);
+    scheduler_release(s, 1, true);
+    check_nothing(s, 0); /* the only group has another request: it is kept, and takes no more */
+    CHECK_INT(submit(s, 2), 0);
+    check_nothing(s, 0);
+    scheduler_check(s);
+    scheduler_finished(s, 0);
+    check_assigned(s, 1, 0);
+    check_nothing(s, 0);
+    scheduler_check(s);
+    scheduler_shared(s, 1); /* it has a token more */
+    check_assigned(s, 2, 0);
+    scheduler_check(s);
+    scheduler_free(&s);
+}
+
+static void test_held_requests_keep_their_deadline(void)
+{
+    struct scheduler *s = fresh();
+    ready(s, 0, "m", 1);
+    CHECK_INT(submit(s, 0), 0);
+    scheduler_hold(s, 0);
+    check_nothing(s, 9999);
+    check_ended(s, 10000, 0, SCHEDULER_NONE, 408);
+    CHECK_INT(scheduler_live(s), 0);
+    scheduler_free(&s);
+}
+
 /* ---- random events against a model that knows only the rules ---- */
-enum seen { IDLE, WAITS, RUNS, YIELDS, ENDS }; /* of a request, as its owner sees it */
+enum seen { IDLE, WAITS, HOLDS, WAITS_ALONE, RUNS, YIELDS, ENDS }; /* of a request, as its owner sees it */
 
 struct world {
     struct scheduler *s;
     unsigned long long random;
     uint64_t now_ms;
     enum seen seen[8];
+    bool alone[8]; /* it was given a group for itself, and nothing has cleared it */
     uint32_t group[8];
     int outcomes[8]; /* of the present life of each request */
     bool live[4];
     uint32_t sequences[4];
-    long accepted, ended, moved;
+    long accepted, ended, moved, alone_runs;
 };
 
 static unsigned pick(struct world *w, unsigned n)
@@ -418,6 +455,15 @@ static void leave(struct world *w, uint32_t request)
     w->ended++;
 }
 
+/* Nobody comes to one that runs alone, and it comes to nobody. */
+static void check_company(struct world *w, uint32_t request, uint32_t group)
+{
+    for (uint32_t q = 0; q < 8; q++)
+        if (q != request && (w->seen[q] == RUNS || w->seen[q] == YIELDS || w->seen[q] == ENDS) &&
+            w->group[q] == group)
+            CHECK(!w->alone[q] && w->seen[request] != WAITS_ALONE);
+}
+
 static void take_actions(struct world *w)
 {
     struct scheduler_action a[3];
@@ -426,7 +472,9 @@ static void take_actions(struct world *w)
         for (size_t i = 0; i < n; i++) {
             uint32_t q = a[i].request;
             if (a[i].kind == SCHEDULER_ASSIGN) {
-                CHECK(w->seen[q] == WAITS && w->live[a[i].group]);
+                CHECK((w->seen[q] == WAITS || w->seen[q] == WAITS_ALONE) && w->live[a[i].group]);
+                w->alone_runs += w->seen[q] == WAITS_ALONE;
+                check_company(w, q, a[i].group);
                 w->seen[q] = RUNS;
                 w->group[q] = a[i].group;
                 continue;
@@ -439,6 +487,7 @@ static void take_actions(struct world *w)
             if (a[i].kind == SCHEDULER_MOVE) {
                 CHECK((w->seen[q] == RUNS || w->seen[q] == YIELDS) && !w->live[w->group[q]]);
                 w->seen[q] = WAITS;
+                w->alone[q] = false;
                 w->moved++;
                 continue;
             }
@@ -468,12 +517,18 @@ static void random_request_event(struct world *w)
                                           .deadline_ms = w->now_ms + 1 + pick(w, 2000)};
         if (scheduler_submit(w->s, &in, w->now_ms, &out, &err) == 0) {
             w->seen[q] = WAITS;
+            w->alone[q] = false;
             w->outcomes[q] = 0;
             w->accepted++;
         }
         break;
     }
-    case WAITS: /* the client cancels */
+    case WAITS: /* the client cancels, or it is held for a while */
+        if (pick(w, 2)) {
+            scheduler_hold(w->s, q);
+            w->seen[q] = HOLDS;
+            break;
+        }
         scheduler_finished(w->s, q);
         w->outcomes[q]++;
         leave(w, q);
@@ -481,7 +536,7 @@ static void random_request_event(struct world *w)
     case YIELDS:
         if (pick(w, 2)) {
             scheduler_yielded(w->s, q);
-            w->seen[q] = WAITS;
+            w->seen[q] = w->alone[q] ? WAITS_ALONE : WAITS;
             break;
         }
         __attribute__((fallthrough)); /* it ended before the group heard of it */
@@ -494,6 +549,19 @@ static void random_request_event(struct world *w)
             scheduler_ending(w->s, q);
             w->seen[q] = ENDS;
         }
+        break;
+    case HOLDS:
+        if (pick(w, 3)) {
+            w->alone[q] = pick(w, 2);
+            scheduler_release(w->s, q, w->alone[q]);
+            w->seen[q] = w->alone[q] ? WAITS_ALONE : WAITS;
+            break;
+        }
+        __attribute__((fallthrough));
+    case WAITS_ALONE:
+        scheduler_finished(w->s, q);
+        w->outcomes[q]++;
+        leave(w, q);
         break;
     case ENDS: /* the group confirms */
         scheduler_finished(w->s, q);
@@ -527,6 +595,10 @@ static void random_report(struct world *w)
     if (w->seen[q] != RUNS && w->seen[q] != YIELDS)
         return;
     scheduler_progress(w->s, q, 1 + pick(w, 400));
+    if (pick(w, 2)) { /* a token more clears a suspect */
+        scheduler_shared(w->s, q);
+        w->alone[q] = false;
+    }
     if (pick(w, 4) == 0)
         scheduler_used(w->s, q,
                        &(struct scheduler_usage){.prompt_tokens = pick(w, 200),
@@ -579,7 +651,8 @@ static void test_random_events(void)
     CHECK_INT(scheduler_live(w.s), 0);
     CHECK_INT(scheduler_bytes(w.s), 0);
     CHECK_INT(w.ended, w.accepted);
-    CHECK(w.accepted > 500 && w.moved > 50);
+    printf("# %ld accepted, %ld moved, %ld ran alone\n", w.accepted, w.moved, w.alone_runs);
+    CHECK(w.accepted > 400 && w.moved > 30 && w.alone_runs > 30);
     CHECK_INT(scheduler_counts(w.s).moved, w.moved);
     CHECK(scheduler_counts(w.s).preempted > 10);
     scheduler_free(&w.s);
@@ -603,6 +676,8 @@ int main(void)
     TEST(test_moved_goes_first, "what was at a lost group goes before all that waits");
     TEST(test_tokens_bind_to_their_numeric_class, "tokens bind to a numeric class while it takes work");
     TEST(test_without_tokens_any_class_will_do, "without tokens any numeric class will do");
+    TEST(test_held_back_and_alone, "a request may be held back, and be given an empty group for itself");
+    TEST(test_held_requests_keep_their_deadline, "who is held back keeps its deadline");
     TEST(test_draining_group_hands_over_what_fits, "a draining group hands over what others have room for");
     TEST(test_unassigned_goes_first, "an assignment that was not delivered goes back to the head");
     TEST(test_draining_group_gets_nothing, "a draining group gets nothing new");

@@ -1,0 +1,104 @@
+/* What becomes of requests whose group is gone, and of groups that go too often. */
+#include <stdio.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "coordinator/dispatch_internal.h"
+
+static void refuse(struct dispatch *d, struct request *q)
+{
+    const struct suspicion *s = &q->suspicion;
+    char why[320];
+    int n = snprintf(why, sizeof(why), "%u groups died under this request at token %llu", s->count,
+                     (unsigned long long)s->tokens);
+    for (uint32_t i = 0; i < s->count && n > 0 && (size_t)n < sizeof(why); i++)
+        n += snprintf(why + n, sizeof(why) - (size_t)n, "%s%s%s", i ? ", " : ": ",
+                      s->loss[i].ended[0] ? s->loss[i].ended : "unknown", s->loss[i].alone ? " (alone)" : "");
+    log_error("dispatch", "audit: request %s of client %s is refused: %s", q->id, q->client.name, why);
+    dispatch_fail(d, q, 500, why);
+}
+
+/* The request waits in the scheduler's queue, or is held there. *q may be gone afterwards. */
+static void judge(struct dispatch *d, struct request *q)
+{
+    struct suspicion *s = &q->suspicion;
+    enum verdict verdict = suspicion_judge(s);
+    if (verdict == VERDICT_REFUSE) {
+        refuse(d, q);
+    } else if (verdict == VERDICT_GIVE_UP) {
+        dispatch_fail(d, q, 502, "its groups were lost again and again before it had a token more");
+    } else if (verdict == VERDICT_HOLD && !s->held) {
+        log_warn("dispatch", "request %s is held until it is known why its groups died", q->id);
+        s->held = true;
+        s->held_ms = clock_now_ms();
+        d->held++;
+        scheduler_hold(d->scheduler, q->slot);
+    } else if (verdict == VERDICT_ALONE || (verdict == VERDICT_GO && s->held)) {
+        bool alone = verdict == VERDICT_ALONE;
+        if (alone)
+            log_warn("dispatch", "request %s is suspected of killing groups: it is tried alone", q->id);
+        if (!s->held)
+            scheduler_hold(d->scheduler, q->slot);
+        dispatch_unheld(d, q);
+        s->alone = alone;
+        scheduler_release(d->scheduler, q->slot, alone);
+    }
+}
+
+void dispatch_unheld(struct dispatch *d, struct request *q)
+{
+    d->held -= q->suspicion.held;
+    q->suspicion.held = false;
+}
+
+void dispatch_moved(struct dispatch *d, struct request *q, uint32_t group, uint64_t epoch)
+{
+    const struct group *g = cluster_group(d->cluster, group);
+    suspicion_lost(&q->suspicion, group, epoch, request_token_count(q));
+    if (g && g->ended_epoch == epoch) /* its next job has said hello already */
+        suspicion_learn(&q->suspicion, group, epoch, wire_string(g->ended));
+    judge(d, q);
+}
+
+void dispatch_learn(struct dispatch *d, const struct group *g)
+{
+    for (uint32_t i = 0; i < requests_limit(d->requests); i++) {
+        struct request *q = requests_at(d->requests, i);
+        if (q && suspicion_learn(&q->suspicion, g->slot, g->ended_epoch, wire_string(g->ended)) && q->waits)
+            judge(d, q);
+    }
+}
+
+/* A group that never comes back tells nothing: after group_wait_ms its death accuses nobody. */
+static void forget_silent(struct dispatch *d, struct request *q)
+{
+    for (uint32_t k = 0; k < q->suspicion.count; k++)
+        suspicion_learn(&q->suspicion, q->suspicion.loss[k].group, q->suspicion.loss[k].epoch,
+                        (struct wire_str){NULL, 0});
+    judge(d, q);
+}
+
+void dispatch_tick_lost(struct dispatch *d, uint64_t now_ms)
+{
+    for (uint32_t i = 0; d->held > 0 && i < requests_limit(d->requests); i++) {
+        struct request *q = requests_at(d->requests, i);
+        if (q && q->waits && q->suspicion.held &&
+            now_ms >= q->suspicion.held_ms + d->options.limits.group_wait_ms)
+            forget_silent(d, q);
+    }
+    struct group *g;
+    while ((g = cluster_rested(d->cluster, now_ms)))
+        dispatch_ready(d, g);
+}
+
+uint64_t dispatch_lost_due_ms(const struct dispatch *d)
+{
+    uint64_t due = cluster_rest_due_ms(d->cluster);
+    for (uint32_t i = 0; d->held > 0 && i < requests_limit(d->requests); i++) {
+        const struct request *q = requests_at(d->requests, i);
+        if (q && q->waits && q->suspicion.held &&
+            q->suspicion.held_ms + d->options.limits.group_wait_ms < due)
+            due = q->suspicion.held_ms + d->options.limits.group_wait_ms;
+    }
+    return due;
+}
