@@ -28,6 +28,7 @@
 #define WIRE_MAX_MESSAGE      1024 /* bytes of an error's message or a bye's reason */
 #define WIRE_MAX_CHOICES      128
 #define WIRE_MAX_SETTINGS     32
+#define WIRE_MAX_TOKENS       256 /* in one message */
 #define WIRE_MAX_STOPS        16
 #define WIRE_MAX_STOP         1024 /* bytes of one stop string */
 #define WIRE_MAX_BIASES       1024
@@ -53,6 +54,7 @@ enum wire_type {
     WIRE_DONE = 12,  /* also worker -> coordinator */
     WIRE_ERROR = 13, /* also worker -> coordinator and coordinator -> worker */
     WIRE_STATUS_REPLY = 14,
+    WIRE_TOKENS = 15, /* also worker -> coordinator */
     /* worker -> coordinator */
     WIRE_HELLO = 20,
     WIRE_HEARTBEAT = 21,
@@ -162,6 +164,15 @@ struct wire_token {
     uint32_t top_count;
     uint64_t numeric;      /* coordinator -> client only, of index 0: names the numeric class */
     struct wire_str group; /* worker -> coordinator only, with epoch */
+    uint64_t epoch;
+};
+
+/* Tokens of one step, each of a choice of its own, in one message: at 64 streams the messages cost more than
+ * what is in them. */
+struct wire_tokens {
+    struct wire_token *items; /* without group and epoch */
+    uint32_t item_count;
+    struct wire_str group;
     uint64_t epoch;
 };
 
@@ -331,6 +342,7 @@ struct wire_message {
         struct wire_tune tune;
         struct wire_accepted accepted;
         struct wire_token token;
+        struct wire_tokens tokens;
         struct wire_done done;
         struct wire_error error;
         struct wire_status_reply status_reply;

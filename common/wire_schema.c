@@ -320,12 +320,14 @@ static const struct wire_record alternative_record = {
     .help = "a token that might have been drawn",
 };
 
+#define TOKEN_FIELDS                                                                                \
+    ID_FIELD(wire_token, request, true, "the request"),                                             \
+        UINT_OPT(wire_token, choice, 0, WIRE_MAX_CHOICES - 1, 0, "which of the request's answers"), \
+        UINT(wire_token, index, 0, UINT32_MAX, "0, 1, 2, ... within the choice"),                   \
+        UINT(wire_token, id, 0, UINT32_MAX, "the token's number in the vocabulary"),                \
+        TEXT_OPT(wire_token, text, 65536, "the text it completes; may be empty")
 static const struct wire_field token_fields[] = {
-    ID_FIELD(wire_token, request, true, "the request"),
-    UINT_OPT(wire_token, choice, 0, WIRE_MAX_CHOICES - 1, 0, "which of the request's answers"),
-    UINT(wire_token, index, 0, UINT32_MAX, "0, 1, 2, ... within the choice"),
-    UINT(wire_token, id, 0, UINT32_MAX, "the token's number in the vocabulary"),
-    TEXT_OPT(wire_token, text, 65536, "the text it completes; may be empty"),
+    TOKEN_FIELDS,
     LOGPROB(wire_token,
             "with logprobs: natural logarithm of its probability in the model's own distribution"),
     TEXT_OPT(wire_token, piece, 65536, "with logprobs: the text of this token alone"),
@@ -334,6 +336,18 @@ static const struct wire_field token_fields[] = {
     UINT_OPT(wire_token, numeric, 0, ANY, 0,
              "with index 0, by the coordinator: names the numeric class of the group that generated it"),
     OWNER(wire_token, false),
+};
+static const struct wire_field item_fields[] = {TOKEN_FIELDS};
+static const struct wire_record item_record = {
+    .name = "item",
+    .fields = item_fields,
+    .field_count = ARRAY_LEN(item_fields),
+    .bytes = sizeof(struct wire_token),
+    .help = "one token, without log-probabilities",
+};
+static const struct wire_field tokens_fields[] = {
+    ARRAY(wire_tokens, items, item_count, true, 1, WIRE_MAX_TOKENS, &item_record, "the tokens, in order"),
+    OWNER(wire_tokens, false),
 };
 static const struct wire_field done_fields[] = {
     ID_FIELD(wire_done, request, true, "the request"),
@@ -475,6 +489,8 @@ static const struct wire_record records[] = {
     RECORD(WIRE_ERROR, error, "coordinator -> client, worker -> coordinator, coordinator -> worker",
            "The request ended badly, or a frame was refused."),
     RECORD(WIRE_STATUS_REPLY, status_reply, "coordinator -> client", "The state of the cluster."),
+    RECORD(WIRE_TOKENS, tokens, "coordinator -> client, worker -> coordinator",
+           "Several tokens at once, each as a token message would say it."),
     RECORD(WIRE_HELLO, hello, "worker -> coordinator", "A group's leader introduces its group."),
     RECORD(WIRE_HEARTBEAT, heartbeat, "worker -> coordinator", "The group lives; how far it has come."),
     RECORD(WIRE_BYE, bye, "worker -> coordinator", "The group leaves."),

@@ -426,6 +426,9 @@ static bool from_worker(struct dispatch *d, const struct peer *from, const struc
     case WIRE_TOKEN:
         dispatch_token(d, from, &m->token);
         return true;
+    case WIRE_TOKENS:
+        dispatch_tokens(d, from, &m->tokens);
+        return true;
     case WIRE_DONE:
         dispatch_done(d, from, &m->done);
         return true;

@@ -73,6 +73,7 @@ void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wi
 void dispatch_heartbeat(struct dispatch *d, const struct peer *from, const struct wire_heartbeat *m);
 void dispatch_bye(struct dispatch *d, const struct peer *from, const struct wire_bye *m);
 void dispatch_token(struct dispatch *d, const struct peer *from, const struct wire_token *m);
+void dispatch_tokens(struct dispatch *d, const struct peer *from, const struct wire_tokens *m);
 void dispatch_done(struct dispatch *d, const struct peer *from, const struct wire_done *m);
 void dispatch_error(struct dispatch *d, const struct peer *from, const struct wire_error *m);
 

@@ -163,12 +163,13 @@ static struct request *held(struct dispatch *d, const struct group *g, const cha
     return NULL;
 }
 
-void dispatch_token(struct dispatch *d, const struct peer *from, const struct wire_token *in)
+/* Takes a token of the group into its request's log: that request, whose readers are to be told; NULL when
+ * there is nothing to tell them. */
+static struct request *take_token(struct dispatch *d, const struct group *g, const struct wire_token *in)
 {
-    struct group *g = current(d, from, "token", in->group, in->epoch, in->request);
-    struct request *q = g ? held(d, g, "a token", in->request) : NULL;
+    struct request *q = held(d, g, "a token", in->request);
     if (!q || q->outcome != OUTCOME_NONE)
-        return; /* its client has its outcome already; the group was told to cancel */
+        return NULL; /* its client has its outcome already; the group was told to cancel */
     struct err err;
     uint32_t suppressed;
     switch (request_token(q, in, &err)) {
@@ -181,8 +182,7 @@ void dispatch_token(struct dispatch *d, const struct peer *from, const struct wi
         }
         if (in->index % PROGRESS_TOKENS == 0)
             scheduler_progress(d->scheduler, q->slot, in->index + 1);
-        dispatch_flush(d, q);
-        break;
+        return q;
     case REQUEST_TOKEN_DUPLICATE:
         if (throttle_allows(&d->token_log, clock_now_ms(), 10, &suppressed))
             log_warn("dispatch",
@@ -193,6 +193,84 @@ void dispatch_token(struct dispatch *d, const struct peer *from, const struct wi
         log_warn("dispatch", "group %s, request %s: %s", g->name, q->id, err.message);
         dispatch_fail(d, q, 500, err.message);
         break;
+    }
+    return NULL;
+}
+
+void dispatch_token(struct dispatch *d, const struct peer *from, const struct wire_token *in)
+{
+    struct group *g = current(d, from, "token", in->group, in->epoch, in->request);
+    struct request *q = g ? take_token(d, g, in) : NULL;
+    if (q)
+        dispatch_flush(d, q);
+}
+
+/* Requests of one client, each with the one token that it is to be told next. */
+struct parcel {
+    struct request *requests[WIRE_MAX_TOKENS];
+    struct wire_token items[WIRE_MAX_TOKENS];
+    uint32_t count;
+};
+
+/* Adds the request's next message when it is a token that goes to this client alone. */
+static void pack(struct parcel *p, const struct peer *client, struct request *q)
+{
+    struct request_message m;
+    if (q->reader_count != 1 || q->readers[0].gone || q->readers[0].stalled_ms ||
+        !peer_equal(&q->readers[0].client, client))
+        return;
+    for (uint32_t i = 0; i < p->count; i++)
+        if (p->requests[i] == q)
+            return; /* the next one of it follows by itself */
+    if (!request_next(q, &q->readers[0], &m) || m.wire.type != WIRE_TOKEN || m.wire.token.piece.size ||
+        m.wire.token.top_count || m.wire.token.logprob != 0)
+        return;
+    p->requests[p->count] = q;
+    p->items[p->count++] = m.wire.token;
+}
+
+/* Sends them as one message. What is not sent stays for dispatch_flush. */
+static void send_parcel(struct dispatch *d, const struct peer *client, struct parcel *p)
+{
+    struct wire_message m;
+    wire_init(&m, WIRE_TOKENS);
+    m.tokens.items = p->items;
+    m.tokens.item_count = p->count;
+    if (router_send(d->router, client, &m) != ROUTER_SENT)
+        return;
+    for (uint32_t i = 0; i < p->count; i++) {
+        struct request_message sent = {.wire = {.type = WIRE_TOKEN, .token = p->items[i]}};
+        request_sent(p->requests[i], &p->requests[i]->readers[0], &sent);
+    }
+}
+
+void dispatch_tokens(struct dispatch *d, const struct peer *from, const struct wire_tokens *in)
+{
+    struct group *g = current(d, from, "tokens", in->group, in->epoch, (struct wire_str){NULL, 0});
+    struct request *told[WIRE_MAX_TOKENS];
+    for (uint32_t i = 0; g && i < in->item_count; i++)
+        take_token(d, g, &in->items[i]);
+    for (uint32_t i = 0; g && i < in->item_count; i++) /* a broken one may have ended others */
+        told[i] = requests_of_group(d->requests, in->items[i].request);
+    for (uint32_t i = 0; g && i < in->item_count; i++) {
+        if (!told[i] || told[i]->reader_count != 1)
+            continue;
+        struct peer client = told[i]->readers[0].client;
+        struct parcel p; /* large: not cleared */
+        p.count = 0;
+        for (uint32_t k = i; k < in->item_count; k++)
+            if (told[k])
+                pack(&p, &client, told[k]);
+        if (p.count > 1)
+            send_parcel(d, &client, &p);
+        for (uint32_t k = i; p.count > 1 && k < in->item_count; k++)
+            if (told[k] && told[k]->reader_count == 1 && peer_equal(&told[k]->readers[0].client, &client))
+                told[k] = NULL;
+    }
+    for (uint32_t i = 0; g && i < in->item_count; i++) { /* what is left, and those that are over */
+        struct request *q = requests_of_group(d->requests, in->items[i].request);
+        if (q)
+            dispatch_flush(d, q);
     }
 }
 

@@ -22,6 +22,8 @@ struct client {
     uint64_t retry_ms;
     unsigned opened; /* numbers the monitors: libzmq frees a name some time after the close */
     struct buffer out;
+    struct wire_message batch; /* tokens that came in one message and are handed out one by one */
+    uint32_t batch_next;
 };
 
 /* ---- where the coordinator is ---- */
@@ -232,6 +234,7 @@ void client_close(struct client **client)
     curve_wipe(&c->server);
     free(c->endpoint);
     buffer_release(&c->out);
+    wire_release(&c->batch);
     free(c);
     *client = NULL;
 }
@@ -300,6 +303,21 @@ int client_send(struct client *c, const struct wire_message *m, struct err *err)
     return 0;
 }
 
+/* The next token of the message before: *m borrows from it until the next call. */
+static bool next_of_batch(struct client *c, struct wire_message *m)
+{
+    if (c->batch.type != WIRE_TOKENS)
+        return false;
+    if (c->batch_next < c->batch.tokens.item_count) {
+        *m = (struct wire_message){.type = WIRE_TOKEN, .token = c->batch.tokens.items[c->batch_next++]};
+        return true;
+    }
+    wire_release(&c->batch);
+    c->batch = (struct wire_message){.memory = NULL};
+    c->batch_next = 0;
+    return false;
+}
+
 int client_receive_watching(struct client *c, struct wire_message *m, uint64_t timeout_ms, bool watch,
                             struct err *err)
 {
@@ -307,10 +325,16 @@ int client_receive_watching(struct client *c, struct wire_message *m, uint64_t t
     uint64_t end_ms = timeout_ms == UINT64_MAX ? UINT64_MAX : clock_now_ms() + timeout_ms;
     zmq_msg_t frame;
     for (;;) {
+        if (next_of_batch(c, m))
+            return 1;
         zmq_msg_init(&frame);
         if (zmq_msg_recv(&frame, c->socket, ZMQ_DONTWAIT) >= 0) {
             int rc = wire_decode(m, zmq_msg_data(&frame), zmq_msg_size(&frame), err);
             zmq_msg_close(&frame);
+            if (rc == 0 && m->type == WIRE_TOKENS) {
+                c->batch = *m;
+                continue;
+            }
             return rc == 0 ? 1 : err_prefix(err, "%s: a message that cannot be read", c->endpoint);
         }
         zmq_msg_close(&frame);

@@ -30,6 +30,14 @@ struct backlog {
     uint32_t first, count;
 };
 
+/* Tokens that wait for the others of their step: what they borrow is copied, for the live table has one
+ * place for it. */
+struct batch {
+    struct wire_token item[WIRE_MAX_TOKENS];
+    uint32_t count;
+    struct buffer text; /* of each: the request's id, then the token's text */
+};
+
 struct link {
     struct link_options o;
     pthread_t thread;
@@ -44,6 +52,7 @@ struct link {
     bool lost;           /* a message about a request could not be sent */
     bool draining, left, stop, refused_logged;
     struct backlog backlog;
+    struct batch batch;
     struct live_table live;
     struct buffer encoded;
     struct admit admit;
@@ -64,7 +73,8 @@ static bool send_message(struct link *l, const struct wire_message *m)
     if (zmq_send(l->socket, l->encoded.data, l->encoded.size, ZMQ_DONTWAIT) >= 0)
         return true;
     log_debug("link", "%s not sent: %s", wire_type_name(m->type), zmq_strerror(errno));
-    l->lost |= m->type == WIRE_TOKEN || m->type == WIRE_DONE || m->type == WIRE_ERROR;
+    l->lost |=
+        m->type == WIRE_TOKEN || m->type == WIRE_TOKENS || m->type == WIRE_DONE || m->type == WIRE_ERROR;
     return false;
 }
 
@@ -195,6 +205,8 @@ static void drop_work(struct link *l)
     mailbox_send(l->o.mailbox, &c);
     live_drop_all(&l->live);
     canary_void(&l->canary);
+    l->batch.count = 0;
+    l->batch.text.size = 0;
     l->epoch = 0;
     l->lost = false;
 }
@@ -372,6 +384,49 @@ static void handle_backlog(struct link *l)
 /* ---- events of the step thread
  * ------------------------------------------------------------------------------------- */
 
+/* Sends what waits, if anything does. */
+static void send_batch(struct link *l)
+{
+    struct batch *b = &l->batch;
+    struct wire_message m;
+    const char *at = (const char *)b->text.data;
+    for (uint32_t i = 0; i < b->count; i++) {
+        b->item[i].request.data = at;
+        at += b->item[i].request.size;
+        b->item[i].text.data = at;
+        at += b->item[i].text.size;
+    }
+    if (b->count == 1) {
+        wire_init(&m, WIRE_TOKEN);
+        m.token = b->item[0];
+        m.token.group = group_name(l);
+        m.token.epoch = l->epoch;
+        send_message(l, &m);
+    } else if (b->count > 1) {
+        wire_init(&m, WIRE_TOKENS);
+        m.tokens = (struct wire_tokens){
+            .items = b->item, .item_count = b->count, .group = group_name(l), .epoch = l->epoch};
+        send_message(l, &m);
+    }
+    b->count = 0;
+    b->text.size = 0;
+}
+
+/* A token without log-probabilities waits until all that the step thread has said was heard: true. */
+static bool batch_token(struct link *l, const struct wire_token *t)
+{
+    struct batch *b = &l->batch;
+    if (t->piece.size > 0 || t->top_count > 0 || t->logprob != 0)
+        return false;
+    if (b->count == WIRE_MAX_TOKENS)
+        send_batch(l);
+    b->item[b->count++] = *t;
+    buffer_append(&b->text, t->request.data, t->request.size);
+    if (t->text.size > 0)
+        buffer_append(&b->text, t->text.data, t->text.size);
+    return true;
+}
+
 static void handle_event(struct link *l, const struct event *e)
 {
     struct live_news news;
@@ -389,6 +444,9 @@ static void handle_event(struct link *l, const struct event *e)
     if (!news.tell)
         return;
     struct wire_message *m = &news.message;
+    if (m->type == WIRE_TOKEN && batch_token(l, &m->token))
+        return;
+    send_batch(l); /* what is said of a request keeps its order */
     if (m->type == WIRE_TOKEN) {
         m->token.group = group_name(l);
         m->token.epoch = l->epoch;
@@ -484,6 +542,7 @@ static void *run_link(void *context)
         struct event e;
         for (int i = 0; i < MAILBOX_MAX_EVENTS && !l->lost && mailbox_next(l->o.mailbox, &e); i++)
             handle_event(l, &e);
+        send_batch(l);
         handle_backlog(l);
         keep_time(l);
     }
@@ -502,6 +561,7 @@ static void link_release(struct link *l)
     clear_backlog(&l->backlog);
     live_table_release(&l->live);
     buffer_release(&l->encoded);
+    buffer_release(&l->batch.text);
     token_ids_release(&l->ids);
     free(l);
 }

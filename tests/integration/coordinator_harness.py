@@ -18,7 +18,7 @@ BUILD = os.environ.get("LEPTON_BUILD", "build/release")
 WAIT_S = 10.0
 
 TYPES = {
-    "generate": 1, "cancel": 2, "status": 3, "tune": 4, "accepted": 10, "token": 11, "done": 12, "error": 13, "status_reply": 14,
+    "generate": 1, "cancel": 2, "status": 3, "tune": 4, "accepted": 10, "token": 11, "done": 12, "error": 13, "status_reply": 14, "tokens": 15,
     "hello": 20, "heartbeat": 21, "bye": 22, "welcome": 30, "lease": 31, "assign": 32, "drain": 33,
 }
 NAMES = {number: name for name, number in TYPES.items()}
@@ -52,8 +52,17 @@ class Message:
         return "%s%r" % (self.name, self.fields)
 
 
+def separate(name, fields):
+    """(name, fields) of each message that this one stands for: the single tokens of `tokens`."""
+    if name != "tokens":
+        return [(name, fields)]
+    owner = {k: v for k, v in fields.items() if k != "items"}
+    return [("token", dict(owner, **item)) for item in fields["items"]]
+
+
 class Peer:
     """A DEALER that speaks CURVE (key: path of a .key file), or not (key None)."""
+    pending = []  # came together with the message before; replaced, never added to
 
     def __init__(self, coordinator, key, server_public=None):
         self.socket = coordinator.context.socket(zmq.DEALER)
@@ -68,12 +77,15 @@ class Peer:
         self.socket.send(encode(name, **fields))
 
     def receive(self, timeout_s=WAIT_S):
-        """The next message, or None."""
+        """The next message, or None; tokens that come together one by one."""
+        if self.pending:
+            return self.pending.pop(0)
         if not self.socket.poll(int(timeout_s * 1000)):
             return None
         version, number, fields = msgpack.unpackb(self.socket.recv())
         assert version == 1
-        return Message(NAMES[number], fields)
+        self.pending = [Message(*m) for m in separate(NAMES[number], fields)]
+        return self.pending.pop(0)
 
     def expect(self, *names, timeout_s=WAIT_S):
         """The next message, which must be one of these; leases and drains that come between are passed over."""

@@ -10,7 +10,7 @@ import time
 import msgpack
 import zmq
 
-from coordinator_harness import BUILD, NAMES, Message, encode, public_key, secret_key
+from coordinator_harness import BUILD, NAMES, Message, encode, public_key, secret_key, separate
 from local_cluster import DEMO, processes
 
 START_S = 60.0
@@ -110,12 +110,13 @@ class Script:
         peer, frame = self.socket.recv_multipart()
         version, number, fields = msgpack.unpackb(frame)
         assert version == 1
-        message, now = Message(NAMES[number], fields), time.monotonic()
+        messages, now = [Message(*m) for m in separate(NAMES[number], fields)], time.monotonic()
+        message = messages[0]
         self.last_peer = peer
         if message.name == "hello":
             self.peer = peer
         if message.name != "heartbeat":
-            self.inbox.append((now, message))
+            self.inbox += [(now, m) for m in messages]
             return
         self.beats.append((now, message))
         if self.answer and message.epoch == self.epoch:

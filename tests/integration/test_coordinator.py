@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import msgpack
 import zmq
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
@@ -561,6 +562,40 @@ def test_stream_is_checked(c):
     client.expect("token")
     worker.done(assign, 9)
     assert client.expect("error").code == 500
+
+
+def test_tokens_together(c):
+    """tokens of one step come in one message and go so to a client of several; what is wrong in it hurts its request alone"""
+    worker, client, other = c.worker().join(), c.client(), c.client("other")
+    assigns = []
+    for who, request in ((client, "a"), (client, "b"), (other, "c"), (client, "d")):
+        generate(who, request)
+        assigns.append(worker.expect("assign"))
+
+    def item(n, index):
+        return dict(request=assigns[n].request, index=index, id=7, text="%d.%d" % (n, index))
+    worker.send("tokens", group=worker.group, epoch=worker.epoch, items=[
+        item(0, 0), item(1, 0), item(0, 1), item(2, 0), dict(item(0, 0), request="r1"), item(3, 4)])
+    assert client.socket.poll(5000)
+    error = client.expect("error", "token")
+    while error.name == "token":  # the broken one ends at once, the others' tokens need not wait for it
+        error = client.expect("error", "token")
+    assert error.code == 500 and error.request == "d" and "token 4 where 0 was due" in error.message
+    frames = []
+    while sum(len(f.get("items", [f])) for f in frames) < 3:
+        assert client.socket.poll(5000)
+        version, number, fields = msgpack.unpackb(client.socket.recv())
+        frames.append(fields)
+    assert [(i["request"], i["text"]) for i in frames[0]["items"]] == [("a", "0.0"), ("b", "1.0")], frames
+    assert (frames[1]["request"], frames[1]["text"]) == ("a", "0.1")
+    assert other.expect("token").text == "2.0"
+    worker.send("tokens", group=worker.group, epoch=worker.epoch + 1, items=[item(1, 1)])
+    assert worker.expect("cancel").request == assigns[3].request
+    assert worker.expect("error").code == 409
+    for n, count in ((0, 2), (1, 1), (2, 1)):
+        worker.done(assigns[n], count)
+    assert {client.expect("done").request for _ in range(2)} == {"a", "b"}
+    assert other.expect("done").request == "c"
 
 
 def test_group_error(c):

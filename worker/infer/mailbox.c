@@ -152,10 +152,11 @@ void mailbox_emit(struct mailbox *m, const struct event *event)
     pthread_mutex_lock(&m->lock);
     while (m->events.count >= MAILBOX_MAX_EVENTS)
         pthread_cond_wait(&m->event_room, &m->lock);
+    bool first = m->events.count == 0; /* of the others the reader hears with it */
     ring_push(&m->events, event);
     pthread_mutex_unlock(&m->lock);
     uint64_t one = 1;
-    if (write(m->event_fd, &one, sizeof(one)) != (ssize_t)sizeof(one))
+    if (first && write(m->event_fd, &one, sizeof(one)) != (ssize_t)sizeof(one))
         die("the mailbox's descriptor cannot be written");
 }
 
