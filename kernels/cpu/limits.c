@@ -61,6 +61,8 @@ TARGET static void fp32_wide(void *context, int64_t begin, int64_t end, int memb
     s->out[member % 1024] = _mm512_reduce_add_ps(sum[0]);
 }
 
+/* In assembly: from the intrinsics GCC 12 copies each sum before it adds, and half the rate is the copies'.
+ */
 TARGET_VNNI static void int8_wide(void *context, int64_t begin, int64_t end, int member)
 {
     struct sink *s = context;
@@ -70,7 +72,7 @@ TARGET_VNNI static void int8_wide(void *context, int64_t begin, int64_t end, int
     for (int64_t n = begin * ROUNDS; n < end * ROUNDS; n++)
 #pragma GCC unroll 24
         for (int i = 0; i < CHAINS; i++)
-            sum[i] = _mm512_dpbusd_epi32(sum[i], a, b);
+            __asm__("vpdpbusd %2, %1, %0" : "+v"(sum[i]) : "v"(a), "v"(b));
     for (int i = 1; i < CHAINS; i++)
         sum[0] = _mm512_xor_si512(sum[0], sum[i]);
     s->out[member % 1024] = (float)_mm_cvtsi128_si32(_mm512_castsi512_si128(sum[0]));
@@ -80,13 +82,13 @@ TARGET_BF16 static void bf16_wide(void *context, int64_t begin, int64_t end, int
 {
     struct sink *s = context;
     __m512 sum[CHAINS];
-    __m512bh a = (__m512bh)_mm512_set1_epi32(0x3F803F80), b = (__m512bh)_mm512_set1_epi32(0x3A803A80);
+    __m512i a = _mm512_set1_epi32(0x3F803F80), b = _mm512_set1_epi32(0x3A803A80);
     for (int i = 0; i < CHAINS; i++)
         sum[i] = _mm512_set1_ps((float)i);
     for (int64_t n = begin * ROUNDS; n < end * ROUNDS; n++)
 #pragma GCC unroll 24
         for (int i = 0; i < CHAINS; i++)
-            sum[i] = _mm512_dpbf16_ps(sum[i], a, b);
+            __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum[i]) : "v"(a), "v"(b));
     for (int i = 1; i < CHAINS; i++)
         sum[0] = _mm512_add_ps(sum[0], sum[i]);
     s->out[member % 1024] = _mm512_reduce_add_ps(sum[0]);
