@@ -123,10 +123,11 @@ static struct ask next_run(const struct job *m, int64_t p, int panels, int64_t b
     struct ask ask = {.block_bytes = 0};
     int64_t shares = tiles < ASKING ? tiles : ASKING;
     const char *panel = m->packed + (size_t)p * m->layout.panel_bytes;
-    size_t bytes = (size_t)(blocks * m->layout.blocks / m->blocks) * m->layout.quant_bytes;
+    const struct panel_layout *l = &m->layout;
+    size_t bytes = (size_t)(blocks * l->blocks / m->blocks) * (l->group_bytes / (size_t)l->group);
     size_t share = round_up_u64((bytes + (size_t)shares - 1) / (size_t)shares, 64), from = 0;
     if (b + blocks < m->blocks)
-        from = (size_t)((b + blocks) * m->layout.blocks / m->blocks) * m->layout.quant_bytes;
+        from = panel_pieces_at(l, (b + blocks) * l->blocks / m->blocks);
     else
         from = (size_t)panels * m->layout.panel_bytes; /* the beginning of the next panels */
     if (i >= shares)

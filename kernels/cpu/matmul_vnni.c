@@ -228,17 +228,17 @@ INLINE void panel_few(const struct panel_layout *l, const char *panel, const cha
                       const enum dtype type, const int rows, const int parts, const bool has_addends)
 {
     const int each = spread_blocks(type), step = spread_step(type);
-    const int share = (spread_pieces(type) * step + each - 1) / each; /* of a block's pieces, for each step */
+    /* Of a block's pieces, with half a line of scales, for each step. */
+    const int share = (spread_pieces(type) * step + (spread_in_pairs(type) ? step : 0) + each - 1) / each;
     const size_t x_bytes = TILE_BLOCK_BYTES(rows, parts);
-    const uint16_t *apart = (const uint16_t *)(const void *)(panel + (size_t)l->blocks * l->quant_bytes);
     __m512 sum[FEW];
     for (int t = 0; t < rows; t++)
         sum[t] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < l->blocks; b++, apart += PANEL_ROWS) {
-        const lanes_u32 *piece = (const lanes_u32 *)(const void *)(panel + (size_t)b * l->quant_bytes);
+    for (int64_t b = 0; b < l->blocks; b++) {
+        const lanes_u32 *piece = spread_piece(type, l, panel, b);
+        const uint16_t *apart = spread_apart_at(type, l, panel, b);
         lanes_f32 scales[SUPER_BLOCKS * PARTS], addends[SUPER_BLOCKS * PARTS];
-        if (l->scale_bytes) /* of the next panel: they stand behind all of its pieces and are wanted with the
-                               first */
+        if (type == DTYPE_Q8_0) /* the next panel's scales, which stand behind all of its pieces */
             _mm_prefetch((const char *)apart + l->panel_bytes, _MM_HINT_T0);
         spread_scales(type, piece, apart, scales, addends);
         for (int s = 0; s < each; s += step) {

@@ -7,8 +7,13 @@
 #include "kernels/half.h"
 
 static const struct panel_type TYPES[DTYPE_COUNT] = {
-    [DTYPE_Q8_0] =
-        {.pieces = 8, .pieces_at = 2, .scale_apart = true, .flip = 0x80808080u, .parts = 1, .offset = 128},
+    [DTYPE_Q8_0] = {.pieces = 8,
+                    .pieces_at = 2,
+                    .scale_apart = true,
+                    .in_place = true,
+                    .flip = 0x80808080u,
+                    .parts = 1,
+                    .offset = 128},
     [DTYPE_Q4_0] = {.pieces = 4, .pieces_at = 2, .scale_apart = true, .parts = 1, .offset = 8},
     [DTYPE_Q4_1] = {.pieces = 5, .parts = 1, .has_addends = true},
     [DTYPE_Q5_0] =
@@ -48,19 +53,27 @@ struct panel_layout panel_layout(enum dtype type, int64_t rows, int64_t columns)
                              .panels = (rows + PANEL_ROWS - 1) / PANEL_ROWS};
     if (panel_is_float(type)) {
         l.quant_bytes = PANEL_ROWS * (size_t)info->block_bytes;
-        l.panel_bytes = (size_t)round_up_u64((uint64_t)columns, 2) * l.quant_bytes;
+        l.panel_bytes = l.group_bytes = (size_t)round_up_u64((uint64_t)columns, 2) * l.quant_bytes;
+        l.group = l.blocks;
         return l;
     }
     l.quant_bytes = (size_t)cut->pieces * PANEL_PIECE;
     l.scale_bytes = cut->scale_apart ? PANEL_ROWS * sizeof(uint16_t) : 0;
-    l.panel_bytes = round_up_u64((uint64_t)l.blocks * (l.quant_bytes + l.scale_bytes), 64);
+    l.group = cut->scale_apart && !cut->in_place ? 2 : l.blocks;
+    l.group_bytes = round_up_u64((uint64_t)l.group * (l.quant_bytes + l.scale_bytes), 64);
+    l.panel_bytes = (size_t)(l.blocks / l.group) * l.group_bytes +
+                    round_up_u64((uint64_t)(l.blocks % l.group) * (l.quant_bytes + l.scale_bytes), 64);
     return l;
 }
 
-/* Where the scales of a panel begin: behind all its pieces. */
-static uint16_t *panel_scales(const struct panel_layout *l, char *panel)
+static uint32_t *pieces_of(const struct panel_layout *l, char *panel, int64_t block)
 {
-    return (uint16_t *)(void *)(panel + (size_t)l->blocks * l->quant_bytes);
+    return (uint32_t *)(void *)(panel + panel_pieces_at(l, block));
+}
+
+static uint16_t *scales_of(const struct panel_layout *l, char *panel, int64_t block)
+{
+    return (uint16_t *)(void *)(panel + panel_scales_at(l, block));
 }
 
 /* ---- plain types */
@@ -174,18 +187,21 @@ static void strip_run(const struct pack *p, const char *block, int64_t blocks, u
     }
 }
 
-/* `blocks` blocks of `rows` rows, the first at `from`. */
-static void pack_run(const struct pack *p, const char *from, int rows, int64_t blocks, uint32_t *pieces,
-                     uint16_t *scales)
+/* Blocks [first, first + blocks) of a panel of `rows` rows; the file has the first at `from`. */
+static void pack_run(const struct pack *p, const char *from, int rows, const struct panel_layout *l,
+                     char *panel, int64_t first, int64_t blocks)
 {
     int64_t count = blocks * p->cut->pieces;
+    bool side_by_side = l->group >= l->blocks; /* the pieces of all blocks */
+    uint32_t turned[RUN_PIECES * PANEL_ROWS], *pieces = side_by_side ? pieces_of(l, panel, first) : turned;
     if (p->cut->scale_apart) {
         uint32_t line[PANEL_ROWS][RUN_PIECES];
         for (int r = 0; r < rows; r++) {
             const char *row = from + (size_t)r * p->row_bytes;
             strip_run(p, row, blocks, line[r]);
             for (int64_t b = 0; b < blocks; b++)
-                memcpy(&scales[b * PANEL_ROWS + r], row + (size_t)b * p->block_bytes + p->cut->scale_at, 2);
+                memcpy(scales_of(l, panel, first + b) + r,
+                       row + (size_t)b * p->block_bytes + p->cut->scale_at, 2);
         }
         turn(line, sizeof(line[0]), rows, count, pieces);
     } else {
@@ -197,6 +213,8 @@ static void pack_run(const struct pack *p, const char *from, int rows, int64_t b
             for (int r = 0; r < PANEL_ROWS; r++)
                 high[r] = regroup(high[r]);
         }
+    for (int64_t b = 0; b < blocks && !side_by_side; b++)
+        memcpy(pieces_of(l, panel, first + b), turned + b * p->cut->pieces * PANEL_ROWS, l->quant_bytes);
 }
 
 void panel_pack(const struct tensor *rows, void *packed, int64_t begin, int64_t end)
@@ -218,10 +236,8 @@ void panel_pack(const struct tensor *rows, void *packed, int64_t begin, int64_t 
         if (here < PANEL_ROWS)
             memset(panel, 0, l.panel_bytes);
         for (int64_t b = 0; b < l.blocks; b += run)
-            pack_run(&pack, from + (size_t)b * pack.block_bytes, here,
-                     l.blocks - b < run ? l.blocks - b : run,
-                     (uint32_t *)(void *)(panel + (size_t)b * l.quant_bytes),
-                     panel_scales(&l, panel) + b * PANEL_ROWS);
+            pack_run(&pack, from + (size_t)b * pack.block_bytes, here, &l, panel, b,
+                     l.blocks - b < run ? l.blocks - b : run);
     }
 }
 
@@ -253,8 +269,7 @@ void panel_row_floats(const struct weight *w, int64_t n, int64_t k, int64_t coun
     }
     for (int64_t b = k / info->block_elements; b < (k + count) / info->block_elements; b++) {
         _Alignas(8) char block[4 * MOST_PIECES + 4];
-        read_block(&TYPES[type], (const uint32_t *)(void *)(panel + (size_t)b * l.quant_bytes),
-                   panel_scales(&l, panel) + b * PANEL_ROWS, row, block);
+        read_block(&TYPES[type], pieces_of(&l, panel, b), scales_of(&l, panel, b), row, block);
         dtype_to_f32(type, block, out, info->block_elements);
         out += info->block_elements;
     }
@@ -267,8 +282,8 @@ static void read_rows(enum dtype type, const struct panel_layout *l, const char 
     const struct panel_type *cut = &TYPES[type];
     size_t block_bytes = dtype_info(type)->block_bytes;
     for (int64_t b = 0; b < count; b++) {
-        const char *pieces = panel + (size_t)(block + b) * l->quant_bytes;
-        const uint16_t *scales = panel_scales(l, (char *)panel) + (block + b) * PANEL_ROWS;
+        const char *pieces = panel + panel_pieces_at(l, block + b);
+        const uint16_t *scales = scales_of(l, (char *)panel, block + b);
         uint32_t turned[PANEL_ROWS][16];
         for (int first = 0; first < cut->pieces; first += 16) {
             int here = cut->pieces - first < 16 ? cut->pieces - first : 16;

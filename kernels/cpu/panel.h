@@ -7,8 +7,10 @@
  *
  *   panel p = rows 16p .. 16p + 15
  *   block b of the file, piece d:   64 bytes at (b * pieces + d) * 64;  byte 4r + i = byte 4d + i of row r
- *   behind all pieces of a panel:   types whose block is no multiple of four bytes have one F16 left over,
- * its scale: 16 x F16 for each block
+ *   behind the pieces of a group:   types whose block is no multiple of four bytes have one F16 left over,
+ * its scale: 16 x F16 for each block of the group. Groups are pairs of blocks, whose scales fill a line, so
+ * that a panel is read from its first byte to its last; or, where kernels use the codes as they lie (Q8_0),
+ * all blocks of a panel
  *
  * So a panel takes the bytes that its rows had in the file (plus rows of zeros up to a multiple of sixteen),
  * and what the bits of a block mean is told in dtype.h and quant.c alone. Two things are changed, to be had
@@ -32,24 +34,39 @@
 /* How the blocks of a type are cut, and what a kernel must know of their values:
  *   value = scale * (code - offset) + addend,   one scale (and addend) for each part of 32 elements */
 struct panel_type {
-    uint8_t pieces;    /* of a block, four bytes each; 0 = the type has no panels of blocks */
-    uint8_t pieces_at; /* byte of the block where they begin */
-    uint8_t scale_at;  /* byte where the F16 beside them stands, where there is one */
-    bool scale_apart;
-    bool fifth_bits;  /* the piece before the last four holds fifth bits */
-    uint32_t flip;    /* exclusive or of every piece */
-    uint8_t parts;    /* 1, or 2: sixteen elements share a scale */
-    uint8_t offset;   /* of the unsigned codes */
-    bool has_addends; /* the type has a minimum; its offset is 0 */
+    uint8_t pieces;             /* of a block, four bytes each; 0 = the type has no panels of blocks */
+    uint8_t pieces_at;          /* byte of the block where they begin */
+    uint8_t scale_at;           /* byte where the F16 beside them stands, where there is one */
+    bool scale_apart, in_place; /* in_place: no scales between the blocks of a panel */
+    bool fifth_bits;            /* the piece before the last four holds fifth bits */
+    uint32_t flip;              /* exclusive or of every piece */
+    uint8_t parts;              /* 1, or 2: sixteen elements share a scale */
+    uint8_t offset;             /* of the unsigned codes */
+    bool has_addends;           /* the type has a minimum; its offset is 0 */
 };
 
 struct panel_layout {
     int64_t blocks;     /* of a row: of the file; plain types: elements */
     size_t quant_bytes; /* pieces of one block of a panel */
-    size_t scale_bytes; /* of one block of a panel, behind all pieces; 0 where they are among these */
+    size_t scale_bytes; /* of one block of a panel, behind the pieces of its group; 0: among these */
+    int64_t group;      /* blocks */
+    size_t group_bytes;
     size_t panel_bytes; /* of a whole panel, a multiple of 64 */
     int64_t panels;
 };
+
+/* Bytes from the beginning of a panel to the pieces of block b, and to its scales where they stand apart. */
+static inline size_t panel_pieces_at(const struct panel_layout *l, int64_t b)
+{
+    return (size_t)(b / l->group) * l->group_bytes + (size_t)(b % l->group) * l->quant_bytes;
+}
+static inline size_t panel_scales_at(const struct panel_layout *l, int64_t b)
+{
+    int64_t left = l->blocks - b / l->group * l->group; /* the last group may be shorter */
+    return (size_t)(b / l->group) * l->group_bytes +
+           (size_t)(left < l->group ? left : l->group) * l->quant_bytes +
+           (size_t)(b % l->group) * l->scale_bytes;
+}
 
 /* True for the types whose panels hold plain numbers. */
 static inline bool panel_is_float(enum dtype type)

@@ -223,6 +223,32 @@ SPREAD_INLINE int spread_pieces(const enum dtype type)
     return pieces[type];
 }
 
+/* Where block b begins, and its scales where they stand apart: panel.h's arithmetic without its divisions. */
+SPREAD_INLINE bool spread_in_pairs(const enum dtype type)
+{
+    return type == DTYPE_Q4_0 || type == DTYPE_Q5_0 || type == DTYPE_Q3_K || type == DTYPE_Q6_K;
+}
+
+SPREAD_INLINE const lanes_u32 *spread_piece(const enum dtype type, const struct panel_layout *l,
+                                            const char *panel, int64_t b)
+{
+    size_t at = (size_t)b * l->quant_bytes;
+    if (spread_in_pairs(type))
+        at += (size_t)(b / 2) * PANEL_PIECE;
+    return (const lanes_u32 *)(const void *)(panel + at);
+}
+
+SPREAD_INLINE const uint16_t *spread_apart_at(const enum dtype type, const struct panel_layout *l,
+                                              const char *panel, int64_t b)
+{
+    int64_t end = l->blocks; /* of the group */
+    size_t at = (size_t)b * (PANEL_PIECE / 2);
+    if (spread_in_pairs(type))
+        end = (b | 1) < l->blocks ? (b | 1) + 1 : l->blocks;
+    at += (size_t)end * l->quant_bytes;
+    return (const uint16_t *)(const void *)(panel + at);
+}
+
 /* The scales of a block of the file; `apart`: its scales behind the pieces. */
 SPREAD_INLINE void spread_scales(const enum dtype type, const lanes_u32 *piece, const uint16_t *apart,
                                  lanes_f32 *scales, lanes_f32 *addends)
@@ -280,19 +306,17 @@ SPREAD_INLINE struct spread spread_run(const enum dtype type, const int parts, c
                                        const struct spread_room *room)
 {
     int64_t each = spread_blocks(type), first = block / each;
-    const char *pieces = panel + (size_t)first * l->quant_bytes;
-    const uint16_t *apart =
-        (const uint16_t *)(const void *)(panel + (size_t)l->blocks * l->quant_bytes) + first * PANEL_ROWS;
     struct spread out = {room->codes, room->scales, room->addends};
-    for (int64_t b = 0; b < blocks; b += each, pieces += l->quant_bytes, apart += PANEL_ROWS) {
-        const lanes_u32 *piece = (const lanes_u32 *)(const void *)pieces;
+    for (int64_t b = 0; b < blocks; b += each, first++) {
+        const lanes_u32 *piece = spread_piece(type, l, panel, first);
+        const uint16_t *apart = spread_apart_at(type, l, panel, first);
         spread_scales(type, piece, apart, room->scales + b * parts, room->addends + b * parts);
         for (int64_t step = 0; step < each / spread_step(type) && type != DTYPE_Q8_0; step++)
             spread_codes(type, piece, step, spread_store,
                          room->codes + (b + step * spread_step(type)) * SPREAD_CODES);
     }
     if (type == DTYPE_Q8_0)
-        out.codes = (const lanes_u32 *)(const void *)(panel + (size_t)first * l->quant_bytes);
+        out.codes = spread_piece(type, l, panel, block);
     return out;
 }
 
