@@ -14,11 +14,13 @@
 #include "worker/canary.h"
 #include "worker/live.h"
 
-#define HELLO_UNSENT_MS   500  /* no connection yet */
-#define HELLO_RETRY_MS    2000 /* sent, not answered: each hello that arrives ends the epoch before it */
-#define HELLO_REFUSED_MS  1000
-#define CANARY_LOOK_MS    200  /* while none came through: it ends the wait at once */
-#define STUCK_TOLD_MS     1000 /* steps may take as long */
+#define HELLO_UNSENT_MS  500  /* no connection yet */
+#define HELLO_RETRY_MS   2000 /* sent, not answered: each hello that arrives ends the epoch before it */
+#define HELLO_REFUSED_MS 1000
+#define CANARY_LOOK_MS   200  /* while none came through: it ends the wait at once */
+#define STUCK_TOLD_MS    1000 /* steps may take as long */
+#define LEASE_MARGIN \
+    8 /* the group's lease is shorter by this part: a late wake-up of its thread costs nothing */
 #define HEARTBEATS_KEPT   64
 #define MESSAGES_PER_TURN 64
 #define MESSAGES_KEPT     1024
@@ -239,11 +241,11 @@ static void take_welcome(struct link *l, const struct wire_welcome *w, uint64_t 
     if (l->epoch)
         drop_work(l); /* the coordinator began anew with us: what ran under the old epoch is gone there */
     l->epoch = l->last_epoch = w->epoch;
-    l->lease_ms = w->lease_ms;
+    l->lease_ms = w->lease_ms - w->lease_ms / LEASE_MARGIN;
     l->heartbeat_ms = w->heartbeat_ms;
     /* From when the hello was sent, for the coordinator counts from before this welcome arrived. Which of
      * several hellos it answers is not known: the first is the safe guess. */
-    l->lease_until_ms = (l->greeted_ms ? l->greeted_ms : now_ms) + w->lease_ms;
+    l->lease_until_ms = (l->greeted_ms ? l->greeted_ms : now_ms) + l->lease_ms;
     l->greeted_ms = 0;
     l->next_heartbeat_ms = now_ms;
     l->refused_logged = false;
