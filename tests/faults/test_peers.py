@@ -78,7 +78,9 @@ def test_wall_clock(c):
         tokens = len(client.log.ids("q"))
         jump(c, seconds)
         client.pump(lambda: len(client.log.ids("q")) > tokens + 60, "tokens after a jump of %d s" % seconds)
-        client.generate("after%d" % seconds, max_tokens=2, timeout_ms=5000)
+        after = "after%d" % seconds
+        client.generate(after, max_tokens=2, timeout_ms=5000)
+        client.pump(lambda: client.log.kinds(after), "an answer, and a line in the log, before the next jump")
     client.finish()
     assert client.log.check() == 6
     assert c.group("g0")["epoch"] == epoch
