@@ -210,13 +210,13 @@ def test_slow_reader(c):
     cancel, sent, other_sent, end = None, 0, 0, time.monotonic() + 20
     while cancel is None:
         assert time.monotonic() < end, "not cut after %d tokens" % sent
-        for _ in range(50 if sent < 8000 else 0):
+        for _ in range(50 if sent < 6000 else 0):
             worker.token(assign, sent, text="x" * 4096)
             sent += 1
         worker.token(other, other_sent)
         other_sent += 1
         good.pump(lambda: len(good.log.ids("good")) == other_sent, "the neighbour's token")
-        cancel = worker.receive(0 if sent < 8000 else 0.05)
+        cancel = worker.receive(0 if sent < 6000 else 0.05)
         cancel = cancel if cancel and cancel.name == "cancel" else None
     assert cancel.request == assign.request
     worker.done(assign, sent, reason="cancelled")
