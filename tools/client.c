@@ -99,6 +99,7 @@ static int open_socket(struct client *c, struct err *err)
     set_int(c->monitor, ZMQ_LINGER, 0);
     set_int(c->socket, ZMQ_HEARTBEAT_IVL, 1000); /* a coordinator that froze is noticed */
     set_int(c->socket, ZMQ_HEARTBEAT_TIMEOUT, 5000);
+    set_int(c->socket, ZMQ_HEARTBEAT_TTL, 5000); /* and the coordinator notices that this end is gone */
     int64_t max_frame = WIRE_MAX_FRAME;
     if (zmq_setsockopt(c->socket, ZMQ_MAXMSGSIZE, &max_frame, sizeof(max_frame)) != 0)
         die("ZMQ_MAXMSGSIZE: %s", zmq_strerror(errno));

@@ -172,8 +172,7 @@ static int assign(struct link *l, const struct wire_assign *a, struct err *err)
     return 0;
 }
 
-/* ---- the lease
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- the lease ---------------------------------------------------------------------------------------- */
 
 static int open_socket(struct link *l, struct err *err)
 {
@@ -191,6 +190,7 @@ static int open_socket(struct link *l, struct err *err)
     zmq_setsockopt(l->socket, ZMQ_MAXMSGSIZE, &bytes, sizeof(bytes));
     zmq_setsockopt(l->socket, ZMQ_HEARTBEAT_IVL, &heartbeat, sizeof(heartbeat));
     zmq_setsockopt(l->socket, ZMQ_HEARTBEAT_TIMEOUT, &timeout, sizeof(timeout));
+    zmq_setsockopt(l->socket, ZMQ_HEARTBEAT_TTL, &timeout, sizeof(timeout));
     int hwm = MAILBOX_MAX_EVENTS;
     zmq_setsockopt(l->socket, ZMQ_SNDHWM, &hwm, sizeof(hwm));
     if (curve_client(l->socket, l->o.key, l->o.server_key, err))

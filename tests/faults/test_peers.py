@@ -57,6 +57,7 @@ def test_half_open_client(c):
     client = Client(c.peer(proxy.endpoint))
     client.generate("q", max_tokens=5000)
     client.pump(lambda: "token" in client.log.kinds("q"), "a token")
+    time.sleep(2)  # heartbeats say how long they hold, and the first is sent after a second
     proxy.hold("both")
     client.peer.close()
     note("row 10: a half-open client's sequence was free after %.1f s" % within(8.0, lambda: free(c), "its end"))

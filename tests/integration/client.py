@@ -19,6 +19,7 @@ WAIT_MS = 60000  # a refused key is silence: every wait has a limit
 def connect(endpoint, server_pub, own_key):
     socket = zmq.Context.instance().socket(zmq.DEALER)
     socket.linger = 0
+    socket.heartbeat_ivl, socket.heartbeat_ttl, socket.heartbeat_timeout = 1000, 5000, 5000
     socket.curve_serverkey, _ = zmq.auth.load_certificate(server_pub)
     socket.curve_publickey, socket.curve_secretkey = zmq.auth.load_certificate(own_key)
     socket.connect(endpoint)

@@ -67,6 +67,7 @@ class Peer:
     def __init__(self, coordinator, key, server_public=None):
         self.socket = coordinator.context.socket(zmq.DEALER)
         self.socket.linger = 0
+        self.socket.heartbeat_ivl, self.socket.heartbeat_ttl = 1000, 5000  # as docs/protocol.md asks
         if key:
             self.socket.curve_serverkey = server_public or public_key(coordinator.path("keys/coordinator.pub"))
             self.socket.curve_publickey = public_key(key)
