@@ -287,7 +287,9 @@ static void count_times(struct leader *l, const struct flight *f)
     const struct stage_times *t = &f->step.times;
     l->stats.stage_busy_us += t->busy_us;
     l->stats.stage_bubble_us += t->bubble_us;
-    pipeline_observe(&l->cost, f->micro_batches, f->step.token_count, (double)t->slowest_us);
+    /* Steps that generate alone: beside hundreds of a prompt's rows a pass over the weights does not show. */
+    if (f->step.token_count == f->step.sample_count)
+        pipeline_observe(&l->cost, f->micro_batches, f->step.token_count, (double)t->slowest_us);
 }
 
 int flight_collect(struct leader *l, struct err *err)

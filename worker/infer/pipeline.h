@@ -29,7 +29,7 @@ struct pipeline_cost {
 };
 
 void pipeline_init(struct pipeline_cost *cost, int32_t stages);
-/* A step of `rows` rows took the slowest stage `us` while up to m were under way. */
+/* A step that generates, of `rows` rows, took the slowest stage `us` while up to m were under way. */
 void pipeline_observe(struct pipeline_cost *cost, int32_t m, int32_t rows, double us);
 /* The time of a step; from the observations of m, or from those of its neighbours. */
 double pipeline_step_us(const struct pipeline_cost *cost, int32_t m, int32_t rows);
