@@ -11,8 +11,8 @@
  *   test_exact [--mixed N] [--all] [MODEL.gguf ...]
  * runs the matrix over models of any size instead of the small ones that it makes itself; --mixed N asks for
  * that many mixtures, --all for the whole product. The 100M-parameter models of the project's bar:
- *   for t in q8_0 q4_k bf16; do lepton synth --layers 12 --dim 768 --ffn 2048 --heads 12 --kv-heads 4 \
- *       --vocab 16384 --type $t --pure /tmp/100m-$t.gguf; done
+ *   for t in q8_0 q4_k bf16; do lepton synth --layers 8 --dim 1024 --ffn 3072 --heads 16 --kv-heads 4 \
+ *       --vocab 16384 --type $t --pure /tmp/100m-$t.gguf; done    (blocks of 256 that two slots can share)
  *   build/release/tests/unit/worker/infer/test_exact /tmp/100m-*.gguf */
 #include "tests/engine_group.h"
 #include "tests/tiny_model.h"
