@@ -40,7 +40,7 @@ struct worker {
     struct executor *executor;
     struct comm *world;   /* MPI, host memory: over it the ranks find each other */
     struct comm *control; /* host memory: descriptors and drawn tokens */
-    struct comm *data;    /* the rows between stages */
+    struct comm *data;    /* the rows between stages; `control` again where these lie in host memory */
     struct comm *tensor;  /* sums between the slots of this stage; NULL where there is one */
     struct wake *wake;
     struct watchdog *watchdog;
@@ -255,6 +255,18 @@ static int open_device_comm(struct worker *w, struct comm **out, struct comm *ov
     return open_nccl(w, out, over, err);
 }
 
+/* What carries the rows between stages. Rows in host memory take the way of the descriptors: what a ring had
+ * no room for goes on while a rank waits in a comm of its own, and only in that one. A rank that waited for a
+ * result in another would keep the rest of the rows, and never get it. */
+static int open_row_comm(struct worker *w, struct err *err)
+{
+    bool host = strcmp(device_name(w->device), "cpu") == 0 && strcmp(w->settings.comm, "nccl") != 0;
+    if (!host)
+        return open_device_comm(w, &w->data, w->world, 0, err);
+    w->data = w->control;
+    return 0;
+}
+
 /* The slots of this stage among themselves. */
 static int open_tensor_comm(struct worker *w, struct err *err)
 {
@@ -275,7 +287,7 @@ static int connect_ranks(struct worker *w, struct err *err)
     struct wake_info info = {0};
     uint64_t limit_ms = (uint64_t)w->settings.start_limit_ms;
     if (comm_mpi_open(&w->world, 0, NULL, err) || open_host_comm(w, &w->control, w->world, 0, NULL, err) ||
-        open_device_comm(w, &w->data, w->world, 0, err) || open_tensor_comm(w, err) ||
+        open_row_comm(w, err) || open_tensor_comm(w, err) ||
         (w->rank == 0 && wake_listen(&w->wake, &info, err)) ||
         comm_broadcast(w->world, NULL, &info, sizeof(info), 0, err))
         return -1;
@@ -431,7 +443,8 @@ static void release(struct worker *w)
     tokenizer_close(&w->tokenizer);
     wake_close(&w->wake);
     comm_close(&w->tensor);
-    comm_close(&w->data);
+    if (w->data != w->control)
+        comm_close(&w->data);
     comm_close(&w->control);
     comm_close(&w->world);
     executor_close(&w->executor);

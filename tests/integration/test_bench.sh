@@ -4,7 +4,8 @@
 set -u
 B=${LEPTON_BUILD:-build/release}
 out=$(mktemp)
-trap 'rm -f "$out"' EXIT
+scratch=$(mktemp -d)
+trap 'rm -rf "$out" "$scratch"' EXIT
 failed=0
 verdict() {
     if [ "$1" -eq 0 ]; then echo "ok - $2"; else echo "not ok - $2" && failed=1 && head -c 2000 "$out"; fi
@@ -60,6 +61,11 @@ verdict $? "bench engine drives a real group of two stages, and says its method"
 "$B/lepton" bench engine $model -p 0 -n 6 -b 2 --repeats 1 --threads 1 --tensor 2 --json >"$out" 2>&1 &&
     /usr/bin/python3 -c 'import json, sys; r = json.load(open(sys.argv[1])); assert r["tensor"] == 2 and r["results"][0]["tokens_per_second"] > 0, r' "$out"
 verdict $? "bench engine drives a group of two tensor slots"
+# 600 rows of 2048 numbers are more than the ring between two ranks holds: the rest goes on while the leader waits.
+"$B/lepton" synth --layers 2 --dim 2048 --ffn 64 --heads 32 --kv-heads 1 --vocab 300 "$scratch/wide.gguf" >"$out" 2>&1 &&
+    timeout 60 "$B/lepton" bench engine "$scratch/wide.gguf" -p 600 -n 0 --repeats 1 --threads 1 --stages 2 --step-tokens 600 >"$out" 2>&1 &&
+    grep -qE '^pp600 +1 +2 ' "$out"
+verdict $? "a step whose rows are more than the memory between two stages comes through"
 "$B/lepton" bench engine $model -p 12, >"$out" 2>&1
 [ $? -eq 2 ] && grep -q -- '--prompts: expected numbers' "$out" && ! "$B/lepton" bench engine $model -p 0 -n 6000 >"$out" 2>&1 &&
     grep -q "is more than the model's" "$out" && ! "$B/lepton" bench engine /nowhere.gguf >"$out" 2>&1 && grep -q '/nowhere.gguf' "$out"

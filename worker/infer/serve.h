@@ -26,7 +26,8 @@ struct serve_options {
     struct executor *executor; /* this rank's */
     struct executor_options engine;
     struct comm *control;      /* host memory: descriptors and drawn tokens; NULL for a group of one rank */
-    struct comm *data;         /* device memory: the rows between stages; NULL likewise */
+    struct comm *data;         /* device memory: the rows between stages; NULL likewise. Waiting in one comm
+                                  moves no sends of another, so rows in host memory go over `control` */
     struct comm *tensor;       /* device memory: sums between the slots of this stage; NULL without slots */
     struct wake *wake;         /* NULL for a group of one rank */
     struct watchdog *watchdog; /* may be NULL */
