@@ -1,4 +1,4 @@
-/* lepton bench: which of its two measurements is meant, and what they share (tools/bench.h). */
+/* lepton bench: which of its measurements is meant, and what they share (tools/bench.h). */
 #include "tools/bench.h"
 
 #include <errno.h>
@@ -17,6 +17,8 @@ static const struct {
     {"engine", "a model through the whole engine: prompts, generation, batches, load, memory",
      command_bench_engine, &bench_engine_table},
     {"kernels", "every kernel of the CPU alone", command_bench_kernels, &bench_kernels_table},
+    {"relay", "what the coordinator and CURVE add to a token on its way", command_bench_relay,
+     &bench_relay_table},
 };
 
 static void print_help(FILE *out)
@@ -28,7 +30,7 @@ static void print_help(FILE *out)
     fprintf(out, "\n`lepton bench WHAT --help` explains the options.\n");
 }
 
-/* The option tables of both, for docs/config.md. */
+/* The option tables of all, for docs/config.md. */
 static int describe(void)
 {
     struct buffer text = {0};
@@ -54,7 +56,7 @@ int command_bench(int argc, char **argv)
     if (what && strcmp(what, "--describe") == 0)
         return describe();
     if (what)
-        fprintf(stderr, "lepton bench: \"%s\": expected engine or kernels\n", what);
+        fprintf(stderr, "lepton bench: \"%s\": expected engine, kernels or relay\n", what);
     else
         print_help(stderr);
     return EXIT_USAGE;

@@ -1,4 +1,4 @@
-/* bench: what the two measuring commands share: the method (warm-up, repeats, median, spread), the limits of
+/* bench: what the measuring commands share: the method (warm-up, repeats, median, spread), the limits of
  * the machine in the same run, and what the operating system tells of memory and energy. It prints nothing.
  */
 #ifndef LEPTON_TOOLS_BENCH_H
@@ -10,7 +10,8 @@
 
 int command_bench_kernels(int argc, char **argv);
 int command_bench_engine(int argc, char **argv);
-extern const struct config_table bench_kernels_table, bench_engine_table;
+int command_bench_relay(int argc, char **argv);
+extern const struct config_table bench_kernels_table, bench_engine_table, bench_relay_table;
 
 double bench_now_s(void);
 

@@ -70,7 +70,22 @@ verdict $? "a step whose rows are more than the memory between two stages comes 
 [ $? -eq 2 ] && grep -q -- '--prompts: expected numbers' "$out" && ! "$B/lepton" bench engine $model -p 0 -n 6000 >"$out" 2>&1 &&
     grep -q "is more than the model's" "$out" && ! "$B/lepton" bench engine /nowhere.gguf >"$out" 2>&1 && grep -q '/nowhere.gguf' "$out"
 verdict $? "a list that is none, a context beyond the model's and a missing model are refused by name"
+mkdir "$scratch/relay"
+TMPDIR=$scratch/relay "$B/lepton" bench relay --streams 8 --steps 12 --step-us 3000 --rounds 2 --idle-s 1 --json >"$out" 2>&1 && /usr/bin/python3 - "$out" <<'END'
+import json, sys
+r = json.load(open(sys.argv[1]))
+assert r["rounds"] == 2 and r["tokens_per_core_s"] > 0 and r["idle_core"] >= 0
+for way in ("floor_ms", "relay_ms"):
+    w = r[way]
+    assert 0 < w["p50"] <= w["p90"] <= w["p99"] <= w["max"], r
+assert abs(r["adds_ms"]["p50"] - (r["relay_ms"]["p50"] - r["floor_ms"]["p50"])) < 1e-6
+assert r["adds_by_round_ms"]["p50_best"] <= r["adds_by_round_ms"]["p50_median"]
+END
+verdict $? "bench relay times tokens with and without a coordinator, and says the difference"
+"$B/lepton" bench relay --streams 0 >"$out" 2>&1
+[ $? -eq 2 ] && grep -q 'streams' "$out" && [ -z "$(ls -A "$scratch/relay")" ]
+verdict $? "bench relay leaves nothing behind, and refuses wrong usage"
 "$B/lepton" bench engines >"$out" 2>&1
-[ $? -eq 2 ] && grep -q 'expected engine or kernels' "$out" && ! "$B/lepton" bench kernels --type q9 >"$out" 2>&1 && grep -q 'no weight type' "$out"
+[ $? -eq 2 ] && grep -q 'expected engine, kernels or relay' "$out" && ! "$B/lepton" bench kernels --type q9 >"$out" 2>&1 && grep -q 'no weight type' "$out"
 verdict $? "wrong usage is refused by name"
 exit $failed
