@@ -154,7 +154,7 @@ HOUSE := $(wildcard tests/house/*.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
 FAULTS := $(sort $(wildcard tests/faults/test_*.py))
 # Those that take seconds, in every run of the tests; the others with `make faults` alone.
-FAULTS_SHORT := tests/faults/test_peers.py tests/faults/test_resume.py
+FAULTS_SHORT := tests/faults/test_hold.py tests/faults/test_peers.py tests/faults/test_resume.py
 
 # What ThreadSanitizer cannot see into.
 ifeq ($(VARIANT),tsan)

@@ -4,11 +4,12 @@
  * A key pair is two files, in the certificate format of CZMQ (zcert): NAME.key holds both halves, mode 0600,
  * and is refused when others can read it; NAME.pub holds the public half. Both carry metadata: `name` (the
  * identity) and `role` (coordinator | worker | client). A coordinator trusts the .pub files of one directory;
- * that directory is read again when it changed, so a key is revoked by removing its file (new handshakes are
- * refused).
+ * that directory is read again when it changed, so a key is revoked by removing or replacing its file: new
+ * handshakes are refused, and curve_zap_allows says so of connections that are open.
  *
- * The handler answers ZAP (RFC 27): a known key gets the user id "role:name", which every message received
- * then carries (zmq_msg_gets "User-Id"); anything else is refused with 400 and logged.
+ * The handler answers ZAP (RFC 27): a known key gets the user id "role:name" and a number of the key itself,
+ * which every message received then carries (zmq_msg_gets "User-Id" and CURVE_KEY_PROPERTY); anything else is
+ * refused with 400 and logged.
  *
  * While a context has no handler, libzmq asks nobody and lets every key in, without a user id. So:
  * curve_zap_start before the first bind; drop every message that has no user id; at the end close the server
@@ -18,7 +19,8 @@
 
 #include "common/base.h"
 
-#define CURVE_ZAP_DOMAIN "lepton"
+#define CURVE_ZAP_DOMAIN   "lepton"
+#define CURVE_KEY_PROPERTY "X-Lepton-Key" /* 16 hexadecimal digits */
 
 enum curve_role { CURVE_COORDINATOR, CURVE_WORKER, CURVE_CLIENT };
 const char *curve_role_name(enum curve_role role);
@@ -59,6 +61,10 @@ void curve_zap_stop(struct curve_zap **zap);
 void curve_zap_note(struct curve_zap *zap, unsigned event, unsigned value, const char *peer);
 /* Handshakes refused so far; those that were noted included. Any thread. */
 uint64_t curve_zap_refused(struct curve_zap *zap);
+/* Is the key, by its role, name and number, authorized still? What was changed CURVE_STALE_MS ago counts. Any
+ * thread. */
+#define CURVE_STALE_MS 200
+bool curve_zap_allows(struct curve_zap *zap, enum curve_role role, const char *name, uint64_t key);
 
 /* Splits a user id "role:name" into its parts; false when it is none. */
 bool curve_user_parse(const char *user_id, enum curve_role *role, const char **name);

@@ -32,6 +32,7 @@
 struct zap_key {
     uint8_t public_key[32];
     char user_id[82]; /* "role:name" */
+    uint64_t number;  /* of the key: what a message says of it */
 };
 
 struct curve_zap {
@@ -42,10 +43,11 @@ struct curve_zap {
     uint64_t unique; /* in the names of inproc endpoints: libzmq frees a name some time after the close */
     pthread_t thread;
 
-    /* the thread's */
+    pthread_mutex_t key_lock; /* of the four below */
     struct zap_key *keys;
     size_t key_count;
     uint64_t signature; /* of the directory when the keys were read */
+    uint64_t looked_ms; /* at the directory */
 
     pthread_mutex_t log_lock; /* of the three below */
     uint64_t log_window_s;
@@ -116,6 +118,16 @@ static int list_keys(const char *directory, char ***names, size_t *count, uint64
     return 0;
 }
 
+/* Names a key without telling it: who knows two keys with one number has broken BLAKE2b. */
+static uint64_t key_number(const uint8_t public_key[32])
+{
+    uint8_t digest[crypto_generichash_BYTES];
+    uint64_t number;
+    crypto_generichash(digest, sizeof(digest), public_key, 32, NULL, 0);
+    memcpy(&number, digest, sizeof(number));
+    return number;
+}
+
 /* Adds one file's key, or logs why it is left out. The file is named after the identity inside, so that
  * removing alice.pub does shut alice out. */
 static void add_key(struct curve_zap *zap, const char *file)
@@ -133,6 +145,7 @@ static void add_key(struct curve_zap *zap, const char *file)
     } else {
         zmq_z85_decode(k->public_key, key.public_key);
         snprintf(k->user_id, sizeof(k->user_id), "%s:%s", curve_role_name(key.role), key.name);
+        k->number = key_number(k->public_key);
         bool known = false;
         for (size_t i = 0; i < zap->key_count; i++)
             known |= sodium_memcmp(zap->keys[i].public_key, k->public_key, 32) == 0;
@@ -144,13 +157,14 @@ static void add_key(struct curve_zap *zap, const char *file)
     free(path);
 }
 
-/* Brings the keys up to date. When the directory cannot be read nobody is let in. */
+/* Brings the keys up to date; under the lock. When the directory cannot be read nobody is let in. */
 static void refresh_keys(struct curve_zap *zap)
 {
     char **names = NULL;
     size_t count = 0;
     uint64_t signature = 0;
     struct err err;
+    zap->looked_ms = clock_now_ms();
     if (list_keys(zap->directory, &names, &count, &signature, &err) != 0) {
         log_error("curve", "no key is accepted: %s", err.message);
         zap->key_count = 0;
@@ -227,25 +241,43 @@ static bool frame_is(zmq_msg_t *frame, const char *text)
     return zmq_msg_size(frame) == strlen(text) && memcmp(zmq_msg_data(frame), text, strlen(text)) == 0;
 }
 
-/* The user id to let in; NULL with *why when refused. */
-static const char *judge(struct curve_zap *zap, struct zap_request *r, const char **why)
+/* True: the peer comes in as *out; else *why. */
+static bool judge(struct curve_zap *zap, struct zap_request *r, struct zap_key *out, const char **why)
 {
     *why = "not a ZAP 1.0 request";
     if (r->count != FRAMES || !frame_is(&r->frames[0], "1.0"))
-        return NULL;
+        return false;
     *why = "unknown domain";
     if (!frame_is(&r->frames[2], CURVE_ZAP_DOMAIN))
-        return NULL;
+        return false;
     *why = "the mechanism is not CURVE";
     if (!frame_is(&r->frames[5], "CURVE"))
-        return NULL;
+        return false;
     *why = "a key of the wrong size";
     if (zmq_msg_size(&r->frames[6]) != 32)
-        return NULL;
+        return false;
+    *why = "unknown key";
+    pthread_mutex_lock(&zap->key_lock);
     refresh_keys(zap);
     const struct zap_key *key = find_key(zap, zmq_msg_data(&r->frames[6]));
-    *why = "unknown key";
-    return key ? key->user_id : NULL;
+    if (key)
+        *out = *key;
+    pthread_mutex_unlock(&zap->key_lock);
+    return key != NULL;
+}
+
+/* The reply's metadata: one property, as ZMTP writes them (RFC 23). */
+static size_t write_metadata(uint8_t out[64], uint64_t number)
+{
+    static const char name[] = CURVE_KEY_PROPERTY;
+    const uint8_t bytes[4] = {0, 0, 0, 16};
+    size_t n = 0;
+    out[n++] = (uint8_t)(sizeof(name) - 1);
+    memcpy(out + n, name, sizeof(name) - 1);
+    n += sizeof(name) - 1;
+    memcpy(out + n, bytes, sizeof(bytes));
+    n += sizeof(bytes);
+    return n + (size_t)snprintf((char *)out + n, 64 - n, "%016llx", (unsigned long long)number);
 }
 
 static void answer(struct curve_zap *zap)
@@ -255,7 +287,9 @@ static void answer(struct curve_zap *zap)
     char peer[64] = "?";
     int rc = receive_request(zap->handler, &r);
     if (rc == 0) {
-        const char *user = judge(zap, &r, &why);
+        struct zap_key key;
+        uint8_t metadata[64];
+        const char *user = judge(zap, &r, &key, &why) ? key.user_id : NULL;
         if (r.count > 3)
             snprintf(peer, sizeof(peer), "%.*s", (int)zmq_msg_size(&r.frames[3]),
                      (char *)zmq_msg_data(&r.frames[3]));
@@ -269,7 +303,7 @@ static void answer(struct curve_zap *zap)
         zmq_send(zap->handler, user ? "200" : "400", 3, ZMQ_SNDMORE);
         zmq_send(zap->handler, user ? "OK" : why, strlen(user ? "OK" : why), ZMQ_SNDMORE);
         zmq_send(zap->handler, user ? user : "", user ? strlen(user) : 0, ZMQ_SNDMORE);
-        zmq_send(zap->handler, "", 0, 0);
+        zmq_send(zap->handler, metadata, user ? write_metadata(metadata, key.number) : 0, 0);
     }
     for (int i = 0; i < r.count && i < FRAMES; i++)
         zmq_msg_close(&r.frames[i]);
@@ -287,6 +321,22 @@ void curve_zap_note(struct curve_zap *zap, unsigned event, unsigned value, const
     } else if (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL) {
         refuse(zap, peer, "the handshake was not finished");
     }
+}
+
+/* ---- connections that are open ---- */
+
+bool curve_zap_allows(struct curve_zap *zap, enum curve_role role, const char *name, uint64_t number)
+{
+    char user_id[sizeof(zap->keys->user_id)];
+    bool found = false;
+    snprintf(user_id, sizeof(user_id), "%s:%s", curve_role_name(role), name);
+    pthread_mutex_lock(&zap->key_lock);
+    if (clock_now_ms() >= zap->looked_ms + CURVE_STALE_MS)
+        refresh_keys(zap);
+    for (size_t i = 0; i < zap->key_count && !found; i++)
+        found = zap->keys[i].number == number && strcmp(zap->keys[i].user_id, user_id) == 0;
+    pthread_mutex_unlock(&zap->key_lock);
+    return found;
 }
 
 /* ---- the thread ---- */
@@ -336,6 +386,7 @@ int curve_zap_start(struct curve_zap **out, void *context, const char *authorize
     zap->directory = xstrdup(authorized_directory);
     zap->unique = clock_entropy();
     pthread_mutex_init(&zap->log_lock, NULL);
+    pthread_mutex_init(&zap->key_lock, NULL);
     snprintf(endpoint, sizeof(endpoint), "inproc://lepton.zap.%llx", (unsigned long long)zap->unique);
     zap->handler = new_socket(context, ZMQ_REP);
     zap->control = new_socket(context, ZMQ_PAIR);
@@ -378,6 +429,7 @@ void curve_zap_stop(struct curve_zap **zap_p)
     pthread_join(zap->thread, NULL);
     zmq_close(zap->control);
     pthread_mutex_destroy(&zap->log_lock);
+    pthread_mutex_destroy(&zap->key_lock);
     free(zap->keys);
     free(zap->directory);
     free(zap);

@@ -28,7 +28,8 @@
 #define WIRE_MAX_MESSAGE      1024 /* bytes of an error's message or a bye's reason */
 #define WIRE_MAX_CHOICES      128
 #define WIRE_MAX_SETTINGS     32
-#define WIRE_MAX_TOKENS       256 /* in one message */
+#define WIRE_MAX_CREDIT       (1u << 20) /* tokens in one grant */
+#define WIRE_MAX_TOKENS       256        /* in one message */
 #define WIRE_MAX_STOPS        16
 #define WIRE_MAX_STOP         1024 /* bytes of one stop string */
 #define WIRE_MAX_BIASES       1024
@@ -48,6 +49,8 @@ enum wire_type {
     WIRE_CANCEL = 2, /* also coordinator -> worker */
     WIRE_STATUS = 3,
     WIRE_TUNE = 4,
+    WIRE_CREDIT = 5,
+    WIRE_HOLD = 6,
     /* coordinator -> client */
     WIRE_ACCEPTED = 10,
     WIRE_TOKEN = 11, /* also worker -> coordinator */
@@ -128,6 +131,13 @@ struct wire_generate {
     uint64_t numeric;                 /* with delivered: what the first token's numeric said; 0 = unknown */
     struct wire_delivered *delivered; /* delivered_count of them; what the client has had of it */
     uint32_t delivered_count;
+    uint64_t credit; /* most tokens sent before wire_credit grants more; 0 = no bound */
+};
+
+/* The client has room for so many more tokens of one of its streams. */
+struct wire_credit {
+    struct wire_str request;
+    uint64_t tokens;
 };
 
 struct wire_cancel {
@@ -248,9 +258,10 @@ struct wire_heartbeat {
     uint64_t drafted_tokens, accepted_tokens;
     uint64_t stage_busy_us, stage_bubble_us;
     uint64_t tokens_generated;
-    bool draining;         /* it takes nothing new, and leaves when it has nothing left */
-    uint64_t stuck_ms;     /* there is work, and for so long no rank has moved */
-    struct wire_str stuck; /* which rank is stuck in what */
+    bool draining;          /* it takes nothing new, and leaves when it has nothing left */
+    uint64_t stuck_ms;      /* there is work, and for so long no rank has moved */
+    struct wire_str stuck;  /* which rank is stuck in what */
+    uint64_t round_trip_us; /* of the last heartbeat that was answered; 0 = none was */
 };
 
 struct wire_bye {
@@ -303,6 +314,12 @@ struct wire_tune {
     uint64_t value;
 };
 
+/* Whoever runs the cluster keeps work from a group, or lets it come again. */
+struct wire_hold {
+    struct wire_str group;
+    bool release;
+};
+
 /* Something with a measured optimum. */
 struct wire_setting {
     struct wire_str name;
@@ -311,11 +328,11 @@ struct wire_setting {
 };
 
 struct wire_group_status {
-    struct wire_str group, state /* "ready", "resting", "draining", "lost" */, model, weights, kernels,
-        kv_type;
+    struct wire_str group, state /* "ready", "resting", "draining", "held", "lost" */, model, weights,
+        kernels, kv_type;
     uint64_t epoch, tensor, max_sequences, context, pages, pages_used, pages_cached, prefix_queries,
         prefix_hits, preemptions, drafted_tokens, accepted_tokens, stage_busy_us, stage_bubble_us, running,
-        waiting, assigned, steps, tokens_generated, heartbeat_age_ms, load_ms;
+        waiting, assigned, steps, tokens_generated, heartbeat_age_ms, round_trip_us, load_ms;
     struct wire_stage *stages;
     uint32_t stage_count;
 };
@@ -340,6 +357,8 @@ struct wire_message {
         struct wire_cancel cancel;
         struct wire_status status;
         struct wire_tune tune;
+        struct wire_credit credit;
+        struct wire_hold hold;
         struct wire_accepted accepted;
         struct wire_token token;
         struct wire_tokens tokens;

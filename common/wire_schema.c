@@ -191,7 +191,7 @@ static const struct wire_record stage_record = {
 
 static const struct wire_field group_status_fields[] = {
     ID_FIELD(wire_group_status, group, true, "its name"),
-    CHOICE(wire_group_status, state, "ready|resting|draining|lost", "what the coordinator thinks of it"),
+    CHOICE(wire_group_status, state, "ready|resting|draining|held|lost", "what the coordinator thinks of it"),
     STRING(wire_group_status, model, 0, 128, "the model it serves"),
     STRING(wire_group_status, weights, 0, 128, "fingerprint of its weights"),
     STRING(wire_group_status, kernels, 0, 128, "its kernel set"),
@@ -218,6 +218,7 @@ static const struct wire_field group_status_fields[] = {
     UINT(wire_group_status, steps, 0, COUNT, "steps so far: progress"),
     UINT(wire_group_status, tokens_generated, 0, COUNT, "tokens so far"),
     UINT(wire_group_status, heartbeat_age_ms, 0, COUNT, "since its last heartbeat: liveness"),
+    UINT_OPT(wire_group_status, round_trip_us, 0, COUNT, 0, "its last heartbeat there and back"),
     UINT(wire_group_status, load_ms, 0, COUNT, "time it took to load the weights"),
     ARRAY(wire_group_status, stages, stage_count, false, 0, WIRE_MAX_STAGES, &stage_record,
           "its stages; left out unless `verbose` was asked"),
@@ -270,6 +271,8 @@ static const struct wire_field generate_fields[] = {
     ARRAY(wire_generate, delivered, delivered_count, false, 0, WIRE_MAX_CHOICES, &delivered_record,
           "what the client has had of it: the stream goes on behind that; needs the seed"),
     UINT_OPT(wire_generate, numeric, 0, ANY, 0, "with delivered: numeric of the first token; 0: not known"),
+    UINT_OPT(wire_generate, credit, 0, WIRE_MAX_CREDIT, 0,
+             "most tokens that are sent before credit grants more; 0: no bound"),
 };
 static const struct wire_field cancel_fields[] = {
     ID_FIELD(wire_cancel, request, true, "the request to end"),
@@ -282,6 +285,14 @@ static const struct wire_field tune_fields[] = {
     ID_FIELD(wire_tune, name, true, "the setting, as status_reply names it"),
     BOOL_OPT(wire_tune, automatic, "it is found by itself again"),
     UINT_OPT(wire_tune, value, 0, COUNT, 0, "else its value from now on"),
+};
+static const struct wire_field credit_fields[] = {
+    ID_FIELD(wire_credit, request, true, "a request that was sent with credit"),
+    UINT(wire_credit, tokens, 1, WIRE_MAX_CREDIT, "so many more tokens may be sent"),
+};
+static const struct wire_field hold_fields[] = {
+    ID_FIELD(wire_hold, group, true, "the group"),
+    BOOL_OPT(wire_hold, release, "it gets work again"),
 };
 static const struct wire_field setting_fields[] = {
     ID_FIELD(wire_setting, name, true, "its name"),
@@ -433,6 +444,8 @@ static const struct wire_field heartbeat_fields[] = {
     UINT_OPT(wire_heartbeat, stuck_ms, 0, COUNT, 0,
              "there is work, and for so long none of its ranks has moved"),
     STRING_OPT(wire_heartbeat, stuck, 128, "which rank is stuck in what"),
+    UINT_OPT(wire_heartbeat, round_trip_us, 0, COUNT, 0,
+             "the last heartbeat that was answered, there and back; 0: none was"),
 };
 static const struct wire_field bye_fields[] = {
     OWNER(wire_bye, true),
@@ -480,6 +493,11 @@ static const struct wire_record records[] = {
     RECORD(WIRE_TUNE, tune, "client -> coordinator",
            "Changes a setting; from a client that the coordinator's option admins names. Answered by "
            "status_reply or error."),
+    RECORD(WIRE_CREDIT, credit, "client -> coordinator",
+           "The client has room for more tokens of one of its streams."),
+    RECORD(WIRE_HOLD, hold, "client -> coordinator",
+           "Keeps new work from a group and hands its streams over, or ends that; from a client that the "
+           "coordinator's option admins names. Answered by status_reply or error."),
     RECORD(WIRE_ACCEPTED, accepted, "coordinator -> client",
            "The request will get one done for each of its choices, or one error that ends it."),
     RECORD(WIRE_TOKEN, token, "coordinator -> client, worker -> coordinator",

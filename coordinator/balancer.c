@@ -9,7 +9,7 @@ static uint64_t us_of(uint64_t tokens, uint64_t rate)
 
 uint64_t balancer_load_us(const struct balancer_group *g)
 {
-    return us_of(g->prefill_tokens, g->prefill_rate) + us_of(g->decode_tokens, g->decode_rate);
+    return us_of(g->prefill_tokens, g->prefill_rate) + us_of(g->decode_tokens, g->decode_rate) + g->link_us;
 }
 
 bool balancer_fits(const struct balancer_group *g, const struct balancer_request *r)
@@ -28,7 +28,7 @@ static uint64_t prefix_cost(const struct balancer_group *g, const struct balance
     uint64_t cached = g->cached_tokens < r->prompt_tokens ? g->cached_tokens : r->prompt_tokens;
     return us_of(g->prefill_tokens, g->prefill_rate) +
            us_of(r->prompt_tokens - cached, g->prefill_rate) * prefix_weight / 100 +
-           us_of(g->decode_tokens + r->output_tokens, g->decode_rate);
+           us_of(g->decode_tokens + r->output_tokens, g->decode_rate) + g->link_us;
 }
 
 static uint64_t load_cost(const struct balancer_group *g, const struct balancer_request *r,

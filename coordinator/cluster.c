@@ -18,7 +18,7 @@ struct cluster {
 
 const char *group_state_name(enum group_state state)
 {
-    static const char *const names[] = {"ready", "resting", "draining", "lost"};
+    static const char *const names[] = {"ready", "resting", "draining", "held", "lost"};
     return names[state];
 }
 
@@ -50,7 +50,7 @@ bool cluster_may_serve(const char *identity, struct wire_str name)
            (name.size == n || name.data[n] == '-');
 }
 
-static struct group *find(struct cluster *c, struct wire_str name)
+struct group *cluster_find(struct cluster *c, struct wire_str name)
 {
     for (uint32_t i = 0; i < c->end; i++)
         if (c->groups[i].used && wire_str_is(name, c->groups[i].name))
@@ -166,7 +166,7 @@ int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_
     if (!cluster_may_serve(peer->name, hello->group))
         return err_set_code(err, 403, "key \"%s\" may serve the groups %s and %s-*, not %.*s", peer->name,
                             peer->name, peer->name, (int)hello->group.size, hello->group.data);
-    struct group *g = find(c, hello->group);
+    struct group *g = cluster_find(c, hello->group);
     bool live = g && g->state != GROUP_LOST && now_ms < g->lease_end_ms;
     if (live && (g->incarnation != hello->incarnation || strcmp(g->peer.name, peer->name) != 0))
         return err_set_code(
@@ -186,6 +186,7 @@ int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_
     uint32_t lost_soon = g->used && !*forgotten ? g->lost_soon : 0;
     bool new_job = g->used && !*forgotten && g->incarnation != hello->incarnation;
     uint64_t ended_epoch = g->used && !*forgotten ? g->epoch : 0;
+    bool held = g->used && !*forgotten && g->held;
     free(g->stages);
     *g = (struct group){.slot = slot,
                         .used = true,
@@ -196,12 +197,16 @@ int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_
                         .ended_epoch = ended_epoch,
                         .ready_ms = now_ms,
                         .lost_soon = lost_soon,
+                        .held = held,
                         .heard_ms = now_ms,
                         .lease_end_ms = now_ms + c->lease_ms};
     copy(g->name, sizeof(g->name), hello->group);
     if (new_job) /* else the job lives on, whatever ended its epoch */
         copy(g->ended, sizeof(g->ended), hello->ended);
-    rest(g, now_ms);
+    if (held)
+        g->state = GROUP_HELD;
+    else
+        rest(g, now_ms);
     take_description(g, hello);
     *out = g;
     return 0;
@@ -215,7 +220,7 @@ struct group *cluster_current(struct cluster *c, const struct peer *peer, struct
                      name.data);
         return NULL;
     }
-    struct group *g = find(c, name);
+    struct group *g = cluster_find(c, name);
     if (!g || g->state == GROUP_LOST)
         err_set_code(err, 409, "group %.*s is not live: say hello first", (int)name.size, name.data);
     else if (!peer_equal(&g->peer, peer))
@@ -226,6 +231,17 @@ struct group *cluster_current(struct cluster *c, const struct peer *peer, struct
     else
         return g;
     return NULL;
+}
+
+static void take_trip(struct group *g, uint64_t us)
+{
+    if (!us)
+        return;
+    g->trips_us[g->trip_count++ % GROUP_TRIPS] = us;
+    g->round_trip_us = us;
+    for (uint32_t i = 0; i < GROUP_TRIPS; i++)
+        if (g->trips_us[i] && g->trips_us[i] < g->round_trip_us)
+            g->round_trip_us = g->trips_us[i];
 }
 
 bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_heartbeat *beat, uint64_t now_ms)
@@ -249,13 +265,28 @@ bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_hea
     g->stage_busy_us = beat->stage_busy_us;
     g->stage_bubble_us = beat->stage_bubble_us;
     g->tokens_generated = beat->tokens_generated;
+    take_trip(g, beat->round_trip_us);
     return true;
 }
 
 void cluster_draining(struct group *g)
 {
-    if (g->state == GROUP_READY || g->state == GROUP_RESTING)
+    if (g->state != GROUP_LOST)
         g->state = GROUP_DRAINING;
+}
+
+void cluster_hold(struct group *g)
+{
+    g->held = true;
+    if (g->state == GROUP_READY || g->state == GROUP_RESTING)
+        g->state = GROUP_HELD;
+}
+
+void cluster_release(struct group *g)
+{
+    g->held = false;
+    if (g->state == GROUP_HELD)
+        g->state = GROUP_READY;
 }
 
 void cluster_lost(struct group *g, uint64_t now_ms)

@@ -11,8 +11,10 @@
 #include "common/wire.h"
 #include "coordinator/peer.h"
 
-/* RESTING: it was lost too often of late; it gets work again after a while. */
-enum group_state { GROUP_READY, GROUP_RESTING, GROUP_DRAINING, GROUP_LOST };
+/* RESTING: it was lost too often of late; it gets work again after a while. HELD: whoever runs the cluster
+ * keeps work from it, under this epoch and those that follow. */
+enum group_state { GROUP_READY, GROUP_RESTING, GROUP_DRAINING, GROUP_HELD, GROUP_LOST };
+#define GROUP_TRIPS 4 /* heartbeats of which the fastest says how far away the group is */
 const char *group_state_name(enum group_state state);
 
 struct group_stage {
@@ -43,6 +45,10 @@ struct group {
     uint64_t ready_ms;              /* when its epoch began */
     uint32_t lost_soon;             /* epochs in a row that did not last */
     uint64_t rests_until_ms;
+    bool held;                      /* whatever its state is */
+    uint64_t trips_us[GROUP_TRIPS]; /* of the last heartbeats that told one, there and back; 0: none */
+    uint32_t trip_count;
+    uint64_t round_trip_us; /* the least of them: a busy moment is no slow link; 0: not known */
     uint64_t numeric; /* a name of its numeric class (I7): weights, kernels, KV type, tensor width; not 0 */
 };
 
@@ -69,6 +75,11 @@ struct group *cluster_current(struct cluster *c, const struct peer *peer, struct
 bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_heartbeat *beat,
                        uint64_t now_ms);
 void cluster_draining(struct group *g);
+/* No work for it from now on, until cluster_release. */
+void cluster_hold(struct group *g);
+void cluster_release(struct group *g);
+/* By name, live or lost; NULL when it is not known. */
+struct group *cluster_find(struct cluster *c, struct wire_str name);
 /* The group is gone: bye, unreachable, or its lease ended. It keeps its name and epoch. */
 void cluster_lost(struct group *g, uint64_t now_ms);
 /* A group that has rested: it is ready now. NULL when there is none. And when the next one is. */

@@ -9,6 +9,8 @@
 
 /* How often a client that does not read is tried again. */
 #define STALL_RETRY_MS 50
+/* Messages of a stream that a client takes in stall_timeout_ms, or it does not read. */
+#define STALL_LEAST 16
 /* After the drain's deadline, errors and cancels get this long to leave. */
 #define DRAIN_GRACE_MS 1000
 
@@ -116,7 +118,8 @@ static void flush_reader(struct dispatch *d, struct request *q, struct request_r
 {
     struct request_message m;
     while (request_next(q, reader, &m)) {
-        enum router_sent sent = router_send(d->router, &reader->client, &m.wire);
+        bool waits = m.wire.type == WIRE_TOKEN && reader->credit == 0;
+        enum router_sent sent = waits ? ROUTER_FULL : router_send(d->router, &reader->client, &m.wire);
         if (sent == ROUTER_GONE) {
             client_left(d, &reader->client, q);
             break;
@@ -124,10 +127,12 @@ static void flush_reader(struct dispatch *d, struct request *q, struct request_r
         if (sent == ROUTER_FULL) {
             if (!reader->stalled_ms) {
                 reader->stalled_ms = clock_now_ms();
+                reader->taken = 0;
                 d->stalled++;
             }
             return;
         }
+        reader->taken++;
         request_sent(q, reader, &m);
     }
     if (reader->stalled_ms) {
@@ -309,8 +314,12 @@ static void retry_stalled(struct dispatch *d, uint64_t now_ms)
         for (uint32_t k = 0; q && k < q->reader_count; k++) {
             struct request_reader *reader = &q->readers[k];
             stalled |= reader->stalled_ms != 0;
-            if (reader->stalled_ms && now_ms >= reader->stalled_ms + d->options.stall_timeout_ms)
+            if (!reader->stalled_ms || now_ms < reader->stalled_ms + d->options.stall_timeout_ms)
+                continue;
+            if (reader->taken < STALL_LEAST || reader->cut)
                 cut(d, q, reader, now_ms);
+            reader->stalled_ms = now_ms;
+            reader->taken = 0;
         }
         if (stalled)
             dispatch_flush(d, q);
@@ -351,7 +360,7 @@ void dispatch_drain(struct dispatch *d, uint64_t timeout_ms)
     scheduler_drain(d->scheduler, d->drain_deadline_ms);
     for (uint32_t i = 0; i < cluster_slots(d->cluster); i++) {
         struct group *g = cluster_group(d->cluster, i);
-        if (!g || (g->state != GROUP_READY && g->state != GROUP_RESTING))
+        if (!g || g->state == GROUP_LOST || g->state == GROUP_DRAINING)
             continue;
         cluster_draining(g);
         scheduler_group_draining(d->scheduler, i, false);
@@ -393,6 +402,11 @@ void dispatch_left(struct dispatch *d, const struct peer *peer)
 /* ---- messages by sender ---- */
 static bool from_client(struct dispatch *d, const struct peer *from, const struct wire_message *m)
 {
+    bool goes_on = m->type == WIRE_CANCEL || m->type == WIRE_CREDIT;
+    if (!goes_on && !router_allows(d->router, from)) {
+        dispatch_revoked(d, from, m);
+        return true;
+    }
     switch (m->type) {
     case WIRE_GENERATE:
         dispatch_generate(d, from, &m->generate);
@@ -405,6 +419,12 @@ static bool from_client(struct dispatch *d, const struct peer *from, const struc
         return true;
     case WIRE_TUNE:
         dispatch_tune(d, from, &m->tune);
+        return true;
+    case WIRE_CREDIT:
+        dispatch_credit(d, from, &m->credit);
+        return true;
+    case WIRE_HOLD:
+        dispatch_hold(d, from, &m->hold);
         return true;
     default:
         return false;

@@ -187,6 +187,30 @@ void dispatch_cancel(struct dispatch *d, const struct peer *from, const struct w
     dispatch_cancel_waiting(d, q);
 }
 
+void dispatch_credit(struct dispatch *d, const struct peer *from, const struct wire_credit *in)
+{
+    struct request *q = requests_of_client(d->requests, from, in->request);
+    struct request_reader *reader = q ? request_reader_of(q, from) : NULL;
+    if (!reader)
+        return; /* it crossed the outcome on the wire */
+    request_credit(reader, in->tokens);
+    dispatch_flush(d, q);
+}
+
+void dispatch_revoked(struct dispatch *d, const struct peer *from, const struct wire_message *m)
+{
+    struct err err;
+    uint32_t suppressed;
+    err_set_code(&err, 401, "the key of client %s is not authorized any more", from->name);
+    if (throttle_allows(&d->revoked_log, clock_now_ms(), 10, &suppressed))
+        log_warn("dispatch", "audit: refused %s of client %s: its key was revoked", wire_type_name(m->type),
+                 from->name);
+    if (m->type == WIRE_GENERATE)
+        reject(d, from, m->generate.request, &err, 0);
+    else
+        router_refuse(d->router, from, &(struct wire_error){.code = 401}, "%s", err.message);
+}
+
 /* ---- status ---- */
 static void fill_stages(struct wire_group_status *out, const struct group *g)
 {
@@ -229,6 +253,7 @@ static void fill_group(struct dispatch *d, struct wire_group_status *out, const 
                                       .steps = g->steps,
                                       .tokens_generated = g->tokens_generated,
                                       .heartbeat_age_ms = now_ms - g->heard_ms,
+                                      .round_trip_us = g->round_trip_us,
                                       .load_ms = g->load_ms};
 }
 
@@ -297,28 +322,74 @@ static bool named(const char *names, const char *name)
     return false;
 }
 
-/* A tenant must not slow the others down: who may tune is said by who runs the coordinator. */
+/* A tenant must not slow the others down: who may do such a thing is said by who runs the coordinator. */
+static int check_admin(const struct dispatch *d, const struct peer *from, const char *what, struct err *err)
+{
+    if (named(d->options.admins, from->name))
+        return 0;
+    return err_set_code(err, 403,
+                        "client %s may not %s: expected one that the coordinator's option admins names",
+                        from->name, what);
+}
+
+static void answer_admin(struct dispatch *d, const struct peer *from, struct err *refused)
+{
+    struct wire_message m;
+    if (!refused->code) {
+        dispatch_status(d, from, &(struct wire_status){.verbose = false});
+        return;
+    }
+    wire_init(&m, WIRE_ERROR);
+    m.error.code = (uint64_t)refused->code;
+    m.error.message = wire_string_mend(refused->message, sizeof(refused->message) - 1);
+    router_send(d->router, from, &m);
+}
+
 void dispatch_tune(struct dispatch *d, const struct peer *from, const struct wire_tune *in)
 {
     struct err err = {0};
     char *name = wire_str_dup(in->name);
-    int refused = named(d->options.admins, from->name)
-                      ? scheduler_tune(d->scheduler, name, in->automatic, in->value, &err)
-                      : err_set_code(&err, 403,
-                                     "client %s may not tune: expected one that the coordinator's option "
-                                     "admins names",
-                                     from->name);
-    if (refused) {
-        struct wire_message m;
-        wire_init(&m, WIRE_ERROR);
-        m.error.code = (uint64_t)err.code;
-        m.error.message = wire_string_mend(err.message, sizeof(err.message) - 1);
-        router_send(d->router, from, &m);
-    } else {
-        dispatch_status(d, from, &(struct wire_status){.verbose = false});
-    }
+    if (check_admin(d, from, "tune", &err) == 0)
+        scheduler_tune(d->scheduler, name, in->automatic, in->value, &err);
+    answer_admin(d, from, &err);
     log_info("dispatch", "audit: client %s tunes %s to %llu%s: %s", from->name, name,
              (unsigned long long)in->value, in->automatic ? " (automatic)" : "",
-             refused ? err.message : "done");
+             err.code ? err.message : "done");
     free(name);
+}
+
+static void hold(struct dispatch *d, struct group *g)
+{
+    bool rested = g->state == GROUP_RESTING;
+    cluster_hold(g);
+    if (g->state != GROUP_HELD)
+        return; /* lost, or it leaves: when it comes back it is held */
+    if (rested)
+        dispatch_ready(d, g);
+    scheduler_group_draining(d->scheduler, g->slot, true);
+}
+
+static void let_go(struct dispatch *d, struct group *g)
+{
+    bool was = g->state == GROUP_HELD;
+    cluster_release(g);
+    if (was)
+        scheduler_group_resumes(d->scheduler, g->slot);
+}
+
+void dispatch_hold(struct dispatch *d, const struct peer *from, const struct wire_hold *in)
+{
+    struct err err = {0};
+    const char *what = in->release ? "undrain" : "drain";
+    struct group *g = cluster_find(d->cluster, in->group);
+    if (check_admin(d, from, what, &err) == 0 && !g)
+        err_set_code(&err, 404, "no group %.*s: expected one that lepton status shows", (int)in->group.size,
+                     in->group.data);
+    if (!err.code && in->release)
+        let_go(d, g);
+    else if (!err.code)
+        hold(d, g);
+    answer_admin(d, from, &err);
+    log_info("dispatch", "audit: client %s %ss group %.*s: %s", from->name, what, (int)in->group.size,
+             in->group.data, err.code ? err.message : "done");
 }

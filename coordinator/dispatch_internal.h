@@ -25,7 +25,7 @@ struct dispatch {
     uint32_t stalled; /* readers that do not read */
     uint32_t held;    /* requests that are kept from all groups until it is known why theirs died */
     uint64_t accepted, completed, failed, cancelled, rejected;
-    struct throttle stale_log, token_log;
+    struct throttle stale_log, token_log, revoked_log;
 };
 
 /* Sends the client what its request has for it; forgets the request when nothing is left to do. *q may be
@@ -57,6 +57,10 @@ uint64_t dispatch_lost_due_ms(const struct dispatch *d);
 /* The group takes work from now on. */
 void dispatch_ready(struct dispatch *d, const struct group *g);
 
+/* ---- dispatch_client.c ---- */
+/* The key of a client is not authorized any more: it gets no more than what it has begun. */
+void dispatch_revoked(struct dispatch *d, const struct peer *from, const struct wire_message *m);
+
 /* ---- dispatch_snapshot.c ---- */
 /* Reads the file of the run before; NULL when there is none, or it is none (logged). */
 struct snapshot *snapshot_open(const char *path);
@@ -68,6 +72,8 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
 void dispatch_cancel(struct dispatch *d, const struct peer *from, const struct wire_cancel *m);
 void dispatch_status(struct dispatch *d, const struct peer *from, const struct wire_status *m);
 void dispatch_tune(struct dispatch *d, const struct peer *from, const struct wire_tune *m);
+void dispatch_credit(struct dispatch *d, const struct peer *from, const struct wire_credit *m);
+void dispatch_hold(struct dispatch *d, const struct peer *from, const struct wire_hold *m);
 
 void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wire_hello *m);
 void dispatch_heartbeat(struct dispatch *d, const struct peer *from, const struct wire_heartbeat *m);

@@ -31,6 +31,13 @@ void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wi
     bool was_live, forgotten;
     uint64_t now_ms = clock_now_ms();
     struct wire_error about = {.group = in->group, .epoch = in->epoch};
+    if (!router_allows(d->router, from)) {
+        log_warn("cluster", "audit: refused group %.*s: the key of worker %s was revoked",
+                 (int)in->group.size, in->group.data, from->name);
+        about.code = 401;
+        router_refuse(d->router, from, &about, "key \"%s\" is not authorized any more", from->name);
+        return;
+    }
     if (scheduler_draining(d->scheduler)) {
         about.code = 409; /* not its fault: no strike */
         router_refuse(d->router, from, &about, "the coordinator is draining and takes no new groups");
@@ -49,7 +56,11 @@ void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wi
         scheduler_group_forget(d->scheduler, g->slot);
     if (g->ended_epoch)
         dispatch_learn(d, g);
-    if (g->state == GROUP_RESTING)
+    if (g->state == GROUP_HELD) {
+        dispatch_ready(d, g);
+        scheduler_group_draining(d->scheduler, g->slot, true);
+        log_info("cluster", "group %s stays held: it gets no work", g->name);
+    } else if (g->state == GROUP_RESTING)
         log_warn("cluster",
                  "group %s of worker %s is back: epoch %llu; it was lost %u times soon after it came, and "
                  "rests for %llu ms",
@@ -89,7 +100,7 @@ static struct group *current(struct dispatch *d, const struct peer *from, const 
 /* The group was told to leave by whoever runs it: others take what it runs, as far as they have room. */
 static void drains(struct dispatch *d, struct group *g)
 {
-    if (g->state != GROUP_READY)
+    if (g->state != GROUP_READY && g->state != GROUP_HELD)
         return;
     log_info("cluster", "group %s drains: its %u sequences go on elsewhere where there is room", g->name,
              scheduler_assigned(d->scheduler, g->slot));
@@ -110,6 +121,16 @@ static void stuck(struct dispatch *d, const struct peer *from, struct group *g,
                   "heartbeat: %s", why);
 }
 
+/* Its key is not authorized any more: its epoch ends, and it cannot begin another. */
+static void revoked(struct dispatch *d, const struct peer *from, struct group *g,
+                    const struct wire_heartbeat *in)
+{
+    log_warn("cluster", "audit: the key of worker %s was revoked", from->name);
+    dispatch_group_lost(d, g, "its key was revoked");
+    router_refuse(d->router, from, &(struct wire_error){.code = 409, .group = in->group, .epoch = in->epoch},
+                  "heartbeat: key \"%s\" is not authorized any more", from->name);
+}
+
 void dispatch_heartbeat(struct dispatch *d, const struct peer *from, const struct wire_heartbeat *in)
 {
     uint32_t suppressed;
@@ -123,12 +144,17 @@ void dispatch_heartbeat(struct dispatch *d, const struct peer *from, const struc
                      (unsigned long long)in->sequence, (unsigned long long)g->sequence);
         return;
     }
+    if (!router_allows(d->router, from)) {
+        revoked(d, from, g, in);
+        return;
+    }
     if (in->stuck_ms >= d->options.progress_ms) {
         stuck(d, from, g, in);
         return;
     }
     if (in->draining)
         drains(d, g);
+    scheduler_group_link(d->scheduler, g->slot, g->round_trip_us);
     struct wire_message m;
     wire_init(&m, WIRE_LEASE);
     m.lease.group = wire_string(g->name);
@@ -216,7 +242,7 @@ struct parcel {
 static void pack(struct parcel *p, const struct peer *client, struct request *q)
 {
     struct request_message m;
-    if (q->reader_count != 1 || q->readers[0].gone || q->readers[0].stalled_ms ||
+    if (q->reader_count != 1 || q->readers[0].gone || q->readers[0].stalled_ms || q->readers[0].credit == 0 ||
         !peer_equal(&q->readers[0].client, client))
         return;
     for (uint32_t i = 0; i < p->count; i++)

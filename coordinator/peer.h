@@ -14,6 +14,7 @@ struct peer {
     uint8_t size;
     enum curve_role role;
     char name[65]; /* of the key */
+    uint64_t key;  /* its number (curve.h) */
 };
 
 /* The same connection? The identity behind a routing id cannot change while it lives. */

@@ -234,6 +234,7 @@ struct request *requests_add(struct requests *r, const struct peer *client, cons
     q->readers = xcalloc(1, sizeof(*q->readers));
     q->reader_count = 1;
     q->readers[0] = (struct request_reader){.client = *client,
+                                            .credit = in->credit ? in->credit : UINT64_MAX,
                                             .cursors = xcalloc(q->sampling.n, sizeof(struct request_cursor))};
     uint32_t *bucket = bucket_of_request(r, q);
     q->next = *bucket;

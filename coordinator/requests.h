@@ -72,7 +72,9 @@ struct request_reader {
     bool gone;
     bool cut; /* too slow: nothing but an error is left for it */
     bool outcome_sent;
-    uint64_t stalled_ms;            /* since when it does not read; 0 = it does */
+    uint64_t credit;     /* tokens that it has room for; UINT64_MAX: whatever comes */
+    uint64_t stalled_ms; /* since when it is behind, and how much it took is counted; 0 = it is not */
+    uint32_t taken;      /* messages since then */
     struct request_cursor *cursors; /* [sampling.n] */
 };
 
@@ -209,6 +211,8 @@ struct request_message {
 };
 bool request_next(const struct request *q, const struct request_reader *reader, struct request_message *out);
 void request_sent(const struct request *q, struct request_reader *reader, const struct request_message *m);
+/* The reader has room for more tokens; without a bound it stays so. */
+void request_credit(struct request_reader *reader, uint64_t tokens);
 /* Somebody reads it, or will when he gets on with reading. */
 bool request_is_read(const struct request *q);
 /* Nothing is left to do: its readers have the outcome (or are gone), and no group holds it. */

@@ -20,6 +20,7 @@ void request_digest(const struct wire_generate *in, uint8_t digest[REQUEST_DIGES
     m.generate.delivered = NULL;
     m.generate.delivered_count = 0;
     m.generate.numeric = 0;
+    m.generate.credit = 0;
     m.generate.sampling.seed = 0;
     m.generate.sampling.has_seed = false;
     wire_encode(&m, &bytes);
@@ -98,7 +99,8 @@ struct request_reader *request_join(struct request *q, const struct peer *client
         free(cursors);
         return NULL;
     }
-    *reader = (struct request_reader){.client = *client, .cursors = cursors};
+    *reader = (struct request_reader){
+        .client = *client, .cursors = cursors, .credit = in->credit ? in->credit : UINT64_MAX};
     return reader;
 }
 
@@ -195,6 +197,7 @@ void request_sent(const struct request *q, struct request_reader *reader, const 
 {
     if (m->wire.type == WIRE_TOKEN) {
         reader->cursors[m->wire.token.choice].sent++;
+        reader->credit -= reader->credit != UINT64_MAX;
         return;
     }
     if (m->wire.type == WIRE_DONE)
@@ -202,6 +205,14 @@ void request_sent(const struct request *q, struct request_reader *reader, const 
     reader->outcome_sent = m->wire.type == WIRE_ERROR || q->outcome == OUTCOME_DONE;
     for (uint64_t i = 0; q->outcome == OUTCOME_DONE && !reader->cut && i < q->sampling.n; i++)
         reader->outcome_sent &= reader->cursors[i].end_sent;
+}
+
+void request_credit(struct request_reader *reader, uint64_t tokens)
+{
+    if (reader->credit == UINT64_MAX)
+        return;
+    uint64_t most = UINT64_MAX - 1 - reader->credit;
+    reader->credit += tokens < most ? tokens : most;
 }
 
 bool request_over(const struct request *q)

@@ -234,10 +234,17 @@ static unsigned drain_parts(struct router *r, zmq_msg_t *part)
 static bool identify(struct peer *peer, zmq_msg_t *body)
 {
     const char *user = zmq_msg_gets(body, "User-Id"), *name;
-    if (!user || !curve_user_parse(user, &peer->role, &name))
+    const char *key = zmq_msg_gets(body, CURVE_KEY_PROPERTY);
+    if (!user || !key || !curve_user_parse(user, &peer->role, &name))
         return false;
+    peer->key = strtoull(key, NULL, 16);
     snprintf(peer->name, sizeof(peer->name), "%s", name);
     return true;
+}
+
+bool router_allows(struct router *r, const struct peer *peer)
+{
+    return curve_zap_allows(r->zap, peer->role, peer->name, peer->key);
 }
 
 bool router_left(struct router *r, bool drained, struct peer *out)

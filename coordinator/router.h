@@ -43,6 +43,9 @@ int router_receive(struct router *r, struct router_message *out);
  * after a turn of router_receive; `drained`: it had found nothing more, so no last words are missed. */
 bool router_left(struct router *r, bool drained, struct peer *out);
 
+/* Is the key behind the connection authorized still? It was when it connected. */
+bool router_allows(struct router *r, const struct peer *peer);
+
 /* A frame that should not have come: answers with *about (its code, and the request or group it names) and
  * the text, logs and counts it. Every code but 409 is a strike: a worker that outlived a coordinator or its
  * lease cannot know that its frames have no meaning any more, and must be able to say hello again. */

@@ -14,6 +14,8 @@ const struct scheduler_class scheduler_standard_classes[3] = {
 
 /* Tokens/s of one sequence of a group that has not said how fast it is: larger ones are taken for faster. */
 #define ASSUMED_SEQUENCE_RATE 125
+/* Links below this are equal: a busy processor delays a message as much. */
+#define NEAR_US 20000
 
 static void settle_limits(struct scheduler_limits *l)
 {
@@ -297,6 +299,28 @@ void scheduler_group_draining(struct scheduler *s, uint32_t group, bool hand_ove
     group_at(s, group)->hand_over = hand_over;
     s->handing_over |= hand_over;
     stop_accepting(s, group);
+}
+
+void scheduler_group_resumes(struct scheduler *s, uint32_t group)
+{
+    struct group *g = group_at(s, group);
+    if (!g->live || g->accepting)
+        return;
+    g->accepting = true;
+    g->hand_over = false;
+    s->pools[g->pool].accepting++;
+    s->pools[g->pool].places += g->view.max_sequences;
+    group_refresh(s, group);
+}
+
+void scheduler_group_link(struct scheduler *s, uint32_t group, uint64_t round_trip_us)
+{
+    struct group *g = group_at(s, group);
+    uint64_t link_us = round_trip_us < NEAR_US ? 0 : round_trip_us;
+    if (!g->live || g->view.link_us == link_us)
+        return;
+    g->view.link_us = link_us;
+    group_refresh(s, group);
 }
 
 void scheduler_group_gone(struct scheduler *s, uint32_t group, uint64_t now_ms)

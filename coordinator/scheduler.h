@@ -152,6 +152,10 @@ void scheduler_group_ready(struct scheduler *s, uint32_t group, const struct sch
 /* The group takes no more work. With hand_over what runs there is preempted as long as groups of the same
  * numeric class have room for it; the rest ends where it is. */
 void scheduler_group_draining(struct scheduler *s, uint32_t group, bool hand_over);
+/* It takes work again, and what it runs stays. */
+void scheduler_group_resumes(struct scheduler *s, uint32_t group);
+/* A message there and back took so long; what is less than a step counts as nothing. */
+void scheduler_group_link(struct scheduler *s, uint32_t group, uint64_t round_trip_us);
 /* The group, or the epoch that its requests ran in, is gone: they MOVE; those that were ENDING END. */
 void scheduler_group_gone(struct scheduler *s, uint32_t group, uint64_t now_ms);
 /* The number will name another group. */

@@ -360,6 +360,30 @@ int client_receive(struct client *c, struct wire_message *m, uint64_t timeout_ms
     return client_receive_watching(c, m, timeout_ms, false, err);
 }
 
+int client_ask(struct client *c, const struct wire_message *m, uint64_t timeout_ms, struct err *err)
+{
+    uint64_t end_ms = clock_now_ms() + timeout_ms, now_ms;
+    if (client_send(c, m, err))
+        return -1;
+    while ((now_ms = clock_now_ms()) < end_ms) {
+        struct wire_message answer;
+        int got = client_receive(c, &answer, end_ms - now_ms, err);
+        if (got < 0)
+            return -1;
+        if (got == 0)
+            continue;
+        enum wire_type type = answer.type;
+        if (type == WIRE_ERROR)
+            err_set_code(err, (int)answer.error.code, "%.*s", (int)answer.error.message.size,
+                         answer.error.message.data);
+        wire_release(&answer);
+        if (type == WIRE_ERROR || type == WIRE_STATUS_REPLY)
+            return type == WIRE_ERROR ? -1 : 0;
+    }
+    return err_set_code(err, 503, "%s: no answer within %llu ms", c->endpoint,
+                        (unsigned long long)timeout_ms);
+}
+
 int client_status(struct client *c, bool verbose, uint64_t timeout_ms, struct wire_message *reply,
                   struct err *err)
 {

@@ -75,6 +75,8 @@ int client_receive(struct client *c, struct wire_message *m, uint64_t timeout_ms
 /* As client_receive; with `watch` also 2: the descriptor of client_interrupt_on can be read. */
 int client_receive_watching(struct client *c, struct wire_message *m, uint64_t timeout_ms, bool watch,
                             struct err *err);
+/* Sends what is answered with a status (0), or an error (-1). */
+int client_ask(struct client *c, const struct wire_message *m, uint64_t timeout_ms, struct err *err);
 /* Asks for the status; *reply is to be released. */
 int client_status(struct client *c, bool verbose, uint64_t timeout_ms, struct wire_message *reply,
                   struct err *err);

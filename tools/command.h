@@ -13,7 +13,7 @@
 #define EXIT_INTERRUPTED 130
 
 /* The one list of subcommands, in the order in which a newcomer meets them; tools/NAME.c defines
- * command_NAME. Prototypes, dispatch and `lepton --help` come from it. */
+ * command_NAME (drain.c undrain as well). Prototypes, dispatch and `lepton --help` come from it. */
 #define LEPTON_COMMANDS(X)                                                               \
     X(run, "start everything on this machine and generate: the place to begin")          \
     X(demo, "show it all in a minute: two groups of two stages tell four stories")       \
@@ -33,6 +33,8 @@
     X(bench, "measure the kernels beside the limits of this machine")                    \
     X(sim, "simulate a cluster of any size with the real scheduler")                     \
     X(tune, "change what a running coordinator tunes by itself, or hand it back")        \
+    X(drain, "take groups out of service: no new work, their streams move to others")    \
+    X(undrain, "put groups back into service")                                           \
     X(load, "put a running cluster under load: generated requests, or a trace")          \
     X(devices, "list the devices that kernels can run on")                               \
     X(keygen, "make the CURVE key pair of a coordinator, worker or client")              \

@@ -90,6 +90,7 @@ static json_t *group_json(const struct wire_group_status *g)
     set_count(o, "steps", g->steps);
     set_count(o, "tokens_generated", g->tokens_generated);
     set_count(o, "heartbeat_age_ms", g->heartbeat_age_ms);
+    set_count(o, "round_trip_us", g->round_trip_us);
     set_count(o, "load_ms", g->load_ms);
     json_object_set_new(o, "stages", stages_json(g));
     return o;
@@ -185,6 +186,8 @@ static void print_table(const struct wire_status_reply *s, const char *endpoint)
                COUNT(g->pages_used), COUNT(g->pages_cached), COUNT(free_pages(g)), COUNT(g->prefix_hits),
                COUNT(g->prefix_queries), COUNT(g->preemptions), COUNT(g->accepted_tokens),
                COUNT(g->drafted_tokens));
+        if (g->round_trip_us > 0)
+            printf("  link %.1f ms there and back\n", (double)g->round_trip_us / 1000);
         if (g->stage_count > 1)
             printf("  bubbles %.1f %% of the stages' time\n", 100 * bubble_ratio(g));
         for (uint32_t k = 0; k < g->stage_count; k++)

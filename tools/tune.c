@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/clock.h"
 #include "coordinator/scheduler.h"
 #include "tools/client.h"
 #include "tools/command.h"
@@ -52,30 +51,6 @@ static int read_change(struct wire_message *m, const char *word, char name[WIRE_
     return scheduler_setting_read(name, equals + 1, &m->tune.automatic, &m->tune.value, err);
 }
 
-/* Sends it; 0 when the coordinator says how things stand now, -1 when it refuses or is silent. */
-static int change(struct client *client, const struct wire_message *m, struct err *err)
-{
-    uint64_t end_ms = clock_now_ms() + ANSWER_MS, now_ms;
-    if (client_send(client, m, err))
-        return -1;
-    while ((now_ms = clock_now_ms()) < end_ms) {
-        struct wire_message answer;
-        int got = client_receive(client, &answer, end_ms - now_ms, err);
-        if (got < 0)
-            return -1;
-        if (got == 0)
-            continue;
-        enum wire_type type = answer.type;
-        if (type == WIRE_ERROR)
-            err_set_code(err, (int)answer.error.code, "%.*s", (int)answer.error.message.size,
-                         answer.error.message.data);
-        wire_release(&answer);
-        if (type == WIRE_ERROR || type == WIRE_STATUS_REPLY)
-            return type == WIRE_ERROR ? -1 : 0;
-    }
-    return err_set_code(err, 503, "%s: no answer within %d ms", client_endpoint(client), ANSWER_MS);
-}
-
 int command_tune(int argc, char **argv)
 {
     struct tune_settings s;
@@ -95,7 +70,7 @@ int command_tune(int argc, char **argv)
         goto out;
     }
     for (int i = 0; i < count; i++)
-        if (change(client, &changes[i], &err)) {
+        if (client_ask(client, &changes[i], ANSWER_MS, &err)) {
             code = err.code == 503 ? EXIT_UNREACHABLE : EXIT_FAILED;
             goto out;
         }

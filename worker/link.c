@@ -48,6 +48,7 @@ struct link {
     uint64_t incarnation, epoch, last_epoch;
     uint64_t lease_ms, heartbeat_ms;
     uint64_t sequence, sent_ms[HEARTBEATS_KEPT]; /* heartbeats: when number n was sent */
+    uint64_t round_trip_ms;                      /* of the last heartbeat that was answered */
     uint64_t lease_until_ms, next_heartbeat_ms, next_hello_ms;
     uint64_t greeted_ms; /* when the first hello was sent that may still be answered; 0 = none */
     bool unsent;         /* the hello waits for the connection */
@@ -135,6 +136,7 @@ static void send_heartbeat(struct link *l, uint64_t now_ms)
                                           .stage_busy_us = stats.stage_busy_us,
                                           .stage_bubble_us = stats.stage_bubble_us,
                                           .tokens_generated = stats.tokens_generated,
+                                          .round_trip_us = 1000 * l->round_trip_ms,
                                           .draining = l->draining};
     if (stuck_ms >= STUCK_TOLD_MS) {
         m.heartbeat.stuck_ms = stuck_ms;
@@ -257,7 +259,8 @@ static void take_lease(struct link *l, const struct wire_lease *lease)
 {
     if (lease->sequence > l->sequence || l->sequence - lease->sequence >= HEARTBEATS_KEPT)
         return;
-    uint64_t until = l->sent_ms[lease->sequence % HEARTBEATS_KEPT] + l->lease_ms;
+    uint64_t sent_ms = l->sent_ms[lease->sequence % HEARTBEATS_KEPT], until = sent_ms + l->lease_ms;
+    l->round_trip_ms = clock_now_ms() - sent_ms;
     if (until > l->lease_until_ms)
         l->lease_until_ms = until;
 }

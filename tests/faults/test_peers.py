@@ -231,6 +231,55 @@ def test_slow_reader(c):
     c.until(lambda: c.status().live == 0, "both to be forgotten")
 
 
+@with_options(stall_timeout_ms=1500)
+def test_slow_stream(c):
+    """of two streams on one connection the one that is not read is paused and cut alone, the other goes on (row 21)"""
+    c.mock()
+    client = Client(c.client())
+    client.generate("slow", max_tokens=4000, credit=20)
+    client.generate("good", max_tokens=400, credit=50)
+    granted = 50
+
+    def read_on():
+        nonlocal granted
+        if len(client.log.ids("good")) > granted - 25:
+            client.peer.send("credit", request="good", tokens=25)
+            granted += 25
+    client.pump(lambda: read_on() or client.log.over("good"), "the good stream")
+    assert client.log.error("good") is None and len(client.log.ids("good")) == 400
+    assert len(client.log.ids("slow")) == 20, "paused where its credit ended"
+    took = client.pump(lambda: client.log.over("slow"), "the cut")
+    assert client.log.error("slow").code == 408 and "did not read" in client.log.error("slow").message
+    client.log.check()
+    c.until(lambda: c.status().live == 0, "both to be forgotten")
+    note("row 21: a stream without credit was cut %.1f s after its neighbour had ended" % took)
+
+
+@with_options(stall_timeout_ms=2000)
+def test_paused_stream_goes_on(c):
+    """a paused stream that gets credit in time goes on where it was; one that reads steadily, but slowly, is not cut"""
+    c.mock()
+    client = Client(c.client())
+    client.generate("paused", max_tokens=120, credit=10)
+    client.generate("steady", max_tokens=200, credit=1)
+    client.pump(lambda: len(client.log.ids("paused")) == 10, "ten tokens")
+    resumed = False
+    while not client.log.over("steady"):  # 5 s at the least, all of it behind: more than twice stall_timeout_ms
+        had = len(client.log.ids("steady"))
+        client.peer.send("credit", request="steady", tokens=1)
+        client.pump(lambda: len(client.log.ids("steady")) > had or client.log.over("steady"), "its next token")
+        time.sleep(0.025)
+        if not resumed and had > 10:
+            resumed = True
+            client.peer.send("credit", request="paused", tokens=1000)
+    client.finish()
+    assert client.log.check() == 2
+    assert len(client.log.ids("steady")) == 200 and len(client.log.ids("paused")) == 120
+    client.peer.send("credit", request="steady", tokens=1)  # it is over: no error, no strike
+    client.peer.send("credit", request="nobody", tokens=1)
+    assert c.status().bad_frames_total == 0
+
+
 def test_slowloris(c):
     """connections that never finish their handshake, byte by byte, are closed, and others connect meanwhile (row 21)"""
     host, port = c.endpoint[6:].rsplit(":", 1)

@@ -18,7 +18,7 @@ BUILD = os.environ.get("LEPTON_BUILD", "build/release")
 WAIT_S = 10.0
 
 TYPES = {
-    "generate": 1, "cancel": 2, "status": 3, "tune": 4, "accepted": 10, "token": 11, "done": 12, "error": 13, "status_reply": 14, "tokens": 15,
+    "generate": 1, "cancel": 2, "status": 3, "tune": 4, "credit": 5, "hold": 6, "accepted": 10, "token": 11, "done": 12, "error": 13, "status_reply": 14, "tokens": 15,
     "hello": 20, "heartbeat": 21, "bye": 22, "welcome": 30, "lease": 31, "assign": 32, "drain": 33,
 }
 NAMES = {number: name for name, number in TYPES.items()}

@@ -375,6 +375,47 @@ static void test_the_right_key_passes_with_its_identity(void)
     house_close(&h);
 }
 
+/* The number of the key that the next message comes from. */
+static uint64_t number_of_message(struct house *h)
+{
+    zmq_msg_t part;
+    uint64_t number = 0;
+    int patience_ms = 20000;
+    zmq_setsockopt(h->server, ZMQ_RCVTIMEO, &patience_ms, sizeof(patience_ms));
+    zmq_msg_init(&part);
+    CHECK(zmq_msg_recv(&part, h->server, 0) > 0);
+    CHECK(zmq_msg_recv(&part, h->server, 0) >= 0);
+    const char *text = zmq_msg_gets(&part, CURVE_KEY_PROPERTY);
+    CHECK(text && strlen(text) == 16);
+    if (text)
+        number = strtoull(text, NULL, 16);
+    zmq_msg_close(&part);
+    return number;
+}
+
+static void test_a_key_that_is_removed_or_replaced_is_allowed_no_more(void)
+{
+    struct house h = {0};
+    house_open(&h);
+    struct curve_key old = authorize("alice", CURVE_CLIENT);
+    void *peer = peer_open(&h, &old, h.own.public_key, "hello");
+    uint64_t number = number_of_message(&h);
+    CHECK(curve_zap_allows(h.zap, CURVE_CLIENT, "alice", number));
+    CHECK(!curve_zap_allows(h.zap, CURVE_WORKER, "alice", number));
+    CHECK(!curve_zap_allows(h.zap, CURVE_CLIENT, "bob", number));
+    CHECK(!curve_zap_allows(h.zap, CURVE_CLIENT, "alice", number + 1));
+    clock_sleep_ms(CURVE_STALE_MS);
+    CHECK_INT(unlink(in_directory("authorized/alice.pub")), 0);
+    CHECK_INT(unlink(in_directory("authorized/alice.key")), 0);
+    clock_sleep_ms(CURVE_STALE_MS);
+    CHECK(!curve_zap_allows(h.zap, CURVE_CLIENT, "alice", number));
+    authorize("alice", CURVE_CLIENT); /* another key under her name */
+    clock_sleep_ms(CURVE_STALE_MS);
+    CHECK(!curve_zap_allows(h.zap, CURVE_CLIENT, "alice", number));
+    zmq_close(peer);
+    house_close(&h);
+}
+
 /* Each of these is refused and counted, and its message never arrives: the next one that does is the good
  * peer's. */
 static void check_refused(struct house *h, void *peer)
@@ -584,6 +625,8 @@ int main(void)
     TEST(test_what_is_no_regular_file_is_refused, "what is no regular file is refused");
     TEST(test_garbage_key_files_say_what_is_wrong, "garbage key files say what is wrong, and where");
     TEST(test_a_secret_in_a_public_file_is_refused, "a secret in a public file is refused");
+    TEST(test_a_key_that_is_removed_or_replaced_is_allowed_no_more,
+         "an open connection is allowed no more when its key is removed or replaced");
     TEST(test_user_ids_split, "user ids split into role and name");
     TEST(test_the_right_key_passes_with_its_identity,
          "the right key passes, its messages carry the identity");

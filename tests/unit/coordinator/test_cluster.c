@@ -228,8 +228,56 @@ static void test_bounded_registry(void)
     cluster_free(&c);
 }
 
+static void test_a_held_group_stays_held(void)
+{
+    struct cluster *c = cluster_new(4, 1000);
+    struct peer p = worker("g", 1);
+    struct wire_hello h = hello("g", 7, 0);
+    struct group *g;
+    CHECK(cluster_find(c, wire_string("g")) == NULL);
+    CHECK_INT(join(c, &p, &h, 0, &g), 0);
+    cluster_hold(g);
+    CHECK_INT(g->state, GROUP_HELD);
+    CHECK_INT(current_code(c, &p, "g", 1), 0); /* it lives, and says what it says */
+    CHECK_INT(join(c, &p, &h, 10, &g), 0);     /* its next epoch */
+    CHECK_INT(g->state, GROUP_HELD);
+    cluster_lost(g, 20);
+    CHECK_INT(g->state, GROUP_LOST);
+    CHECK_INT(join(c, &p, &h, 30, &g), 0);
+    CHECK_INT(g->state, GROUP_HELD);
+    cluster_release(g);
+    CHECK_INT(g->state, GROUP_READY);
+    cluster_draining(g);
+    cluster_hold(g); /* it leaves already; whoever comes back under its name is held */
+    CHECK_INT(g->state, GROUP_DRAINING);
+    cluster_release(g);
+    CHECK_INT(g->state, GROUP_DRAINING);
+    cluster_free(&c);
+}
+
+static void test_the_fastest_of_the_last_heartbeats_counts(void)
+{
+    struct cluster *c = cluster_new(4, 1000);
+    struct peer p = worker("g", 1);
+    struct wire_hello h = hello("g", 7, 0);
+    struct group *g;
+    static const uint64_t trips[] = {0, 900, 300, 0, 5000, 6000, 7000, 8000};
+    static const uint64_t want[] = {0, 900, 300, 300, 300, 300, 300, 5000};
+    CHECK_INT(join(c, &p, &h, 0, &g), 0);
+    for (size_t i = 0; i < ARRAY_LEN(trips); i++) {
+        struct wire_heartbeat b = {.sequence = i + 1, .round_trip_us = trips[i]};
+        CHECK(cluster_heartbeat(c, g, &b, 10));
+        CHECK_INT(g->round_trip_us, want[i]);
+    }
+    cluster_free(&c);
+}
+
 int main(void)
 {
+    TEST(test_a_held_group_stays_held,
+         "a group that is held stays so under all its epochs, until it is let go");
+    TEST(test_the_fastest_of_the_last_heartbeats_counts,
+         "the fastest of the last heartbeats says how far it is");
     TEST(test_epochs_grow, "every hello gives an epoch above all known ones");
     TEST(test_rehello_says_that_it_was_live, "a hello of a live group says that its old epoch was live");
     TEST(test_a_group_that_flaps_rests, "a group that is lost again and again rests, longer each time");

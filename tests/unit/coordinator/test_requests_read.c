@@ -249,8 +249,37 @@ static void test_impossible_deliveries_are_refused(void)
     requests_free(&r);
 }
 
+static void test_credit_is_used_by_tokens_alone(void)
+{
+    struct requests *r = requests_new(4, &keep);
+    struct wire_generate in = ask("q", "Once");
+    in.credit = 2;
+    struct request *q = begin(r, 1, &in, 0);
+    struct request_reader *reader = &q->readers[0];
+    uint8_t with[REQUEST_DIGEST], without[REQUEST_DIGEST];
+    tokens(q, 0, 3);
+    CHECK_INT(reader->credit, 2);
+    CHECK_INT(drain(q, reader), 123); /* dispatch asks for credit, and sends no more than there is */
+    reader->credit = 0;
+    request_credit(reader, 5);
+    end(q, 3);
+    CHECK_INT(drain(q, reader), 9);
+    CHECK_INT(reader->credit, 5);
+    request_credit(reader, UINT64_MAX);
+    CHECK_INT(reader->credit, UINT64_MAX - 1); /* never the value that means no bound */
+    request_digest(&in, with);
+    in.credit = 0;
+    request_digest(&in, without);
+    CHECK(memcmp(with, without, sizeof(with)) == 0); /* it decides no token */
+    reader->credit = UINT64_MAX;
+    request_credit(reader, 5);
+    CHECK_INT(reader->credit, UINT64_MAX);
+    requests_free(&r);
+}
+
 int main(void)
 {
+    TEST(test_credit_is_used_by_tokens_alone, "credit is used up by tokens, and by nothing else");
     TEST(test_a_second_connection_joins_and_both_get_all,
          "a second connection joins, and both get all of it");
     TEST(test_a_complete_answer_is_replayed_until_it_is_too_old,

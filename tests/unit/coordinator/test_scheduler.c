@@ -347,6 +347,9 @@ static void random_group_event(struct world *w)
     uint32_t g = pick(w, 4);
     if (w->live[g] && pick(w, 6) == 0) {
         scheduler_group_draining(w->s, g, pick(w, 2));
+    } else if (w->live[g] && pick(w, 5) == 0) {
+        scheduler_group_resumes(w->s, g);
+        scheduler_group_link(w->s, g, pick(w, 3) * 50000);
     } else if (w->live[g] && pick(w, 3) == 0) {
         scheduler_group_gone(w->s, g, w->now_ms);
         w->live[g] = false;

@@ -117,6 +117,45 @@ static void test_draining_group_hands_over_what_fits(void)
     scheduler_free(&s);
 }
 
+static void test_a_group_that_is_let_go_takes_work_again(void)
+{
+    struct scheduler *s = fresh();
+    ready(s, 0, "m", 2);
+    CHECK_INT(submit(s, 0), 0);
+    check_assigned(s, 0, 0);
+    scheduler_group_draining(s, 0, true);
+    CHECK_INT(submit(s, 1), 0);
+    check_nothing(s, 0);
+    scheduler_group_resumes(s, 0);
+    check_assigned(s, 1, 0); /* and what ran there stayed */
+    scheduler_group_resumes(s, 0);
+    scheduler_check(s);
+    ready(s, 1, "m", 1); /* nothing is handed over any more */
+    check_nothing(s, 0);
+    scheduler_free(&s);
+}
+
+static void test_a_far_group_comes_last(void)
+{
+    struct scheduler *s = fresh();
+    ready(s, 0, "m", 2);
+    ready(s, 1, "m", 2);
+    scheduler_group_link(s, 0, 60000000); /* a minute: longer than anything here takes */
+    CHECK_INT(submit(s, 0), 0);
+    check_assigned(s, 0, 1);
+    CHECK_INT(submit(s, 1), 0);
+    check_assigned(s, 1, 1);
+    CHECK_INT(submit(s, 2), 0);
+    check_assigned(s, 2, 0); /* better than none */
+    scheduler_group_link(s, 0, 19000);
+    scheduler_finished(s, 2);
+    scheduler_finished(s, 0);
+    CHECK_INT(submit(s, 3), 0);
+    check_assigned(s, 3, 0); /* the links are equal again, and its queue is shorter */
+    scheduler_check(s);
+    scheduler_free(&s);
+}
+
 static void test_held_back_and_alone(void)
 {
     struct scheduler *s = fresh();
@@ -160,6 +199,8 @@ int main(void)
     TEST(test_moved_goes_first, "what was at a lost group goes before all that waits");
     TEST(test_tokens_bind_to_their_numeric_class, "tokens bind to a numeric class while it takes work");
     TEST(test_without_tokens_any_class_will_do, "without tokens any numeric class will do");
+    TEST(test_a_group_that_is_let_go_takes_work_again, "a drained group that is let go takes work again");
+    TEST(test_a_far_group_comes_last, "a group behind a slow link gets what nobody else has room for");
     TEST(test_draining_group_hands_over_what_fits, "a draining group hands over what others have room for");
     TEST(test_held_back_and_alone, "a request may be held back, and be given an empty group for itself");
     TEST(test_held_requests_keep_their_deadline, "who is held back keeps its deadline");
