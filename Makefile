@@ -8,7 +8,7 @@ NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc
 
 # msgpack-c 6 renamed its pkg-config file.
 MSGPACK := $(shell $(PKG_CONFIG) --exists msgpack 2>/dev/null && echo msgpack || echo msgpack-c)
-PACKAGES := libczmq libzmq $(MSGPACK) libconfig jansson libsodium libutf8proc libxxhash
+PACKAGES := libczmq libzmq $(MSGPACK) libconfig jansson libsodium libutf8proc libxxhash sqlite3
 MPI_PACKAGE := $(shell $(PKG_CONFIG) --exists ompi-c 2>/dev/null && echo ompi-c || echo ompi)
 
 # -ffp-contract=off: the reference kernels give the same bits with and without fused multiply-add units.
@@ -150,11 +150,24 @@ $(B)/tests/faults/%.so: tests/faults/%.c Makefile
 	$(call say,LD,$@)
 	$(Q)$(CC) $(CPPFLAGS) -std=gnu11 $(WARN) -O2 -fPIC -shared -o $@ $< -ldl
 
+# A coordinator with failpoints: what has any is compiled again, the rest is the same.
+FAILPOINT_C := common/failpoint.c $(shell grep -lw FAILPOINT common/*.c coordinator/*.c)
+FAILPOINT_O := $(patsubst %.c,$(B)/failpoints/%.o,$(FAILPOINT_C))
+$(B)/failpoints/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(call say,CC,$< with failpoints)
+	$(Q)$(CC) $(CPPFLAGS) -DLEPTON_FAILPOINTS $(CFLAGS_ALL) $(LIB_CFLAGS) -MMD -MP -c -o $@ $<
+FAILING := $(B)/tests/faults/lepton-coordinator
+$(FAILING): $(B)/coordinator/main.o $(FAILPOINT_O) $(LIBCOORDINATOR) $(LIBCOMMON)
+	@mkdir -p $(@D)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
+
 HOUSE := $(wildcard tests/house/*.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
 FAULTS := $(sort $(wildcard tests/faults/test_*.py))
 # Those that take seconds, in every run of the tests; the others with `make faults` alone.
-FAULTS_SHORT := tests/faults/test_hold.py tests/faults/test_peers.py tests/faults/test_resume.py
+FAULTS_SHORT := tests/faults/test_hold.py tests/faults/test_peers.py tests/faults/test_resume.py tests/faults/test_store.py
 
 # What ThreadSanitizer cannot see into.
 ifeq ($(VARIANT),tsan)
@@ -162,7 +175,7 @@ export TSAN_OPTIONS ?= suppressions=$(CURDIR)/tests/tsan.supp
 endif
 
 .PHONY: test check house unit test-programs debug tsan faults
-test-programs: $(UNIT) $(MPI_TESTS) $(DRIVERS) $(PRELOADS)
+test-programs: $(UNIT) $(MPI_TESTS) $(DRIVERS) $(PRELOADS) $(FAILING)
 test: ## Install what is missing, build, and run every test: house rules, units, integration
 	@tools/deps.sh --test
 	@$(MAKE) --no-print-directory check

@@ -14,7 +14,12 @@ struct cluster {
     struct group *groups; /* [limit] */
     uint32_t limit, end;  /* slots at or above `end` were never used */
     uint64_t lease_ms;
+    uint64_t epoch_floor, epoch_ceiling, epoch_wanted;
 };
+
+/* Who says to have an epoch so far above the ceiling never had it from this coordinator: it is given the next
+ * one, but does not take the ceiling along, or one group could use up all epochs. */
+#define EPOCH_FOREIGN (1u << 20)
 
 const char *group_state_name(enum group_state state)
 {
@@ -29,7 +34,38 @@ struct cluster *cluster_new(uint32_t groups, uint64_t lease_ms)
     c->groups = xcalloc(groups, sizeof(*c->groups));
     c->limit = groups;
     c->lease_ms = lease_ms;
+    c->epoch_ceiling = UINT64_MAX;
     return c;
+}
+
+void cluster_epochs(struct cluster *c, uint64_t floor, uint64_t ceiling)
+{
+    c->epoch_floor = floor;
+    c->epoch_ceiling = ceiling;
+    if (c->epoch_wanted < floor)
+        c->epoch_wanted = floor;
+}
+
+uint64_t cluster_epoch_wanted(const struct cluster *c)
+{
+    return c->epoch_wanted;
+}
+
+/* The epoch behind `known`, which must be one that the next run will know of. */
+static int next_epoch(struct cluster *c, uint64_t *known, struct err *err)
+{
+    if (*known < c->epoch_floor)
+        *known = c->epoch_floor;
+    if (*known >= UINT64_MAX / 2) /* a wrapped epoch would fence nobody */
+        return err_set_code(err, 400, "hello: epoch: expected less than 2^63");
+    if (c->epoch_ceiling != UINT64_MAX && *known >= c->epoch_ceiling + EPOCH_FOREIGN)
+        return 0;
+    if (*known + 1 > c->epoch_wanted)
+        c->epoch_wanted = *known + 1;
+    if (*known >= c->epoch_ceiling)
+        return err_set_code(err, 409, "hello: epochs above %llu are not stored yet: try again",
+                            (unsigned long long)c->epoch_ceiling);
+    return 0;
 }
 
 void cluster_free(struct cluster **c)
@@ -175,8 +211,8 @@ int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_
     uint64_t known = hello->epoch;
     if (g && g->epoch > known)
         known = g->epoch;
-    if (known >= UINT64_MAX / 2) /* a wrapped epoch would fence nobody */
-        return err_set_code(err, 400, "hello: epoch: expected less than 2^63");
+    if (next_epoch(c, &known, err))
+        return -1;
     *was_live = g && g->state != GROUP_LOST;
     if (!g)
         g = make_room(c, forgotten);

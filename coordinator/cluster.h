@@ -56,13 +56,20 @@ struct cluster;
 struct cluster *cluster_new(uint32_t groups, uint64_t lease_ms);
 void cluster_free(struct cluster **c);
 
+/* Epochs above the floor alone are given from now on: no run before gave one of those. Those above the
+ * ceiling are not given until it is raised, for the next run would not know of them. Without: 0 and
+ * UINT64_MAX. */
+void cluster_epochs(struct cluster *c, uint64_t floor, uint64_t ceiling);
+/* The greatest epoch that was given, or asked for and refused. */
+uint64_t cluster_epoch_wanted(const struct cluster *c);
+
 /* May a worker whose key is called `identity` speak for group `name`? For NAME and NAME-anything. */
 bool cluster_may_serve(const char *identity, struct wire_str name);
 
 /* A leader introduces its group. On success *out holds it under its new epoch, and *was_live says that the
  * epoch before was still live (its work is void). When an old lost group had to be forgotten to make room,
  * its slot is the one returned and *forgotten is true. Refusals: 403 not this key's group, 409 the name is
- * held by another that lives, 503 too many groups. */
+ * held by another that lives, or the ceiling must be raised first; 503 too many groups. */
 int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_hello *hello, uint64_t now_ms,
                   struct group **out, bool *was_live, bool *forgotten, struct err *err);
 

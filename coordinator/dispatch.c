@@ -335,6 +335,7 @@ void dispatch_tick(struct dispatch *d)
         dispatch_group_lost(d, g, "its lease has ended");
     dispatch_tick_lost(d, now_ms);
     act(d, now_ms);
+    dispatch_tick_store(d);
     retry_stalled(d, now_ms);
 }
 
@@ -346,6 +347,9 @@ uint64_t dispatch_due_ms(const struct dispatch *d)
     uint64_t lost = dispatch_lost_due_ms(d);
     if (lost < due)
         due = lost;
+    uint64_t expires_us = requests_expire_due_us(d->requests);
+    if (expires_us / 1000 + 1 < due)
+        due = expires_us / 1000 + 1;
     if (d->stalled > 0 || scheduler_draining(d->scheduler)) {
         uint64_t soon = clock_now_ms() + STALL_RETRY_MS;
         if (soon < due)

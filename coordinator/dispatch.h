@@ -14,6 +14,7 @@
 #include "coordinator/requests.h"
 #include "coordinator/router.h"
 #include "coordinator/scheduler.h"
+#include "coordinator/store.h"
 
 struct dispatch_options {
     uint64_t lease_ms, heartbeat_ms;
@@ -24,12 +25,15 @@ struct dispatch_options {
     struct requests_keep keep;
     const struct balancer_policy *policy;
     const char *admins;          /* names of the clients that may tune, with commas between; NULL: none */
+    struct store *store;         /* borrowed; NULL: nothing outlives this process */
     const char *prefix_snapshot; /* a file: read at the start, written by dispatch_save; NULL: none */
 };
 
 struct dispatch;
 struct dispatch *dispatch_new(struct router *router, const struct dispatch_options *options);
 void dispatch_free(struct dispatch **d);
+/* Takes what the store holds of earlier runs, and starts it. Before the first message. */
+int dispatch_restore(struct dispatch *d, struct err *err);
 
 void dispatch_message(struct dispatch *d, const struct router_message *m);
 /* The connection is no more: a client's requests end, a group is lost. */

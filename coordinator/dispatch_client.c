@@ -133,6 +133,10 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
     }
     if (in->idempotent && join(d, from, in))
         return;
+    if (!dispatch_may_promise(d, in, &err)) {
+        reject(d, from, in->request, &err, DISPATCH_RETRY_MS);
+        return;
+    }
     struct wire_generate asked = *in;
     if (!asked.sampling.has_seed) {
         asked.sampling.has_seed = true;

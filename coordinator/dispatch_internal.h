@@ -24,6 +24,8 @@ struct dispatch {
     uint64_t drain_deadline_ms;
     uint32_t stalled; /* readers that do not read */
     uint32_t held;    /* requests that are kept from all groups until it is known why theirs died */
+    uint64_t answers; /* rows of the store that were given to answers */
+    uint64_t epoch_ceiling, epochs_asked; /* 0: not asked */
     uint64_t accepted, completed, failed, cancelled, rejected;
     struct throttle stale_log, token_log, revoked_log;
 };
@@ -52,6 +54,14 @@ void dispatch_unheld(struct dispatch *d, struct request *q);
 void dispatch_learn(struct dispatch *d, const struct group *g);
 void dispatch_tick_lost(struct dispatch *d, uint64_t now_ms);
 uint64_t dispatch_lost_due_ms(const struct dispatch *d);
+
+/* ---- dispatch_store.c ---- */
+/* The request has its outcome: true when that must become durable before anybody is told (and counted). */
+bool dispatch_store_outcome(struct dispatch *d, struct request *q);
+/* May a request be taken whose outcome will have to become durable? */
+bool dispatch_may_promise(struct dispatch *d, const struct wire_generate *in, struct err *err);
+/* What has become durable; what is to be forgotten. */
+void dispatch_tick_store(struct dispatch *d);
 
 /* ---- dispatch_worker.c ---- */
 /* The group takes work from now on. */

@@ -331,7 +331,7 @@ void dispatch_done(struct dispatch *d, const struct peer *from, const struct wir
     if (!q)
         return;
     bool over = request_done(q, in);
-    if (over)
+    if (over && !dispatch_store_outcome(d, q))
         dispatch_count_outcome(d, q);
     if (over && q->outcome == OUTCOME_ERROR)
         log_warn("dispatch", "group %s, request %s: %s", g->name, q->id, q->error_message);

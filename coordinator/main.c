@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -24,12 +25,12 @@
 
 struct settings {
     char *config, *endpoint, *endpoint_file, *key, *authorized, *log_level, *log_format;
-    char *policy, *prefix_snapshot, *prefix_weight, *prefix_belief, *admins;
+    char *store, *policy, *prefix_snapshot, *prefix_weight, *prefix_belief, *admins;
     bool public;
     int64_t lease_ms, heartbeat_ms, progress_ms, request_timeout_ms, group_wait_ms, stall_timeout_ms,
         drain_timeout_ms;
     int64_t queue_requests, queue_bytes, queue_wait_ms, live_requests, max_groups, max_connections;
-    int64_t prefix_places, prefix_weight_low, prefix_weight_high, replay_bytes, replay_ms;
+    int64_t prefix_places, prefix_weight_low, prefix_weight_high, replay_bytes, replay_ms, store_bytes;
 };
 
 #define TEXT(member, preset, example, sentence)                                              \
@@ -93,6 +94,12 @@ static const struct config_option options[] = {
            "Most bytes of answers that are kept for clients that ask again with the same idempotent id; 0: "
            "none."),
     NUMBER(replay_ms, 0, 86400000, "300000", "Milliseconds that such an answer is kept."),
+    TEXT(store, NULL, "PATH",
+         "The database of what must outlive the coordinator: such answers, epochs (docs/operations.md); "
+         "without it, nothing "
+         "does."),
+    NUMBER(store_bytes, 0, 1e15, "0",
+           "Most bytes of that database, at least replay_bytes and 16 MiB; 0: what the disk holds."),
     NUMBER(drain_timeout_ms, 0, 86400000, "30000",
            "Milliseconds that running requests get to finish after SIGTERM."),
     NUMBER(max_connections, 0, 1 << 20, "0",
@@ -142,6 +149,9 @@ static int check(const struct settings *s, struct err *err)
     if (s->prefix_weight_low > s->prefix_weight_high)
         return err_set(err, "prefix_weight_low: expected at most prefix_weight_high (%lld), found %lld",
                        (long long)s->prefix_weight_high, (long long)s->prefix_weight_low);
+    if (s->store_bytes && s->store_bytes < s->replay_bytes + (16 << 20))
+        return err_set(err, "store_bytes: expected 0, or at least replay_bytes and 16 MiB (%lld), found %lld",
+                       (long long)s->replay_bytes + (16 << 20), (long long)s->store_bytes);
     if (s->heartbeat_ms * 3 > s->lease_ms)
         return err_set(err, "heartbeat_ms: expected at most a third of lease_ms (%lld), found %lld",
                        (long long)s->lease_ms, (long long)s->heartbeat_ms);
@@ -176,6 +186,17 @@ static int open_signals(void)
     int fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
     if (fd < 0)
         die("signalfd: %s", strerror(errno));
+    return fd;
+}
+
+/* One descriptor that can be read when a signal came, or something has become durable. */
+static int open_waits(int signals, const struct store *store)
+{
+    int fd = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event event = {.events = EPOLLIN};
+    if (fd < 0 || epoll_ctl(fd, EPOLL_CTL_ADD, signals, &event) != 0 ||
+        (store && epoll_ctl(fd, EPOLL_CTL_ADD, store_fd(store), &event) != 0))
+        die("epoll: %s", strerror(errno));
     return fd;
 }
 
@@ -225,14 +246,15 @@ static void handle_messages(struct router *router, struct dispatch *dispatch)
 }
 
 /* Runs until drained (0) or told twice to stop (130). */
-static int serve(struct router *router, struct dispatch *dispatch, int signals, uint64_t drain_timeout_ms)
+static int serve(struct router *router, struct dispatch *dispatch, int signals, int waits,
+                 uint64_t drain_timeout_ms)
 {
     bool draining = false;
     for (;;) {
         uint64_t due = dispatch_due_ms(dispatch), now = clock_now_ms();
         uint64_t timeout_ms = due == UINT64_MAX ? UINT64_MAX : due > now ? due - now : 0;
         struct signalfd_siginfo signal;
-        if (router_wait(router, signals, timeout_ms) &&
+        if (router_wait(router, waits, timeout_ms) &&
             read(signals, &signal, sizeof(signal)) == (ssize_t)sizeof(signal)) {
             log_info("main", "signal %u: %s", signal.ssi_signo, draining ? "stop at once" : "drain");
             if (draining)
@@ -267,8 +289,8 @@ static int read_setting(struct scheduler_setting *out, const char *text, struct 
     return 0;
 }
 
-static int make_dispatch(struct dispatch **out, struct router *router, const struct settings *s,
-                         struct err *err)
+static int make_dispatch(struct dispatch **out, struct router *router, struct store *store,
+                         const struct settings *s, struct err *err)
 {
     struct scheduler_setting weight = {.name = "prefix_weight",
                                        .low = (uint64_t)s->prefix_weight_low,
@@ -298,10 +320,11 @@ static int make_dispatch(struct dispatch **out, struct router *router, const str
         .keep = {.bytes = s->replay_ms ? (uint64_t)s->replay_bytes : 0, .us = (uint64_t)s->replay_ms * 1000},
         .policy = balancer_policy_find(s->policy),
         .admins = s->admins,
+        .store = store,
         .prefix_snapshot = s->prefix_snapshot,
     };
     *out = dispatch_new(router, &o);
-    return 0;
+    return dispatch_restore(*out, err);
 }
 
 int main(int argc, char **argv)
@@ -310,8 +333,9 @@ int main(int argc, char **argv)
     struct curve_key key = {0};
     struct router *router = NULL;
     struct dispatch *dispatch = NULL;
+    struct store *store = NULL;
     struct err err;
-    int code = 1;
+    int code = 1, waits = -1;
     config_main(&table, &s, argc, argv, NULL, 0);
     setup_log(&s);
     int signals = open_signals();
@@ -331,14 +355,18 @@ int main(int argc, char **argv)
         err_set(&err, "%s: expected a key of role coordinator, found %s", s.key, curve_role_name(key.role));
         goto fail;
     }
+    struct store_options so = {.path = s.store, .max_bytes = (uint64_t)s.store_bytes};
+    if (s.store && store_open(&store, &so, &err) != 0)
+        goto fail;
     if (router_open(&router, &ro, &err) != 0)
         goto fail;
-    if (make_dispatch(&dispatch, router, &s, &err) != 0)
+    if (make_dispatch(&dispatch, router, store, &s, &err) != 0)
         goto fail;
     if (s.endpoint_file && write_endpoint(s.endpoint_file, router_endpoint(router), &err) != 0)
         goto fail;
     log_info("main", "listening on %s as %s, version " LEPTON_VERSION, router_endpoint(router), key.name);
-    code = serve(router, dispatch, signals, (uint64_t)s.drain_timeout_ms);
+    waits = open_waits(signals, store);
+    code = serve(router, dispatch, signals, waits, (uint64_t)s.drain_timeout_ms);
     dispatch_save(dispatch);
     log_info("main", "stopped");
     goto out;
@@ -348,9 +376,12 @@ out:
     if (s.endpoint_file && router)
         unlink(s.endpoint_file);
     dispatch_free(&dispatch);
+    store_close(&store);
     router_close(&router, code == 0 ? LINGER_MS : 0);
     curve_wipe(&key);
     close(signals);
+    if (waits >= 0)
+        close(waits);
     config_release(&table, &s);
     return code;
 }

@@ -1,22 +1,8 @@
-#include "coordinator/requests.h"
+#include "coordinator/requests_internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define NONE UINT32_MAX
-
-/* The slots from `limit` on are a ring of those that are kept: the oldest at `first_kept`. */
-struct requests {
-    struct request *slots; /* [limit + limit] */
-    uint32_t *buckets;     /* [bucket_count]: first slot by (client, client's id) */
-    uint32_t *free_slots;  /* a stack */
-    uint32_t limit, count, bucket_count;
-    uint64_t rounds; /* grows with each request: makes the ids unique */
-    struct requests_keep keep;
-    uint32_t first_kept, kept_count; /* those that were forgotten in the middle are counted */
-    uint64_t kept_bytes;
-};
 
 struct requests *requests_new(uint32_t limit, const struct requests_keep *keep)
 {
@@ -46,6 +32,7 @@ void requests_free(struct requests **r)
     free((*r)->slots);
     free((*r)->free_slots);
     free((*r)->buckets);
+    free((*r)->forgotten);
     free(*r);
     *r = NULL;
 }
@@ -66,15 +53,10 @@ static uint32_t *bucket_of(struct requests *r, const struct peer *client, const 
     return &r->buckets[(h ^ h >> 32) & (r->bucket_count - 1)];
 }
 
-static uint32_t *bucket_of_request(struct requests *r, const struct request *q)
+uint32_t *requests_bucket(struct requests *r, const struct request *q)
 {
     return bucket_of(r, &q->client, q->idempotent ? q->client.name : NULL, q->client_request,
                      strlen(q->client_request));
-}
-
-static bool too_old(const struct requests *r, const struct request *q, uint64_t now_us)
-{
-    return q->kept && now_us > q->kept_us + r->keep.us;
 }
 
 struct request *requests_of_key(struct requests *r, const char *name, struct wire_str id, uint64_t now_us)
@@ -82,7 +64,7 @@ struct request *requests_of_key(struct requests *r, const char *name, struct wir
     for (uint32_t i = *bucket_of(r, NULL, name, id.data, id.size); i != NONE; i = r->slots[i].next) {
         struct request *q = &r->slots[i];
         if (q->idempotent && wire_str_is(id, q->client_request) && strcmp(name, q->client.name) == 0)
-            return too_old(r, q, now_us) && q->reader_count == 0 ? NULL : q;
+            return requests_too_old(q, now_us) && q->reader_count == 0 ? NULL : q;
     }
     return NULL;
 }
@@ -116,7 +98,7 @@ struct request *requests_of_group(struct requests *r, struct wire_str id)
 /* The same client may ask twice with one id once the first is over for it, though a group still holds it. */
 static void release_client_id(struct requests *r, struct request *q)
 {
-    uint32_t *link = bucket_of_request(r, q);
+    uint32_t *link = requests_bucket(r, q);
     while (*link != NONE && *link != q->slot)
         link = &r->slots[*link].next;
     if (*link == q->slot)
@@ -176,8 +158,11 @@ static int keep_delivered(struct request *q, const struct wire_generate *in, str
     return 0;
 }
 
-static void release_asked(struct request *q)
+void request_release(struct request *q)
 {
+    free(q->model);
+    free(q->prompt);
+    free(q->error_message);
     for (uint32_t i = 0; i < q->sampling.stop_count; i++)
         free((void *)(uintptr_t)q->sampling.stop[i].text.data);
     free(q->sampling.stop);
@@ -236,7 +221,7 @@ struct request *requests_add(struct requests *r, const struct peer *client, cons
     q->readers[0] = (struct request_reader){.client = *client,
                                             .credit = in->credit ? in->credit : UINT64_MAX,
                                             .cursors = xcalloc(q->sampling.n, sizeof(struct request_cursor))};
-    uint32_t *bucket = bucket_of_request(r, q);
+    uint32_t *bucket = requests_bucket(r, q);
     q->next = *bucket;
     *bucket = slot;
     if (keep_delivered(q, in, err) == 0)
@@ -250,85 +235,14 @@ void requests_remove(struct requests *r, struct request *q)
     ASSERT(q->used);
     release_client_id(r, q);
     request_drop_readers(q);
-    free(q->model);
-    free(q->prompt);
-    release_asked(q);
-    free(q->error_message);
+    request_release(q);
     q->used = false;
+    if (q->row)
+        requests_forget_row(r, q->row);
     if (q->kept)
         r->kept_bytes -= q->kept_bytes;
     else
         r->free_slots[r->limit - r->count--] = q->slot;
-}
-
-/* ---- what is kept ---- */
-static uint64_t log_bytes(const struct request *q)
-{
-    uint64_t bytes = sizeof(*q) + q->sampling.n * sizeof(*q->choices);
-    for (uint64_t i = 0; i < q->sampling.n; i++) {
-        const struct request_choice *c = &q->choices[i];
-        bytes += c->token_capacity * sizeof(*c->tokens) + c->text.capacity + c->alternatives.capacity +
-                 (c->done_text ? strlen(c->done_text) + 1 : 0);
-    }
-    return bytes;
-}
-
-/* Makes room for `bytes` more, the oldest first. False when those that are just read stand in the way. */
-static bool make_room(struct requests *r, uint64_t bytes, uint64_t now_us)
-{
-    while (r->kept_count > 0) {
-        struct request *q = &r->slots[r->limit + r->first_kept];
-        bool full = r->kept_count == r->limit || r->kept_bytes + bytes > r->keep.bytes;
-        if (q->used && !full && !too_old(r, q, now_us))
-            return true;
-        if (q->used && q->reader_count > 0)
-            return !full;
-        if (q->used)
-            requests_remove(r, q);
-        r->first_kept = (r->first_kept + 1) % r->limit;
-        r->kept_count--;
-    }
-    return bytes <= r->keep.bytes;
-}
-
-static void keep(struct requests *r, struct request *q, uint64_t bytes, uint64_t now_us)
-{
-    uint32_t slot = r->limit + (r->first_kept + r->kept_count++) % r->limit, old = q->slot;
-    struct request *k = &r->slots[slot];
-    uint32_t *link = bucket_of_request(r, q);
-    free(q->prompt); /* its digest tells whether the same is asked */
-    q->prompt = NULL;
-    q->prompt_bytes = 0;
-    while (*link != old)
-        link = &r->slots[*link].next;
-    *k = *q;
-    *link = k->slot = slot;
-    k->kept = true;
-    k->kept_us = now_us;
-    k->kept_bytes = bytes;
-    r->kept_bytes += bytes;
-    q->used = false;
-    r->free_slots[r->limit - r->count--] = old;
-}
-
-void requests_leave(struct requests *r, struct request *q, uint64_t now_us)
-{
-    ASSERT(request_over(q));
-    if (q->kept) {
-        request_drop_readers(q);
-        return;
-    }
-    bool worth = q->idempotent && q->outcome == OUTCOME_DONE && !request_was_cancelled(q) &&
-                 requests_of_key(r, q->client.name, wire_string(q->client_request), 0) == q;
-    for (uint64_t i = 0; i < q->sampling.n; i++)
-        worth &= q->choices[i].bare == 0;
-    uint64_t bytes = log_bytes(q);
-    if (!worth || !make_room(r, bytes, now_us)) {
-        requests_remove(r, q);
-        return;
-    }
-    request_drop_readers(q);
-    keep(r, q, bytes, now_us);
 }
 
 struct request *requests_any(struct requests *r, uint32_t slot)

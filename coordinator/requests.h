@@ -121,10 +121,13 @@ struct request {
     int error_code;
     uint64_t retry_after_ms; /* with 429 */
     char *error_message;
-    uint32_t next; /* in its hash bucket */
+    uint32_t next;   /* in its hash bucket */
+    bool storing;    /* its outcome is not durable yet: no reader is told of it */
+    bool not_stored; /* and will not be: no reader is told of any more ends, but of the error */
+    uint64_t row;    /* under which it is stored; 0: it is not */
     /* kept: it is over, and waits for somebody who asks again */
     bool kept;
-    uint64_t kept_us, kept_bytes;
+    uint64_t kept_until_us, kept_bytes;
 };
 
 /* What is kept of requests that are over. */
@@ -143,8 +146,6 @@ void requests_free(struct requests **r);
 struct request *requests_add(struct requests *r, const struct peer *client, const struct wire_generate *in,
                              uint64_t now_us, struct err *err);
 void requests_remove(struct requests *r, struct request *q);
-/* A request that is over (request_over) leaves, or is kept: *q is elsewhere, or no more. */
-void requests_leave(struct requests *r, struct request *q, uint64_t now_us);
 struct request *requests_at(struct requests *r, uint32_t slot); /* NULL when the slot is empty */
 /* The live request that this connection reads under this id; an idempotent one of its key, read or not. */
 struct request *requests_of_client(struct requests *r, const struct peer *client, struct wire_str id);
@@ -155,7 +156,33 @@ struct request *requests_any(struct requests *r, uint32_t slot);
 uint32_t requests_slots(const struct requests *r);
 struct request *requests_of_group(struct requests *r, struct wire_str id); /* by "r17" */
 uint32_t requests_limit(const struct requests *r);
-uint32_t requests_count(const struct requests *r);
+uint32_t requests_count(const struct requests *r); /* live */
+uint32_t requests_kept(const struct requests *r);
+
+/* ---- what is kept (requests_keep.c) ---- */
+/* A request that is over (request_over) leaves, or is kept: *q is elsewhere, or no more. */
+void requests_leave(struct requests *r, struct request *q, uint64_t now_us);
+/* Will it be kept when it is over? */
+bool requests_keeps(struct requests *r, const struct request *q);
+/* Forgets what was kept for long enough; and when that is due again: UINT64_MAX: nothing is kept. */
+void requests_expire(struct requests *r, uint64_t now_us);
+uint64_t requests_expire_due_us(const struct requests *r);
+/* The row of a request that was stored and is forgotten now; false when there is none (any more). */
+bool requests_forgotten(struct requests *r, uint64_t *row);
+/* Its log and its end as bytes, for requests_restore of a later run. */
+void request_record(const struct request *q, struct buffer *out);
+struct requests_record {
+    const char *owner, *request; /* the name of its key; its id */
+    uint8_t digest[REQUEST_DIGEST];
+    uint64_t row, age_us;
+    const void *bytes;
+    size_t size;
+};
+/* Takes a record in as a kept request, behind those that are kept already. -1: it is none, or of another
+ * version. What is too old, or does not fit, is forgotten. */
+int requests_restore(struct requests *r, const struct requests_record *in, uint64_t now_us, struct err *err);
+/* The outcome cannot be made durable: it becomes an error. */
+void request_not_stored(struct request *q, int code, const char *message);
 
 struct request_place {
     uint32_t group;
@@ -215,7 +242,7 @@ void request_sent(const struct request *q, struct request_reader *reader, const 
 void request_credit(struct request_reader *reader, uint64_t tokens);
 /* Somebody reads it, or will when he gets on with reading. */
 bool request_is_read(const struct request *q);
-/* Nothing is left to do: its readers have the outcome (or are gone), and no group holds it. */
+/* Nothing is left to do: its readers have the outcome (or are gone), it is durable, and no group holds it. */
 bool request_over(const struct request *q);
 /* Nobody reads it any more: forgets who did. */
 void request_drop_readers(struct request *q);

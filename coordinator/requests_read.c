@@ -179,7 +179,7 @@ bool request_next(const struct request *q, const struct request_reader *reader, 
             fill_token(q, i, at->sent, out);
             return true;
         }
-        if (c->ended && !at->end_sent) {
+        if (c->ended && !at->end_sent && !q->storing && !q->not_stored) {
             wire_init(&out->wire, WIRE_DONE);
             out->wire.done = c->done;
             out->wire.done.request = wire_string(q->client_request);
@@ -220,5 +220,5 @@ bool request_over(const struct request *q)
     for (uint32_t i = 0; i < q->reader_count; i++)
         if (!q->readers[i].gone && !q->readers[i].outcome_sent)
             return false;
-    return !q->waits && q->group == REQUEST_NO_GROUP;
+    return !q->waits && !q->storing && q->group == REQUEST_NO_GROUP;
 }

@@ -167,7 +167,7 @@ class Coordinator:
         if config:
             self.command += ["--config", config]
         for name, value in settings.items():
-            self.command += ["--" + name.replace("_", "-"), str(value)]
+            self.command += ["--" + name.replace("_", "-"), str(value).replace("@/", self.directory + "/")]
         # Under ASan freed memory is kept back; the memory tests must see what the program itself holds.
         self.environment = dict(os.environ, ASAN_OPTIONS="quarantine_size_mb=1:" + os.environ.get("ASAN_OPTIONS", ""))
         self.endpoint, self.files = "tcp://127.0.0.1:*", None
