@@ -223,6 +223,12 @@ struct wire_stage {
     uint64_t tensor;                  /* tensor-parallel width */
     uint64_t pid;                     /* of the stage's first rank */
     struct wire_str host;
+    uint64_t busy_us, bubble_us; /* status alone */
+};
+
+/* What the steps took a stage so far. */
+struct wire_stage_time {
+    uint64_t busy_us, bubble_us;
 };
 
 struct wire_hello {
@@ -256,7 +262,8 @@ struct wire_heartbeat {
     uint64_t pages_used, pages_cached;
     uint64_t prefix_queries, prefix_hits, preemptions;
     uint64_t drafted_tokens, accepted_tokens;
-    uint64_t stage_busy_us, stage_bubble_us;
+    struct wire_stage_time *times; /* time_count of them, in pipeline order */
+    uint32_t time_count;
     uint64_t tokens_generated;
     bool draining;          /* it takes nothing new, and leaves when it has nothing left */
     uint64_t stuck_ms;      /* there is work, and for so long no rank has moved */

@@ -99,7 +99,7 @@ void wire_describe(struct buffer *out)
 {
     size_t count;
     const struct wire_record *records = wire_records(&count);
-    const struct wire_record *elements[8];
+    const struct wire_record *elements[16];
     size_t element_count = 0;
     for (size_t i = 0; i < count; i++) {
         const struct wire_record *r = &records[i];

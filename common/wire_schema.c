@@ -180,6 +180,9 @@ static const struct wire_field stage_fields[] = {
     UINT(wire_stage, tensor, 1, 1024, "tensor-parallel width"),
     UINT(wire_stage, pid, 0, UINT32_MAX, "process of the stage's first rank"),
     STRING(wire_stage, host, 0, 255, "its host name"),
+    UINT_OPT(wire_stage, busy_us, 0, COUNT, 0, "status: how long it has run steps so far"),
+    UINT_OPT(wire_stage, bubble_us, 0, COUNT, 0,
+             "status: how long it ran none though its group had work: the bubbles of the pipeline"),
 };
 static const struct wire_record stage_record = {
     .name = "stage",
@@ -187,6 +190,18 @@ static const struct wire_record stage_record = {
     .field_count = ARRAY_LEN(stage_fields),
     .bytes = sizeof(struct wire_stage),
     .help = "one pipeline stage",
+};
+
+static const struct wire_field stage_time_fields[] = {
+    UINT(wire_stage_time, busy_us, 0, COUNT, "how long it has run steps so far"),
+    UINT(wire_stage_time, bubble_us, 0, COUNT, "how long it ran none though its group had work"),
+};
+static const struct wire_record stage_time_record = {
+    .name = "stage_time",
+    .fields = stage_time_fields,
+    .field_count = ARRAY_LEN(stage_time_fields),
+    .bytes = sizeof(struct wire_stage_time),
+    .help = "what steps took one stage",
 };
 
 static const struct wire_field group_status_fields[] = {
@@ -436,9 +451,8 @@ static const struct wire_field heartbeat_fields[] = {
     UINT_OPT(wire_heartbeat, preemptions, 0, COUNT, 0, "sequences put back and recomputed so far"),
     UINT_OPT(wire_heartbeat, drafted_tokens, 0, COUNT, 0, "tokens that speculation proposed so far"),
     UINT_OPT(wire_heartbeat, accepted_tokens, 0, COUNT, 0, "of these, those that were right"),
-    UINT_OPT(wire_heartbeat, stage_busy_us, 0, COUNT, 0,
-             "time that stages ran steps so far, over all stages"),
-    UINT_OPT(wire_heartbeat, stage_bubble_us, 0, COUNT, 0, "time that stages waited though there was work"),
+    ARRAY(wire_heartbeat, times, time_count, false, 0, WIRE_MAX_STAGES, &stage_time_record,
+          "what steps took each stage so far, in pipeline order"),
     UINT(wire_heartbeat, tokens_generated, 0, COUNT, "tokens so far"),
     BOOL_OPT(wire_heartbeat, draining, "it takes nothing new, and leaves when it has nothing left"),
     UINT_OPT(wire_heartbeat, stuck_ms, 0, COUNT, 0,

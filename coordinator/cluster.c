@@ -298,8 +298,10 @@ bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_hea
     g->preemptions = beat->preemptions;
     g->drafted_tokens = beat->drafted_tokens;
     g->accepted_tokens = beat->accepted_tokens;
-    g->stage_busy_us = beat->stage_busy_us;
-    g->stage_bubble_us = beat->stage_bubble_us;
+    for (uint32_t i = 0; i < beat->time_count && i < g->stage_count; i++) {
+        g->stages[i].busy_us = beat->times[i].busy_us;
+        g->stages[i].bubble_us = beat->times[i].bubble_us;
+    }
     g->tokens_generated = beat->tokens_generated;
     take_trip(g, beat->round_trip_us);
     return true;

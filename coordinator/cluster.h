@@ -19,6 +19,7 @@ const char *group_state_name(enum group_state state);
 
 struct group_stage {
     uint64_t first_layer, last_layer, tensor, pid;
+    uint64_t busy_us, bubble_us; /* of its steps, as the last heartbeat says */
     char host[256];
 };
 
@@ -37,7 +38,7 @@ struct group {
     char model[129], weights[129], kernels[129], kv_type[33];
     uint64_t tensor, max_sequences, context, pages, page_tokens, load_ms;
     uint64_t steps, running, waiting, pages_used, pages_cached, tokens_generated, prefix_queries, prefix_hits,
-        preemptions, drafted_tokens, accepted_tokens, stage_busy_us, stage_bubble_us;
+        preemptions, drafted_tokens, accepted_tokens;
     struct group_stage *stages; /* stage_count of them */
     uint32_t stage_count;
     uint64_t ended_epoch;           /* the last epoch that was lost and of which is known why */

@@ -225,6 +225,8 @@ static void fill_stages(struct wire_group_status *out, const struct group *g)
                                              .last_layer = g->stages[i].last_layer,
                                              .tensor = g->stages[i].tensor,
                                              .pid = g->stages[i].pid,
+                                             .busy_us = g->stages[i].busy_us,
+                                             .bubble_us = g->stages[i].bubble_us,
                                              .host = wire_string(g->stages[i].host)};
 }
 
@@ -249,8 +251,6 @@ static void fill_group(struct dispatch *d, struct wire_group_status *out, const 
                                       .preemptions = g->preemptions,
                                       .drafted_tokens = g->drafted_tokens,
                                       .accepted_tokens = g->accepted_tokens,
-                                      .stage_busy_us = g->stage_busy_us,
-                                      .stage_bubble_us = g->stage_bubble_us,
                                       .running = g->running,
                                       .waiting = g->waiting,
                                       .assigned = scheduler_assigned(d->scheduler, g->slot),
@@ -259,6 +259,10 @@ static void fill_group(struct dispatch *d, struct wire_group_status *out, const 
                                       .heartbeat_age_ms = now_ms - g->heard_ms,
                                       .round_trip_us = g->round_trip_us,
                                       .load_ms = g->load_ms};
+    for (uint32_t i = 0; i < g->stage_count; i++) {
+        out->stage_busy_us += g->stages[i].busy_us;
+        out->stage_bubble_us += g->stages[i].bubble_us;
+    }
 }
 
 static uint32_t fill_settings(const struct dispatch *d, struct wire_setting out[SCHEDULER_SETTINGS])

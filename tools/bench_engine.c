@@ -15,7 +15,7 @@
 struct engine_settings {
     char *prompts, *batches, *kernels, *kv_type, *models;
     int64_t tokens, start, threads, stages, tensor, step_tokens, repeats, prefix;
-    bool json;
+    bool json, speculation;
 };
 
 #define MOST_NUMBERS   16
@@ -33,6 +33,8 @@ static const struct config_option options[] = {
      "tokens of a stream's prompt where generation is measured", false},
     {"prefix", 0, CONFIG_INT, OPTION(prefix), 0, 1 << 20, "0", "N", NULL,
      "a prompt of N tokens twice: the second one's share of the first one's time; 0 = not", false},
+    {"speculation", 0, CONFIG_BOOL, OPTION(speculation), 0, 0, NULL, NULL, NULL,
+     "generate without and with prompt lookup too: tokens/s, drafted and accepted tokens", false},
     {"repeats", 'r', CONFIG_INT, OPTION(repeats), 1, 1000, "3", "N", NULL,
      "counted runs of each test, after a warm-up", false},
     {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "0", "N", NULL,
@@ -66,10 +68,13 @@ const struct config_table bench_engine_table = {
         "cache helps. A "
         "fraction is of the limit that binds: bytes of weights and KV read against the best read rate of the "
         "run, or operations of "
-        "the matrices against the peak of the type's arithmetic.",
+        "the matrices against the peak of the type's arithmetic. Bubbles are the share of the counted runs' "
+        "time "
+        "in which a stage ran no step, their prompts, beginning and end included.",
     .after = "examples:\n"
              "  lepton synth tl.gguf && lepton bench engine tl.gguf -p 512,2048 -n 128 -b 1,2,4,8,16,32\n"
-             "  lepton bench engine model.gguf --stages 2 --threads 1 -b 8,32 --json\n",
+             "  lepton bench engine model.gguf --stages 2 --threads 1 -b 8,32 --json\n"
+             "  lepton bench engine model.gguf -p 0 -b 1,4 --speculation\n",
     .min_arguments = 1,
     .max_arguments = 1 + MOST_WORDS,
     .options = options,
@@ -90,6 +95,7 @@ struct bench_run {
     uint64_t next_prompt; /* every run has prompts of its own */
     bool energy;
     struct bench_energy counter;
+    struct stage_time before[STEP_MAX_STAGES]; /* of each stage, when the counted runs of a test began */
 };
 
 /* "512,2048": zeros are left out. */
@@ -176,6 +182,30 @@ static void energy_begin(struct bench_run *b)
     b->energy = bench_energy_begin(&b->counter);
 }
 
+/* ---- what a test took each stage */
+
+static int stages_begin(struct bench_run *b, struct err *err)
+{
+    int stages = 0;
+    memset(b->before, 0, sizeof(b->before));
+    return b->target->times(b->target, b->before, &stages, err);
+}
+
+/* Since stages_begin, into the row. */
+static int stages_end(struct bench_run *b, struct bench_row *row, struct err *err)
+{
+    row->stages = xcalloc(STEP_MAX_STAGES, sizeof(*row->stages));
+    if (b->target->times(b->target, row->stages, &row->stage_count, err)) {
+        free(row->stages);
+        return -1;
+    }
+    for (int i = 0; i < row->stage_count; i++) {
+        row->stages[i].busy_us -= b->before[i].busy_us;
+        row->stages[i].bubble_us -= b->before[i].bubble_us;
+    }
+    return 0;
+}
+
 static int measure_prompt(struct bench_run *b, int32_t tokens, struct err *err)
 {
     double *rates = xcalloc((size_t)b->s->repeats, sizeof(*rates)), joules = 0;
@@ -186,6 +216,8 @@ static int measure_prompt(struct bench_run *b, int32_t tokens, struct err *err)
                                  .prompt_tokens = tokens < b->report.work.context ? tokens : tokens - 1,
                                  .max_tokens = 1,
                                  .token_us = &arrival};
+        if (r == 0 && (code = stages_begin(b, err)))
+            break;
         energy_begin(b);
         code = b->target->run(b->target, &q, 1, err);
         if (r < 0 || code)
@@ -195,6 +227,7 @@ static int measure_prompt(struct bench_run *b, int32_t tokens, struct err *err)
     }
     struct bench_row row = {.batch = 1, .tokens_per_step = tokens, .sampled_per_step = 1};
     snprintf(row.test, sizeof(row.test), "pp%d", tokens);
+    code = code ? code : stages_end(b, &row, err);
     if (code == 0)
         bench_report_add(&b->report, &row, rates, b->s->repeats, joules / (double)b->s->repeats);
     free(rates);
@@ -219,40 +252,110 @@ static double batch_rate(const struct bench_stream *streams, int32_t batch)
     return over_us > begun_us ? (double)count * 1e6 / (double)(over_us - begun_us) : 0;
 }
 
-static int measure_batch(struct bench_run *b, int32_t batch, struct err *err)
+/* Streams that generate together, and the memory for what comes of them. */
+struct batch {
+    int32_t count, asked; /* tokens of each */
+    struct bench_stream *streams;
+    uint64_t *arrivals;
+};
+
+static void batch_open(struct batch *t, const struct engine_settings *s, int32_t count)
+{
+    t->count = count;
+    t->asked = tokens_asked(s, count);
+    t->streams = xcalloc((size_t)count, sizeof(*t->streams));
+    t->arrivals = xcalloc((size_t)count * (size_t)t->asked, sizeof(*t->arrivals));
+}
+
+static void batch_close(struct batch *t)
+{
+    free(t->streams);
+    free(t->arrivals);
+}
+
+/* One run, over prompts from `prompt` on; *rate = its tokens per second. */
+static int batch_run(struct bench_run *b, struct batch *t, uint64_t prompt, enum speculation how,
+                     double *rate, struct err *err)
+{
+    for (int32_t i = 0; i < t->count; i++)
+        t->streams[i] = (struct bench_stream){.prompt = prompt + (uint64_t)i,
+                                              .prompt_tokens = (int32_t)b->s->start,
+                                              .max_tokens = t->asked,
+                                              .speculation = how,
+                                              .token_us = t->arrivals + (size_t)i * (size_t)t->asked};
+    if (b->target->run(b->target, t->streams, t->count, err))
+        return -1;
+    *rate = batch_rate(t->streams, t->count);
+    if (*rate > 0)
+        return 0;
+    return err_set(err, "%d streams of %lld tokens never ran together: expected a larger -n", t->count,
+                   (long long)b->s->tokens);
+}
+
+static int measure_batch(struct bench_run *b, int32_t count, struct err *err)
 {
     const struct engine_settings *s = b->s;
-    int32_t asked = tokens_asked(s, batch);
     double *rates = xcalloc((size_t)s->repeats, sizeof(*rates)), joules = 0;
-    struct bench_stream *streams = xcalloc((size_t)batch, sizeof(*streams));
-    uint64_t *arrivals = xcalloc((size_t)batch * (size_t)asked, sizeof(*arrivals));
+    struct batch t;
     int code = 0;
+    batch_open(&t, s, count);
     for (int64_t r = -1; r < s->repeats && code == 0; r++) {
-        for (int32_t i = 0; i < batch; i++)
-            streams[i] = (struct bench_stream){.prompt = b->next_prompt++,
-                                               .prompt_tokens = (int32_t)s->start,
-                                               .max_tokens = asked,
-                                               .token_us = arrivals + (size_t)i * (size_t)asked};
+        double rate = 0;
+        if (r == 0 && (code = stages_begin(b, err)))
+            break;
         energy_begin(b);
-        code = b->target->run(b->target, streams, batch, err);
+        code = batch_run(b, &t, b->next_prompt, SPECULATION_DEFAULT, &rate, err);
+        b->next_prompt += (uint64_t)count;
         if (r < 0 || code)
             continue;
-        joules += b->energy ? bench_energy_joules(&b->counter) / ((double)batch * asked) : 0;
-        rates[r] = batch_rate(streams, batch);
-        if (rates[r] <= 0)
-            code = err_set(err, "%d streams of %lld tokens never ran together: expected a larger -n", batch,
-                           (long long)s->tokens);
+        joules += b->energy ? bench_energy_joules(&b->counter) / ((double)count * t.asked) : 0;
+        rates[r] = rate;
     }
-    struct bench_row row = {.batch = batch,
-                            .tokens_per_step = batch,
-                            .sampled_per_step = batch,
-                            .context = (double)s->start + (double)asked / 2};
+    struct bench_row row = {.batch = count,
+                            .tokens_per_step = count,
+                            .sampled_per_step = count,
+                            .context = (double)s->start + (double)t.asked / 2};
     snprintf(row.test, sizeof(row.test), "tg%lld", (long long)s->tokens);
+    code = code ? code : stages_end(b, &row, err);
     if (code == 0)
         bench_report_add(&b->report, &row, rates, s->repeats, joules / (double)s->repeats);
     free(rates);
-    free(streams);
-    free(arrivals);
+    batch_close(&t);
+    return code;
+}
+
+/* Each counted run twice, over the same prompts: the tokens are the same, with drafts and without. */
+static int measure_lookup(struct bench_run *b, int32_t count, struct err *err)
+{
+    int64_t repeats = b->s->repeats;
+    double *off = xcalloc((size_t)repeats, sizeof(*off)), *on = xcalloc((size_t)repeats, sizeof(*on));
+    struct bench_lookup lookup = {.batch = count};
+    struct batch t;
+    int code = 0;
+    batch_open(&t, b->s, count);
+    for (int64_t r = -1; r < repeats && code == 0; r++) {
+        double without = 0, with = 0;
+        code = batch_run(b, &t, b->next_prompt, SPECULATION_OFF, &without, err) ||
+                       batch_run(b, &t, b->next_prompt, SPECULATION_NGRAM, &with, err)
+                   ? -1
+                   : 0;
+        b->next_prompt += (uint64_t)count;
+        if (r < 0 || code)
+            continue;
+        off[r] = without;
+        on[r] = with;
+        for (int32_t i = 0; i < count; i++) {
+            lookup.drafted += t.streams[i].drafted;
+            lookup.accepted += t.streams[i].accepted;
+            lookup.tokens += (uint64_t)t.streams[i].tokens;
+        }
+    }
+    snprintf(lookup.test, sizeof(lookup.test), "tg%lld", (long long)b->s->tokens);
+    if (code == 0)
+        bench_report_add_lookup(&b->report, &lookup, off, on, repeats);
+    free(off);
+    free(on);
+    batch_close(&t);
     return code;
 }
 
@@ -307,6 +410,9 @@ static int measure_all(struct bench_run *b, struct err *err)
             return -1;
     for (int i = 0; i < b->batches.count && b->s->tokens > 0; i++)
         if (measure_batch(b, b->batches.value[i], err))
+            return -1;
+    for (int i = 0; i < b->batches.count && b->s->tokens > 0 && b->s->speculation; i++)
+        if (measure_lookup(b, b->batches.value[i], err))
             return -1;
     if (b->s->prefix > 0 && measure_prefix(b, err))
         return -1;

@@ -2,6 +2,7 @@
  * driven by a client over ZeroMQ. */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/clock.h"
 #include "tools/bench.h"
@@ -11,13 +12,16 @@
 #include "worker/model/registry.h"
 #include "worker/model/tokenizer.h"
 
-#define START_MS 120000
+#define START_MS     120000
+#define HEARTBEAT_US 10000000
+#define SETTLE_US    50000 /* from the last stream's end until the leader has counted its step */
 
 struct bench_group {
     struct bench_target target; /* first: the two are cast into each other */
     struct local *local;
     struct client *client;
     int interrupt_fd;
+    uint64_t over_us;            /* when the last stream ended */
     struct tokenizer *tokenizer; /* for prompts of the wanted length */
 };
 
@@ -84,12 +88,15 @@ static void fill_job(struct client_job *job, struct bench_stream *q, const struc
     job->ask.timeout_ms = 86400000;
     job->ask.sampling.temperature = 0;
     job->ask.sampling.ignore_eos = true;
+    if (q->speculation != SPECULATION_DEFAULT)
+        job->ask.service.speculation = wire_string(q->speculation == SPECULATION_NGRAM ? "ngram" : "off");
     job->on_token = on_token;
     job->context = q;
     q->tokens = 0;
 }
 
-static int job_result(const struct client_job *job, struct bench_stream *q, struct err *err)
+static int job_result(struct bench_group *g, const struct client_job *job, struct bench_stream *q,
+                      struct err *err)
 {
     if (job->error.code)
         return err_set(err, "%s", job->error.message);
@@ -100,6 +107,9 @@ static int job_result(const struct client_job *job, struct bench_stream *q, stru
     q->over_us = job->over_us;
     q->prefill_us = job->prefill_us;
     q->decode_us = job->decode_us;
+    q->drafted = job->drafted_tokens;
+    q->accepted = job->accepted_tokens;
+    g->over_us = q->over_us > g->over_us ? q->over_us : g->over_us;
     return 0;
 }
 
@@ -120,7 +130,7 @@ static int group_run(struct bench_target *t, struct bench_stream *streams, int32
         code = err_set(err, "interrupted");
     for (int32_t i = 0; i < count; i++) {
         if (code == 0)
-            code = job_result(&jobs[i], &streams[i], err);
+            code = job_result(g, &jobs[i], &streams[i], err);
         client_job_release(&jobs[i]);
         buffer_release(&texts[i]);
     }
@@ -146,6 +156,26 @@ static int group_resident(struct bench_target *t, uint64_t *all, uint64_t *anony
         }
     wire_release(&m);
     return code;
+}
+
+/* The times of all steps until now come with the first heartbeat behind the last stream. */
+static int group_times(struct bench_target *t, struct stage_time *times, int *stages, struct err *err)
+{
+    struct bench_group *g = (struct bench_group *)t;
+    for (uint64_t begun_us = clock_now_us(); clock_now_us() - begun_us < HEARTBEAT_US; usleep(20000)) {
+        struct wire_message m;
+        if (client_status(g->client, true, 5000, &m, err))
+            return -1;
+        const struct wire_group_status *s = m.status_reply.group_count ? m.status_reply.groups : NULL;
+        bool fresh = s && s->heartbeat_age_ms * 1000 + SETTLE_US < clock_now_us() - g->over_us;
+        *stages = fresh && s->stage_count <= STEP_MAX_STAGES ? (int)s->stage_count : 0;
+        for (int i = 0; i < *stages; i++)
+            times[i] = (struct stage_time){s->stages[i].busy_us, s->stages[i].bubble_us};
+        wire_release(&m);
+        if (fresh)
+            return 0;
+    }
+    return err_set(err, "no heartbeat of the group for %d s", HEARTBEAT_US / 1000000);
 }
 
 static void group_close(struct bench_target *t)
@@ -178,7 +208,8 @@ static int read_class(struct bench_group *g, struct err *err)
 int bench_group_open(struct bench_target **out, const struct bench_target_options *o, struct err *err)
 {
     struct bench_group *g = xcalloc(1, sizeof(*g));
-    g->target = (struct bench_target){.run = group_run, .resident = group_resident, .close = group_close};
+    g->target = (struct bench_target){
+        .run = group_run, .resident = group_resident, .times = group_times, .close = group_close};
     struct local_options local = {.model = o->model,
                                   .models = o->models,
                                   .groups = 1,

@@ -35,6 +35,7 @@ struct bench_rank {
 static void *serve_main(void *context)
 {
     struct bench_rank *r = context;
+    bool ngram = strcmp(r->settings.speculation, "ngram") == 0;
     struct serve_options options = {.executor = r->executor,
                                     .engine = r->engine,
                                     .step_limit_ms = (uint64_t)r->settings.step_limit_ms,
@@ -43,6 +44,8 @@ static void *serve_main(void *context)
                                     .no_prefix_cache = !r->settings.prefix_cache,
                                     .priority_step_ms = (uint64_t)r->settings.priority_step_ms,
                                     .mailbox = r->mailbox,
+                                    .draft_tokens = (int32_t)r->settings.speculation_tokens,
+                                    .speculation = ngram ? SPECULATION_NGRAM : SPECULATION_OFF,
                                     .is_end = r->is_end};
     if (serve_leader(&options, &r->served)) /* the caller waits for an event */
         mailbox_emit(r->mailbox, &(struct event){.kind = EVENT_LEFT});
@@ -123,6 +126,7 @@ static void submit(struct bench_rank *r, struct bench_stream *q, uint64_t handle
                                     .prompt_tokens = q->prompt_tokens,
                                     .max_tokens = q->max_tokens,
                                     .choices = 1,
+                                    .speculation = q->speculation,
                                     .sampling = {.top_p = 1, .repetition_penalty = 1, .banned_id = -1}}};
     q->tokens = 0;
     q->sent_us = clock_now_us();
@@ -146,6 +150,8 @@ static int take_event(struct bench_stream *streams, int32_t count, const struct 
         q->over_us = now_us;
         q->prefill_us = e->prefill_us;
         q->decode_us = e->decode_us;
+        q->drafted = (uint64_t)e->drafted_tokens;
+        q->accepted = (uint64_t)e->accepted_tokens;
         (*live)--;
         return 0;
     case EVENT_FAILED:
@@ -182,6 +188,15 @@ static int rank_resident(struct bench_target *t, uint64_t *all, uint64_t *anonym
     return bench_resident(getpid(), all, anonymous, err);
 }
 
+static int rank_times(struct bench_target *t, struct stage_time *times, int *stages, struct err *err)
+{
+    struct serve_stats stats = mailbox_stats(((struct bench_rank *)t)->mailbox);
+    (void)err;
+    memcpy(times, stats.stage, (size_t)stats.stages * sizeof(*times));
+    *stages = stats.stages;
+    return 0;
+}
+
 static void rank_close(struct bench_target *t)
 {
     struct bench_rank *r = (struct bench_rank *)t;
@@ -205,7 +220,8 @@ static void rank_close(struct bench_target *t)
 int bench_rank_open(struct bench_target **out, const struct bench_target_options *o, struct err *err)
 {
     struct bench_rank *r = xcalloc(1, sizeof(*r));
-    r->target = (struct bench_target){.run = rank_run, .resident = rank_resident, .close = rank_close};
+    r->target = (struct bench_target){
+        .run = rank_run, .resident = rank_resident, .times = rank_times, .close = rank_close};
     uint64_t begun_us = clock_now_us();
     if (read_settings(r, o, err) || open_model(r, o, err) || start_serving(r, err)) {
         rank_close(&r->target);

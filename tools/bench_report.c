@@ -15,11 +15,36 @@ void bench_report_add(struct bench_report *r, const struct bench_row *row, doubl
     added->joules_per_token = joules_per_token;
 }
 
+void bench_report_add_lookup(struct bench_report *r, const struct bench_lookup *lookup, double *off,
+                             double *on, int64_t count)
+{
+    r->lookups = xrealloc(r->lookups, (size_t)(r->lookup_count + 1) * sizeof(*r->lookups));
+    struct bench_lookup *added = &r->lookups[r->lookup_count++];
+    *added = *lookup;
+    added->off = bench_summarise(off, count);
+    added->on = bench_summarise(on, count);
+}
+
 void bench_report_release(struct bench_report *r)
 {
+    for (int i = 0; i < r->row_count; i++)
+        free(r->rows[i].stages);
     free(r->rows);
+    free(r->lookups);
     r->rows = NULL;
-    r->row_count = 0;
+    r->lookups = NULL;
+    r->row_count = r->lookup_count = 0;
+}
+
+/* The share of a stage's time, or of all stages', in which it ran no step though there was work. */
+static double bubbles(const struct stage_time *stages, int count)
+{
+    double busy = 0, bubble = 0;
+    for (int i = 0; i < count; i++) {
+        busy += (double)stages[i].busy_us;
+        bubble += (double)stages[i].bubble_us;
+    }
+    return busy + bubble > 0 ? bubble / (busy + bubble) : 0;
 }
 
 static bool is_prompt(const struct bench_row *row)
@@ -87,12 +112,33 @@ static void print_head(const struct bench_report *r)
            r->energy ? "joules of the processor packages (RAPL)" : "not readable here (no RAPL counter)");
 }
 
+/* "2.1 % (stages 1.8, 2.4)" */
+static void print_bubbles(const struct bench_row *row)
+{
+    printf("  %5.1f %%", 100 * bubbles(row->stages, row->stage_count));
+    for (int i = 0; i < row->stage_count; i++)
+        printf("%s%.1f%s", i ? ", " : " (stages ", 100 * bubbles(&row->stages[i], 1),
+               i + 1 < row->stage_count ? "" : ")");
+}
+
+static void print_lookups(const struct bench_report *r)
+{
+    printf("\nspeculation by prompt lookup, the same streams without and with it\n%-8s %5s %12s %12s %7s %8s "
+           "%9s\n",
+           "test", "batch", "off tokens/s", "on tokens/s", "on/off", "drafted", "accepted");
+    for (int i = 0; i < r->lookup_count; i++) {
+        const struct bench_lookup *l = &r->lookups[i];
+        printf("%-8s %5d %12.2f %12.2f %7.2f %8llu %9llu\n", l->test, l->batch, l->off.median, l->on.median,
+               l->on.median / l->off.median, (unsigned long long)l->drafted, (unsigned long long)l->accepted);
+    }
+}
+
 void bench_report_text(struct bench_report *r)
 {
     raise_limits(r);
     print_head(r);
-    printf("%-8s %5s %7s %-6s %10s %8s %-5s %8s%s\n", "test", "batch", "threads", "type", "tokens/s", "of",
-           "limit", "spread", r->energy ? "  J/token" : "");
+    printf("%-8s %5s %7s %-6s %10s %8s %-5s %8s%s%s\n", "test", "batch", "threads", "type", "tokens/s", "of",
+           "limit", "spread", r->energy ? "  J/token" : "", r->stages > 1 ? "  bubbles" : "");
     for (int i = 0; i < r->row_count; i++) {
         const struct bench_row *row = &r->rows[i];
         const char *limit;
@@ -101,12 +147,40 @@ void bench_report_text(struct bench_report *r)
                dtype_info(r->work.type)->name, row->rate.median, part * 100, limit, row->rate.spread * 100);
         if (r->energy)
             printf("  %7.3f", row->joules_per_token);
+        if (r->stages > 1)
+            print_bubbles(row);
         printf("\n");
     }
+    if (r->lookup_count)
+        print_lookups(r);
     if (r->prefix_tokens)
         printf("\nthe same prompt of %lld tokens again: %.2f ms after %.2f ms: %.2f %%\n",
                (long long)r->prefix_tokens, r->prefix_second_ms, r->prefix_first_ms,
                r->prefix_second_ms / r->prefix_first_ms * 100);
+}
+
+static json_t *stages_json(const struct bench_row *row)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < row->stage_count; i++)
+        json_array_append_new(list, json_pack("{s:I, s:I}", "busy_us", (json_int_t)row->stages[i].busy_us,
+                                              "bubble_us", (json_int_t)row->stages[i].bubble_us));
+    return list;
+}
+
+static json_t *lookups_json(const struct bench_report *r)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < r->lookup_count; i++) {
+        const struct bench_lookup *l = &r->lookups[i];
+        json_array_append_new(list, json_pack("{s:s, s:i, s:f, s:f, s:f, s:f, s:I, s:I, s:I}", "test",
+                                              l->test, "batch", (int)l->batch, "off_tokens_per_second",
+                                              l->off.median, "off_spread", l->off.spread,
+                                              "on_tokens_per_second", l->on.median, "on_spread", l->on.spread,
+                                              "drafted", (json_int_t)l->drafted, "accepted",
+                                              (json_int_t)l->accepted, "tokens", (json_int_t)l->tokens));
+    }
+    return list;
 }
 
 static json_t *row_json(const struct bench_report *r, const struct bench_row *row)
@@ -119,6 +193,10 @@ static json_t *row_json(const struct bench_report *r, const struct bench_row *ro
                   row->rate.median, "fraction", part, "limit", limit, "spread", row->rate.spread);
     if (r->energy)
         json_object_set_new(o, "joules_per_token", json_real(row->joules_per_token));
+    if (r->stages > 1) {
+        json_object_set_new(o, "bubble_ratio", json_real(bubbles(row->stages, row->stage_count)));
+        json_object_set_new(o, "stages", stages_json(row));
+    }
     return o;
 }
 
@@ -143,6 +221,8 @@ void bench_report_json(struct bench_report *r)
                             json_pack("{s:I, s:f, s:f, s:f}", "tokens", (json_int_t)r->prefix_tokens,
                                       "first_ms", r->prefix_first_ms, "second_ms", r->prefix_second_ms,
                                       "share", r->prefix_second_ms / r->prefix_first_ms));
+    if (r->lookup_count)
+        json_object_set_new(o, "speculation", lookups_json(r));
     json_dumpf(o, stdout, JSON_COMPACT | JSON_REAL_PRECISION(8));
     printf("\n");
     json_decref(o);

@@ -39,6 +39,14 @@ static void set_text(json_t *o, const char *name, struct wire_str s)
     json_object_set_new(o, name, json_stringn(s.size ? s.data : "", s.size));
 }
 
+/* The share of its time in which a stage, or all of them, ran no step though the group had work, since the
+ * group began. */
+static double bubble_ratio(uint64_t busy_us, uint64_t bubble_us)
+{
+    double all = (double)busy_us + (double)bubble_us;
+    return all > 0 ? (double)bubble_us / all : 0;
+}
+
 static json_t *stages_json(const struct wire_group_status *g)
 {
     json_t *list = json_array();
@@ -50,16 +58,12 @@ static json_t *stages_json(const struct wire_group_status *g)
         set_count(o, "tensor", stage->tensor);
         set_count(o, "pid", stage->pid);
         set_text(o, "host", stage->host);
+        set_count(o, "busy_us", stage->busy_us);
+        set_count(o, "bubble_us", stage->bubble_us);
+        json_object_set_new(o, "bubble_ratio", json_real(bubble_ratio(stage->busy_us, stage->bubble_us)));
         json_array_append_new(list, o);
     }
     return list;
-}
-
-/* The share of time in which a stage waited though the group had work, since the group began. */
-static double bubble_ratio(const struct wire_group_status *g)
-{
-    double busy = (double)g->stage_busy_us, bubble = (double)g->stage_bubble_us;
-    return busy + bubble > 0 ? bubble / (busy + bubble) : 0;
 }
 
 static json_t *group_json(const struct wire_group_status *g)
@@ -83,7 +87,7 @@ static json_t *group_json(const struct wire_group_status *g)
     set_count(o, "preemptions", g->preemptions);
     set_count(o, "drafted_tokens", g->drafted_tokens);
     set_count(o, "accepted_tokens", g->accepted_tokens);
-    json_object_set_new(o, "bubble_ratio", json_real(bubble_ratio(g)));
+    json_object_set_new(o, "bubble_ratio", json_real(bubble_ratio(g->stage_busy_us, g->stage_bubble_us)));
     set_count(o, "assigned", g->assigned);
     set_count(o, "running", g->running);
     set_count(o, "waiting", g->waiting);
@@ -154,6 +158,9 @@ static void print_stage(uint32_t number, const struct wire_stage *stage)
            COUNT(stage->last_layer), WORDS(stage->host), COUNT(stage->pid));
     if (stage->tensor > 1)
         printf(", %llu tensor slots", COUNT(stage->tensor));
+    if (stage->busy_us)
+        printf(", busy %.1f s, bubbles %.1f %%", (double)stage->busy_us * 1e-6,
+               100 * bubble_ratio(stage->busy_us, stage->bubble_us));
     printf("\n");
 }
 
@@ -189,7 +196,8 @@ static void print_table(const struct wire_status_reply *s, const char *endpoint)
         if (g->round_trip_us > 0)
             printf("  link %.1f ms there and back\n", (double)g->round_trip_us / 1000);
         if (g->stage_count > 1)
-            printf("  bubbles %.1f %% of the stages' time\n", 100 * bubble_ratio(g));
+            printf("  bubbles %.1f %% of the stages' time\n",
+                   100 * bubble_ratio(g->stage_busy_us, g->stage_bubble_us));
         for (uint32_t k = 0; k < g->stage_count; k++)
             print_stage(k, &g->stages[k]);
     }

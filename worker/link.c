@@ -133,11 +133,14 @@ static void send_heartbeat(struct link *l, uint64_t now_ms)
                                           .preemptions = stats.preemptions,
                                           .drafted_tokens = stats.drafted_tokens,
                                           .accepted_tokens = stats.accepted_tokens,
-                                          .stage_busy_us = stats.stage_busy_us,
-                                          .stage_bubble_us = stats.stage_bubble_us,
                                           .tokens_generated = stats.tokens_generated,
                                           .round_trip_us = 1000 * l->round_trip_ms,
                                           .draining = l->draining};
+    struct wire_stage_time times[WIRE_MAX_STAGES];
+    m.heartbeat.times = times;
+    m.heartbeat.time_count = (uint32_t)stats.stages;
+    for (int32_t i = 0; i < stats.stages; i++)
+        times[i] = (struct wire_stage_time){stats.stage[i].busy_us, stats.stage[i].bubble_us};
     if (stuck_ms >= STUCK_TOLD_MS) {
         m.heartbeat.stuck_ms = stuck_ms;
         m.heartbeat.stuck = wire_string_mend(stuck, sizeof(stuck) - 1);

@@ -56,8 +56,25 @@ verdict $? "bench engine --json holds each test with its fraction, limit and spr
     grep -q '^method: one warm-up, median of 2 runs, spread' "$out" && grep -q 'a group of 2 stages, 2 threads in all' "$out" &&
     grep -q '^limits of this run: read .* GB/s' "$out" && grep -qE '^energy: (joules|not readable here)' "$out" &&
     grep -qE '^load [0-9]+ ms, to the first token [0-9]+ ms' "$out" && grep -q '^resident [0-9]* MB' "$out" &&
-    grep -qE '^pp24 +1 +2 f16 +[0-9.]+ +[0-9.]+ % fp32' "$out" && grep -qE '^tg6 +2 +2 f16 ' "$out"
-verdict $? "bench engine drives a real group of two stages, and says its method"
+    grep -qE '^pp24 +1 +2 f16 +[0-9.]+ +[0-9.]+ % fp32' "$out" && grep -qE '^tg6 +2 +2 f16 .* % \(stages [0-9.]+, [0-9.]+\)$' "$out"
+verdict $? "bench engine drives a real group of two stages, and says its method and each stage's bubbles"
+"$B/lepton" bench engine $model -p 0 -n 40 -b 1,2 --repeats 2 --threads 1 --stages 2 --speculation --json >"$out" 2>&1 && /usr/bin/python3 - "$out" <<'END'
+import json, sys
+run = json.load(open(sys.argv[1]))
+for r in run["results"]:
+    assert len(r["stages"]) == 2 and all(s["busy_us"] > 0 for s in r["stages"]) and 0 < r["bubble_ratio"] < 1, r
+busy, bubble = (sum(s[k] for s in run["results"][0]["stages"]) for k in ("busy_us", "bubble_us"))
+assert abs(run["results"][0]["bubble_ratio"] - bubble / (busy + bubble)) < 1e-6, run
+looked = run["speculation"]
+assert [(r["test"], r["batch"]) for r in looked] == [("tg40", 1), ("tg40", 2)], looked
+for r in looked:
+    assert r["off_tokens_per_second"] > 0 and r["on_tokens_per_second"] > 0 and r["tokens"] >= 2 * 40 * r["batch"], r
+    assert 0 < r["drafted"] and 0 <= r["accepted"] <= r["drafted"] and r["accepted"] < r["tokens"], r
+END
+verdict $? "bench engine --speculation generates the same streams without and with prompt lookup, and counts drafts"
+"$B/lepton" bench engine $model -p 0 -n 40 -b 1 --repeats 1 --threads 1 --speculation >"$out" 2>&1 &&
+    grep -q '^speculation by prompt lookup' "$out" && grep -qE '^tg40 +1 +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9]+ +[0-9]+$' "$out"
+verdict $? "bench engine --speculation drives the engine in its own process too"
 "$B/lepton" bench engine $model -p 0 -n 6 -b 2 --repeats 1 --threads 1 --tensor 2 --json >"$out" 2>&1 &&
     /usr/bin/python3 -c 'import json, sys; r = json.load(open(sys.argv[1])); assert r["tensor"] == 2 and r["results"][0]["tokens_per_second"] > 0, r' "$out"
 verdict $? "bench engine drives a group of two tensor slots"

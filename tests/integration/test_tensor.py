@@ -96,8 +96,13 @@ def test_served(home):
         group = s.group()
         assert group["tensor"] == 2 and len(group["stages"]) == 2, group
         assert s.lepton("generate", "-p", "One day", "-n", "20", "--ignore-eos").returncode == 0
-        group = s.group()
-        assert 0 <= group["bubble_ratio"] <= 1, group
+        until = time.monotonic() + 30  # the next heartbeat tells of the steps
+        while (group := s.group())["tokens_generated"] < 20 and time.monotonic() < until:
+            time.sleep(0.1)
+        # One stream keeps one stage busy at a time, and both know how long they waited.
+        assert all(x["busy_us"] > 0 and 0 < x["bubble_ratio"] < 1 for x in group["stages"]), group
+        assert 0 < group["bubble_ratio"] < 1, group
+        assert ", bubbles " in s.lepton("status").stdout
         assert "tensor slots" in s.lepton("status").stdout
         ranks = workers(s.process.pid)
         assert len(ranks) == 4, ranks

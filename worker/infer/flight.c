@@ -200,14 +200,13 @@ int flight_launch(struct leader *l, struct err *err)
     if (!plan_step(l, f))
         return 0;
     l->flight_count++;
-    f->step.times = (struct stage_times){0};
     f->micro_batches = l->micro_batches;
     watchdog_enter(l->o->watchdog, "a step", l->o->step_limit_ms);
     struct transfer_result r = {0};
     if (transfer_is_last(l->o))
-        r = transfer_result_view(f->result, &f->step);
+        r = transfer_result_view(l->o, f->result, &f->step);
     if (wake_group(l, err) || transfer_share_step(l->o, &f->step, &l->encoded, err) ||
-        transfer_run_step(l->o, &f->step, r.ids, r.logprobs, err) ||
+        transfer_run_step(l->o, &f->step, &l->since_us, r.ids, r.logprobs, err) ||
         transfer_send_step(l->o, &f->step, &l->encoded, err))
         return -1;
     /* Steps run in order on every stage: whoever holds these pages in a later step finds them full. */
@@ -271,37 +270,41 @@ static void take_draws(struct leader *l, struct sequence *q, const struct step_s
 static int receive_result(struct leader *l, struct flight *f, struct err *err)
 {
     watchdog_enter(l->o->watchdog, "waiting for the last stage", l->o->wait_limit_ms);
-    if (comm_recv(l->o->control, NULL, f->result, transfer_result_bytes(&f->step),
+    if (comm_recv(l->o->control, NULL, f->result, transfer_result_bytes(l->o, &f->step),
                   transfer_drawing_rank(l->o), err))
         return -1;
-    uint64_t id = *transfer_result_view(f->result, &f->step).step_id;
+    uint64_t id = *transfer_result_view(l->o, f->result, &f->step).step_id;
     if (id != f->step.id)
         return err_set(err, "the last stage answered step %llu, expected %llu", (unsigned long long)id,
                        (unsigned long long)f->step.id);
-    f->step.times = *transfer_result_view(f->result, &f->step).times;
+    f->step.time_count = transfer_stages(l->o);
+    memcpy(f->step.times, transfer_result_view(l->o, f->result, &f->step).times,
+           (size_t)f->step.time_count * sizeof(*f->step.times));
     return 0;
 }
 
 static void count_times(struct leader *l, const struct flight *f)
 {
-    const struct stage_times *t = &f->step.times;
-    l->stats.stage_busy_us += t->busy_us;
-    l->stats.stage_bubble_us += t->bubble_us;
+    uint64_t slowest_us = 0;
+    l->stats.stages = f->step.time_count;
+    for (int32_t i = 0; i < f->step.time_count; i++) {
+        const struct stage_time *t = &f->step.times[i];
+        l->stats.stage[i].busy_us += t->busy_us;
+        l->stats.stage[i].bubble_us += t->bubble_us;
+        slowest_us = t->busy_us > slowest_us ? t->busy_us : slowest_us;
+    }
     /* Steps that generate alone: beside hundreds of a prompt's rows a pass over the weights does not show. */
     if (f->step.token_count == f->step.sample_count)
-        pipeline_observe(&l->cost, f->micro_batches, f->step.token_count, (double)t->slowest_us);
+        pipeline_observe(&l->cost, f->micro_batches, f->step.token_count, (double)slowest_us);
 }
 
 int flight_collect(struct leader *l, struct err *err)
 {
     struct flight *f = &l->flight[l->first_flight];
-    uint64_t waits_us = clock_now_us();
     if (!transfer_is_last(l->o) && receive_result(l, f, err))
         return -1;
-    /* The others' bubbles came with the result; this is the first stage's own. */
-    f->step.times.bubble_us += transfer_stages(l->o) > 1 ? clock_now_us() - waits_us : 0;
     count_times(l, f);
-    struct transfer_result r = transfer_result_view(f->result, &f->step);
+    struct transfer_result r = transfer_result_view(l->o, f->result, &f->step);
     for (int32_t i = 0, sample = 0, fed = 0; i < f->step.sequence_count; i++) {
         struct sequence *q = &l->slot[f->slots[i]];
         const struct step_sequence *row = &f->step.sequences[i];

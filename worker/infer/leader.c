@@ -17,7 +17,7 @@ void leader_init(struct leader *l, const struct serve_options *o)
     for (int32_t i = 0; i < l->flights; i++) {
         step_init(&l->flight[i].step, limits);
         l->flight[i].slots = xcalloc((size_t)limits->sequences, sizeof(int32_t));
-        l->flight[i].result = xcalloc(1, transfer_result_max_bytes(limits));
+        l->flight[i].result = xcalloc(1, transfer_result_max_bytes(o));
     }
     l->plan_in = xcalloc((size_t)limits->slots, sizeof(*l->plan_in));
     batch_plan_init(&l->plan, limits->slots);

@@ -64,6 +64,7 @@ struct leader {
     int32_t *plan_slot; /* slot of each plan_in */
     struct buffer encoded;
     uint64_t next_step, next_order;
+    uint64_t since_us; /* it last stopped running a step; 0 = nothing has run since it was idle */
     bool awake, draining;
     bool pinged; /* an idle group shall show that every rank's step loop runs */
     struct serve_stats stats;

@@ -7,7 +7,7 @@
 #ifndef LEPTON_WORKER_INFER_MAILBOX_H
 #define LEPTON_WORKER_INFER_MAILBOX_H
 
-#include "kernels/kernels.h"
+#include "worker/infer/step.h"
 
 enum speculation { SPECULATION_DEFAULT, SPECULATION_OFF, SPECULATION_NGRAM };
 
@@ -81,8 +81,8 @@ struct serve_stats {
     uint64_t prefix_queries, prefix_hits;          /* prompt tokens looked up; found */
     uint64_t preemptions;                          /* sequences put back to be recomputed */
     uint64_t drafted_tokens, accepted_tokens;      /* guessed by speculation; guessed right */
-    uint64_t stage_busy_us,
-        stage_bubble_us; /* over all stages: running steps; waiting though there was work */
+    int32_t stages;                                /* that have told their times */
+    struct stage_time stage[STEP_MAX_STAGES];
 };
 
 struct mailbox;

@@ -16,7 +16,8 @@ struct follower {
     void *bytes; /* a received descriptor */
     size_t capacity;
     struct buffer encoded;
-    void *result; /* transfer_result_max_bytes */
+    void *result;      /* transfer_result_max_bytes */
+    uint64_t since_us; /* it last stopped running a step, or was woken */
 };
 
 /* One step, from its receipt to its sending on. *flags = the step's. */
@@ -24,23 +25,22 @@ static int follow_step(struct follower *f, uint32_t *flags, struct err *err)
 {
     const struct serve_options *o = f->o;
     bool draws = o->control->rank == transfer_drawing_rank(o);
-    uint64_t waits_us = clock_now_us();
     watchdog_enter(o->watchdog, "waiting for a step", o->wait_limit_ms);
     if (transfer_recv_step(o, &f->step, f->bytes, f->capacity, err))
         return -1;
-    f->step.times.bubble_us += clock_now_us() - waits_us;
     *flags = f->step.flags;
     watchdog_enter(o->watchdog, "a step", o->step_limit_ms);
     if (!*flags) {
         struct transfer_result r = {0};
         if (draws)
-            r = transfer_result_view(f->result, &f->step);
-        if (transfer_run_step(o, &f->step, r.ids, r.logprobs, err))
+            r = transfer_result_view(o, f->result, &f->step);
+        if (transfer_run_step(o, &f->step, &f->since_us, r.ids, r.logprobs, err))
             return -1;
         if (draws) {
             *r.step_id = f->step.id;
-            *r.times = f->step.times;
-            return comm_send(o->control, NULL, f->result, transfer_result_bytes(&f->step), 0, err);
+            ASSERT(f->step.time_count == transfer_stages(o));
+            memcpy(r.times, f->step.times, (size_t)f->step.time_count * sizeof(*r.times));
+            return comm_send(o->control, NULL, f->result, transfer_result_bytes(o, &f->step), 0, err);
         }
     }
     return transfer_send_step(o, &f->step, &f->encoded, err);
@@ -53,6 +53,7 @@ static int follow(struct follower *f, struct err *err)
         watchdog_enter(f->o->watchdog, "sleep", 0);
         if (wake_wait(f->o->wake, err))
             return -1;
+        f->since_us = clock_now_us();
         uint32_t flags = 0;
         do {
             if (follow_step(f, &flags, err))
@@ -71,7 +72,7 @@ int serve_follower(const struct serve_options *o, struct err *err)
     transfer_hook_stage(o);
     step_init(&f.step, &o->engine.limits);
     f.bytes = xmalloc(f.capacity);
-    f.result = xcalloc(1, transfer_result_max_bytes(&o->engine.limits));
+    f.result = xcalloc(1, transfer_result_max_bytes(o));
     int code = follow(&f, err);
     if (code == 0)
         watchdog_leave(o->watchdog);
@@ -107,6 +108,7 @@ static int lead(struct leader *l, struct err *err)
         if ((l->awake || l->pinged) && flight_send_flag(l, STEP_SLEEP, err))
             return -1;
         l->awake = l->pinged = false;
+        l->since_us = 0;
         watchdog_enter(l->o->watchdog, "idle", 0);
         mailbox_wait(l->o->mailbox);
     }

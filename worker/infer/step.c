@@ -10,6 +10,7 @@ struct step_header {
     uint64_t id;
     int32_t sequence_count, token_count, sample_count, op_count, bias_count;
     int32_t history_count, history_tokens;
+    int32_t time_count;
 };
 
 void step_init(struct step *s, const struct step_limits *limits)
@@ -41,7 +42,13 @@ void step_clear(struct step *s, uint64_t id, uint32_t flags)
     s->id = id;
     s->flags = flags;
     s->sequence_count = s->token_count = s->sample_count = s->op_count = s->bias_count = 0;
-    s->history_count = s->history_tokens = 0;
+    s->history_count = s->history_tokens = s->time_count = 0;
+}
+
+void step_add_time(struct step *s, uint64_t busy_us, uint64_t bubble_us)
+{
+    ASSERT(s->time_count < STEP_MAX_STAGES);
+    s->times[s->time_count++] = (struct stage_time){busy_us, bubble_us};
 }
 
 void step_add_biases(struct step *s, struct sample_row *row, const struct logit_bias *biases, int32_t count)
@@ -66,7 +73,8 @@ size_t step_max_bytes(const struct step_limits *l)
     return sizeof(struct step_header) + (size_t)l->sequences * sizeof(struct step_sequence) +
            (size_t)l->tokens * sizeof(int32_t) + (size_t)l->page_ops * sizeof(struct page_op) +
            (size_t)l->biases * sizeof(struct logit_bias) +
-           (size_t)l->sequences * sizeof(struct step_history) + (size_t)l->history * sizeof(int32_t);
+           (size_t)l->sequences * sizeof(struct step_history) + (size_t)l->history * sizeof(int32_t) +
+           STEP_MAX_STAGES * sizeof(struct stage_time);
 }
 
 void step_encode(const struct step *s, struct buffer *out)
@@ -80,7 +88,8 @@ void step_encode(const struct step *s, struct buffer *out)
                             .op_count = s->op_count,
                             .bias_count = s->bias_count,
                             .history_count = s->history_count,
-                            .history_tokens = s->history_tokens};
+                            .history_tokens = s->history_tokens,
+                            .time_count = s->time_count};
     out->size = 0;
     buffer_append(out, &h, sizeof(h));
     buffer_append(out, s->sequences, (size_t)s->sequence_count * sizeof(*s->sequences));
@@ -89,6 +98,7 @@ void step_encode(const struct step *s, struct buffer *out)
     buffer_append(out, s->biases, (size_t)s->bias_count * sizeof(*s->biases));
     buffer_append(out, s->history, (size_t)s->history_count * sizeof(*s->history));
     buffer_append(out, s->history_ids, (size_t)s->history_tokens * sizeof(*s->history_ids));
+    buffer_append(out, s->times, (size_t)s->time_count * sizeof(*s->times));
 }
 
 static bool within(int32_t value, int32_t low, int32_t high)
@@ -109,6 +119,9 @@ static int check_header(struct reader *r, const struct step_header *h, const str
     if (!within(h->history_count, 0, l->sequences) || !within(h->history_tokens, 0, l->history))
         return reader_fail(r, "%d spans and %d tokens of history: over the limits", h->history_count,
                            h->history_tokens);
+    /* A stage that decodes a step will add its own. */
+    if (!within(h->time_count, 0, STEP_MAX_STAGES - 1))
+        return reader_fail(r, "times of %d stages: over the limit", h->time_count);
     if ((h->flags & (STEP_SLEEP | STEP_STOP)) && h->token_count)
         return reader_fail(r, "%d tokens in a step without rows", h->token_count);
     return 0;
@@ -229,12 +242,14 @@ int step_decode(struct step *s, const void *data, size_t bytes, const struct ste
     s->bias_count = h.bias_count;
     s->history_count = h.history_count;
     s->history_tokens = h.history_tokens;
+    s->time_count = h.time_count;
     if (read_array(&r, "sequences", s->sequences, h.sequence_count, sizeof(*s->sequences)) ||
         read_array(&r, "token ids", s->ids, h.token_count, sizeof(*s->ids)) ||
         read_array(&r, "page operations", s->ops, h.op_count, sizeof(*s->ops)) ||
         read_array(&r, "logit biases", s->biases, h.bias_count, sizeof(*s->biases)) ||
         read_array(&r, "history spans", s->history, h.history_count, sizeof(*s->history)) ||
-        read_array(&r, "history ids", s->history_ids, h.history_tokens, sizeof(*s->history_ids)))
+        read_array(&r, "history ids", s->history_ids, h.history_tokens, sizeof(*s->history_ids)) ||
+        read_array(&r, "times of stages", s->times, h.time_count, sizeof(*s->times)))
         return -1;
     if (reader_left(&r))
         return reader_fail(&r, "%llu bytes too many", (unsigned long long)reader_left(&r));

@@ -54,16 +54,17 @@ struct step_limits {
     int32_t history;  /* history tokens of one step */
 };
 
-/* Of the stages that a step has been through. Travels beside the descriptor. */
-struct stage_times {
-    uint64_t busy_us;    /* all of them together: running the step */
-    uint64_t bubble_us;  /* all of them together: waiting for it, though the group had work */
-    uint64_t slowest_us; /* running it, on the stage that took longest */
+/* What one stage says of a step, for its first slot. */
+struct stage_time {
+    uint64_t busy_us;   /* it ran the step */
+    uint64_t bubble_us; /* since it last ran one, though the group had work: waiting, receiving, sending on */
 };
+#define STEP_MAX_STAGES 256
 
 struct step {
-    struct stage_times times; /* no part of the encoding */
-    uint64_t id;              /* grows by one */
+    struct stage_time times[STEP_MAX_STAGES]; /* of the stages that it has been through */
+    int32_t time_count;
+    uint64_t id; /* grows by one */
     uint32_t flags;
     int32_t sequence_count, token_count, sample_count, op_count, bias_count;
     int32_t history_count, history_tokens;
@@ -84,6 +85,9 @@ static inline int32_t step_samples(const struct step_limits *l)
 void step_init(struct step *s, const struct step_limits *limits);
 void step_release(struct step *s);
 void step_clear(struct step *s, uint64_t id, uint32_t flags);
+
+/* What the next stage took. */
+void step_add_time(struct step *s, uint64_t busy_us, uint64_t bubble_us);
 
 /* Adds a sampling row's biases and points the row at them; the limits hold them. */
 void step_add_biases(struct step *s, struct sample_row *row, const struct logit_bias *biases, int32_t count);

@@ -6,15 +6,13 @@
 struct step_envelope {
     uint64_t descriptor_bytes;
     uint64_t row_bytes;
-    struct stage_times times;
 };
 
 /* The envelope and the encoded descriptor. */
-static int send_descriptor(const struct serve_options *o, const struct step *step,
-                           const struct buffer *encoded, uint64_t row_bytes, int to, struct err *err)
+static int send_descriptor(const struct serve_options *o, const struct buffer *encoded, uint64_t row_bytes,
+                           int to, struct err *err)
 {
-    struct step_envelope e = {
-        .descriptor_bytes = encoded->size, .row_bytes = row_bytes, .times = step->times};
+    struct step_envelope e = {.descriptor_bytes = encoded->size, .row_bytes = row_bytes};
     return comm_send(o->control, NULL, &e, sizeof(e), to, err) ||
                    comm_send(o->control, NULL, encoded->data, encoded->size, to, err)
                ? -1
@@ -28,7 +26,7 @@ int transfer_share_step(const struct serve_options *o, const struct step *step, 
         return 0;
     step_encode(step, encoded);
     for (int slot = 1; slot < transfer_width(o); slot++)
-        if (send_descriptor(o, step, encoded, 0, slot, err))
+        if (send_descriptor(o, encoded, 0, slot, err))
             return -1;
     return 0;
 }
@@ -42,7 +40,7 @@ int transfer_send_step(const struct serve_options *o, const struct step *step, s
     uint64_t row_bytes = step->token_count ? tensor_bytes(&rows) : 0;
     int next = o->control->rank + transfer_width(o);
     step_encode(step, encoded);
-    if (send_descriptor(o, step, encoded, row_bytes, next, err))
+    if (send_descriptor(o, encoded, row_bytes, next, err))
         return -1;
     return row_bytes ? comm_send(o->data, executor_stream(o->executor), rows.data, row_bytes, next, err) : 0;
 }
@@ -61,7 +59,6 @@ int transfer_recv_step(const struct serve_options *o, struct step *step, void *b
     if (comm_recv(o->control, NULL, bytes, e.descriptor_bytes, from, err) ||
         step_decode(step, bytes, e.descriptor_bytes, &o->engine.limits, err))
         return -1;
-    step->times = e.times;
     struct tensor rows = executor_rows(o->executor, step);
     uint64_t expected = step->token_count && !first ? tensor_bytes(&rows) : 0;
     if (e.row_bytes != expected)
@@ -72,15 +69,14 @@ int transfer_recv_step(const struct serve_options *o, struct step *step, void *b
                        : 0;
 }
 
-int transfer_run_step(const struct serve_options *o, struct step *step, int32_t *ids,
+int transfer_run_step(const struct serve_options *o, struct step *step, uint64_t *since_us, int32_t *ids,
                       struct token_logprobs *logprobs, struct err *err)
 {
-    uint64_t begun_us = clock_now_us();
+    uint64_t begun_us = clock_now_us(), waited_us = *since_us ? begun_us - *since_us : 0;
     if (executor_run(o->executor, step, ids, logprobs, err))
         return -1;
-    uint64_t us = clock_now_us() - begun_us;
-    step->times.busy_us += us;
-    step->times.slowest_us = us > step->times.slowest_us ? us : step->times.slowest_us;
+    *since_us = clock_now_us();
+    step_add_time(step, *since_us - begun_us, transfer_stages(o) > 1 ? waited_us : 0);
     return 0;
 }
 
@@ -116,27 +112,28 @@ void transfer_hook_stage(const struct serve_options *o)
     stage->between_context = stage->scratch.sum_context = stage->gather_context = context;
 }
 
-static size_t result_bytes(size_t samples, bool logprobs)
+static size_t result_bytes(int stages, size_t samples, bool logprobs)
 {
     size_t one = sizeof(int32_t) + (logprobs ? sizeof(struct token_logprobs) : 0);
-    return sizeof(uint64_t) + sizeof(struct stage_times) + samples * one;
+    return sizeof(uint64_t) + (size_t)stages * sizeof(struct stage_time) + samples * one;
 }
 
-size_t transfer_result_bytes(const struct step *step)
+size_t transfer_result_bytes(const struct serve_options *o, const struct step *step)
 {
-    return result_bytes((size_t)step->sample_count, step_wants_logprobs(step));
+    return result_bytes(transfer_stages(o), (size_t)step->sample_count, step_wants_logprobs(step));
 }
 
-size_t transfer_result_max_bytes(const struct step_limits *l)
+size_t transfer_result_max_bytes(const struct serve_options *o)
 {
-    return result_bytes((size_t)step_samples(l), true);
+    return result_bytes(transfer_stages(o), (size_t)step_samples(&o->engine.limits), true);
 }
 
-struct transfer_result transfer_result_view(void *bytes, const struct step *step)
+struct transfer_result transfer_result_view(const struct serve_options *o, void *bytes,
+                                            const struct step *step)
 {
     struct transfer_result r = {.step_id = bytes};
-    r.times = (struct stage_times *)(r.step_id + 1);
-    r.ids = (int32_t *)(r.times + 1);
+    r.times = (struct stage_time *)(r.step_id + 1);
+    r.ids = (int32_t *)(r.times + transfer_stages(o));
     if (step_wants_logprobs(step))
         r.logprobs = (struct token_logprobs *)(r.ids + step->sample_count);
     return r;

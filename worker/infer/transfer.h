@@ -39,8 +39,9 @@ int transfer_send_step(const struct serve_options *o, const struct step *step, s
  * (through bytes[capacity]), the rows of a stage before into the executor. */
 int transfer_recv_step(const struct serve_options *o, struct step *step, void *bytes, size_t capacity,
                        struct err *err);
-/* executor_run, and the time it took into the step's times. */
-int transfer_run_step(const struct serve_options *o, struct step *step, int32_t *ids,
+/* executor_run, and what it took into the step's times. *since_us: when this rank last stopped running a step
+ * or, where it slept since, was woken; 0: when nothing is known. Now on return. */
+int transfer_run_step(const struct serve_options *o, struct step *step, uint64_t *since_us, int32_t *ids,
                       struct token_logprobs *logprobs, struct err *err);
 /* Called once per rank, before its first step. `o` is borrowed as long as the executor runs. */
 void transfer_hook_stage(const struct serve_options *o);
@@ -50,13 +51,14 @@ void transfer_hook_stage(const struct serve_options *o);
  * it. */
 struct transfer_result {
     uint64_t *step_id;
-    struct stage_times *times;
+    struct stage_time *times;        /* [stages] */
     int32_t *ids;                    /* [sample_count] */
     struct token_logprobs *logprobs; /* [sample_count], or NULL */
 };
-size_t transfer_result_bytes(const struct step *step);
-size_t transfer_result_max_bytes(const struct step_limits *limits);
+size_t transfer_result_bytes(const struct serve_options *o, const struct step *step);
+size_t transfer_result_max_bytes(const struct serve_options *o);
 /* Where the parts lie in bytes[transfer_result_bytes], which is aligned for uint64_t. */
-struct transfer_result transfer_result_view(void *bytes, const struct step *step);
+struct transfer_result transfer_result_view(const struct serve_options *o, void *bytes,
+                                            const struct step *step);
 
 #endif

@@ -189,6 +189,26 @@ static void test_lease_runs_from_the_last_heartbeat(void)
     cluster_free(&c);
 }
 
+static void test_a_heartbeat_tells_of_the_stages_that_there_are(void)
+{
+    struct cluster *c = cluster_new(4, 1000);
+    struct peer p = worker("g", 1);
+    struct wire_hello h = hello("g", 7, 0);
+    struct wire_stage_time times[] = {{.busy_us = 70, .bubble_us = 3}, {.busy_us = 80}, {.busy_us = 90}};
+    struct wire_heartbeat beat = {.sequence = 1, .times = times, .time_count = 3};
+    struct group *g;
+    CHECK_INT(join(c, &p, &h, 0, &g), 0);
+    CHECK_INT(g->stage_count, 2);
+    CHECK(cluster_heartbeat(c, g, &beat, 100));
+    CHECK_INT(g->stages[0].busy_us, 70);
+    CHECK_INT(g->stages[1].busy_us, 80);
+    CHECK_INT(g->stages[0].bubble_us, 3);
+    beat = (struct wire_heartbeat){.sequence = 2}; /* nothing new is no zero */
+    CHECK(cluster_heartbeat(c, g, &beat, 200));
+    CHECK_INT(g->stages[0].busy_us, 70);
+    cluster_free(&c);
+}
+
 static void test_old_heartbeats_renew_nothing(void)
 {
     struct cluster *c = cluster_new(4, 1000);
@@ -287,6 +307,7 @@ int main(void)
     TEST(test_messages_need_epoch_and_connection,
          "messages count under the current epoch and connection alone");
     TEST(test_lease_runs_from_the_last_heartbeat, "a lease runs from the last heartbeat");
+    TEST(test_a_heartbeat_tells_of_the_stages_that_there_are, "a heartbeat tells what steps took the stages");
     TEST(test_old_heartbeats_renew_nothing, "old and repeated heartbeats change nothing");
     TEST(test_bounded_registry, "the registry is bounded and forgets the group lost longest ago");
     return test_result();

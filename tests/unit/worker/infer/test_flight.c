@@ -82,6 +82,21 @@ static void test_accepted_drafts_save_steps(void)
     }
 }
 
+/* One sequence is in one stage at a time: each waits for the other. */
+static void test_each_stage_tells_its_times(void)
+{
+    struct sequence_request r = monotonous(1, 40);
+    struct event end;
+    struct serve_stats s = one_request(&r, "off", 1, &end);
+    CHECK_INT(s.stages, 1);
+    CHECK(s.stage[0].busy_us > 0);
+    CHECK_INT(s.stage[0].bubble_us, 0);
+    s = one_request(&r, "off", 2, &end);
+    CHECK_INT(s.stages, 2);
+    for (int i = 0; i < 2; i++)
+        CHECK(s.stage[i].busy_us > 0 && s.stage[i].bubble_us > 0);
+}
+
 static void test_a_request_decides(void)
 {
     struct sequence_request r = monotonous(1, 100);
@@ -158,6 +173,7 @@ int main(void)
     snprintf(path, sizeof(path), "/tmp/lepton-test-flight-%d.gguf", (int)getpid());
     tiny_model_write(path, &tiny_standard);
     TEST(test_accepted_drafts_save_steps, "accepted drafts save steps and are counted");
+    TEST(test_each_stage_tells_its_times, "each stage tells how long it ran and how long it waited");
     TEST(test_a_request_decides, "a request decides whether and how much is drafted for it");
     TEST(test_an_end_inside_a_draft, "an end token inside a draft ends the sequence there");
     TEST(test_many_drafts_leave_no_pages, "drafts over few pages: everyone ends, and all pages are free");

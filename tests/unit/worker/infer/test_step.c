@@ -29,6 +29,8 @@ static void fill(struct step *s)
     s->sequences[0].row.logprobs = 3;
     step_add_biases(s, &s->sequences[0].row,
                     (struct logit_bias[]){{.id = 3, .bias = 1.5f}, {.id = 99, .bias = -100.0f}}, 2);
+    step_add_time(s, 700, 20);
+    step_add_time(s, 800, 0);
 }
 
 static void test_round_trip(void)
@@ -48,6 +50,8 @@ static void test_round_trip(void)
     CHECK(memcmp(a.ops, b.ops, 2 * sizeof(*a.ops)) == 0);
     CHECK_INT(b.bias_count, 2);
     CHECK(memcmp(a.biases, b.biases, 2 * sizeof(*a.biases)) == 0);
+    CHECK_INT(b.time_count, 2);
+    CHECK(memcmp(a.times, b.times, 2 * sizeof(*a.times)) == 0);
     CHECK(step_wants_logprobs(&b));
     b.sequences[0].row.logprobs = 0;
     CHECK(!step_wants_logprobs(&b));
@@ -97,11 +101,14 @@ static const struct {
              {"bias id", "bias 1: token id 100"},
              {"bias begin", "biases 3 to 5 of 2"},
              {"bias count", "biases 0 to 3 of 2"},
-             {"logprobs", "22 log-probabilities"}};
+             {"logprobs", "22 log-probabilities"},
+             {"times", "times of 256 stages"}};
 
 static void damage(struct step *s, const char *what)
 {
-    if (!strcmp(what, "slot"))
+    if (!strcmp(what, "times"))
+        s->time_count = STEP_MAX_STAGES;
+    else if (!strcmp(what, "slot"))
         s->sequences[0].slot = 9;
     else if (!strcmp(what, "position"))
         s->sequences[0].position = 63;
