@@ -67,11 +67,18 @@ void assert_failed(const char *file, int line, const char *cond)
     abort();
 }
 
+void no_memory(size_t count, size_t bytes)
+{
+    fprintf(stderr, "lepton: fatal: out of memory: %zu x %zu bytes\n", count, bytes);
+    fflush(NULL);
+    _Exit(EXIT_NO_MEMORY);
+}
+
 void *xmalloc(size_t bytes)
 {
     void *p = malloc(bytes ? bytes : 1);
     if (!p)
-        die("out of memory: %zu bytes", bytes);
+        no_memory(1, bytes);
     return p;
 }
 
@@ -79,7 +86,7 @@ void *xcalloc(size_t count, size_t bytes)
 {
     void *p = calloc(count ? count : 1, bytes ? bytes : 1);
     if (!p)
-        die("out of memory: %zu x %zu bytes", count, bytes);
+        no_memory(count, bytes);
     return p;
 }
 
@@ -87,7 +94,7 @@ void *xrealloc(void *old, size_t bytes)
 {
     void *p = realloc(old, bytes ? bytes : 1);
     if (!p)
-        die("out of memory: %zu bytes", bytes);
+        no_memory(1, bytes);
     return p;
 }
 

@@ -39,8 +39,12 @@ int err_prefix(struct err *e, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 /* Ends the process with a message and its place; exit code EXIT_DIE. Never returns. */
 __attribute__((noreturn)) void die_at(const char *file, int line, const char *fmt, ...) PRINTF_LIKE(3, 4);
-#define die(...) die_at(__FILE__, __LINE__, __VA_ARGS__)
-#define EXIT_DIE 70
+#define die(...)       die_at(__FILE__, __LINE__, __VA_ARGS__)
+#define EXIT_DIE       70
+#define EXIT_NO_MEMORY 69 /* the same, for want of memory: what was asked of it may be why */
+
+/* For want of memory, with exit code EXIT_NO_MEMORY. */
+__attribute__((noreturn, cold)) void no_memory(size_t count, size_t bytes);
 
 /* A programmer's error: prints the condition and aborts. The condition must have no side effect. */
 #define ASSERT(cond)                                  \

@@ -197,7 +197,7 @@ static void describe_end(int code, bool memory, char out[33])
     for (size_t i = 0; i < ARRAY_LEN(names); i++)
         if (code == 128 + names[i].number)
             snprintf(out, 33, "%s", names[i].name);
-    if (code == 128 + SIGKILL && memory)
+    if (code == EXIT_NO_MEMORY || (code == 128 + SIGKILL && memory))
         snprintf(out, 33, "out of memory");
 }
 

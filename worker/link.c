@@ -363,6 +363,8 @@ static void receive(struct link *l)
         }
         if (wire_decode(m, zmq_msg_data(&frame), zmq_msg_size(&frame), &err)) {
             log_warn("link", "bad frame from the coordinator: %s", err.message);
+            if (err.code == 500) /* there was no room for it: who sent it would wait for ever */
+                no_memory(1, zmq_msg_size(&frame));
         } else if (m->type == WIRE_LEASE) {
             if (current(l, m->lease.group, m->lease.epoch))
                 take_lease(l, &m->lease);

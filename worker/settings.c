@@ -107,7 +107,8 @@ const struct config_table worker_table = {
              "ranks as the pipeline has stages, times the tensor slots of each; rank 0 leads and talks to "
              "the coordinator.",
     .after = "exit codes:\n"
-             "  0 drained   2 wrong usage   70 lost a resource   71 stuck (ended by the watchdog)\n"
+             "  0 drained   2 wrong usage   69 out of memory   70 lost a resource   71 stuck (ended by the "
+             "watchdog)\n"
              "  72 the group could not go on   78 the model or the configuration cannot be served\n",
     .options = options,
     .option_count = ARRAY_LEN(options),

@@ -1,14 +1,16 @@
 #!/usr/bin/python3
-"""What dies, hangs or leaves behind the coordinator, with real groups of real stages (faults.md 1, 5, 6, 28, 29): the clients'
+"""What dies, hangs or leaves behind the coordinator, with real groups of real stages (faults.md 1, 5, 6, 14, 25, 28, 29): the clients'
 logs must read as if nothing had happened. Every test prints how long the loss took to be noticed and the worst pause."""
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from faults import Client, Skip, note, run, with_options  # noqa: E402
+from faults import BUILD, Client, Skip, note, run, with_options  # noqa: E402
+import gguf_file  # noqa: E402
 from local_cluster import processes  # noqa: E402
 from test_cluster import make_cluster  # noqa: E402
 
@@ -18,15 +20,15 @@ SHORT = "Once upon a time there was"
 LONG = "Once upon a time there was a little tower by the sea. " * 12  # some hundred tokens
 
 
-def ask(client, name, prompt, tokens):
+def ask(client, name, prompt, tokens, **more):
     for i in range(STREAMS):
-        client.generate("%s%d" % (name, i), prompt=prompt, max_tokens=tokens, seed=i, ignore_eos=True, temperature=1)
+        client.generate("%s%d" % (name, i), prompt=prompt, max_tokens=tokens, seed=i, ignore_eos=True, temperature=1, **more)
 
 
-def undisturbed(c, prompt=SHORT, tokens=TOKENS):
+def undisturbed(c, prompt=SHORT, tokens=TOKENS, **more):
     """What the same requests bring when nothing happens: their ids by number."""
     client = Client(c.client())
-    ask(client, "u", prompt, tokens)
+    ask(client, "u", prompt, tokens, **more)
     client.finish(120)
     assert client.log.check() == STREAMS
     return [client.log.ids("u%d" % i) for i in range(STREAMS)]
@@ -269,10 +271,167 @@ def test_poison(c):
     note("row 29: refused after %d groups in %.1f s: %s" % (killed, took, error.message))
 
 
+def refused(c, **request):
+    """Sends a request under which groups die of themselves until it is refused; its error, and how long that took. The first
+    losses leave time to start another job: both groups must be ready before the end is judged."""
+    watch, client = Watch(c), Client(c.client())
+    start = time.monotonic()
+    client.generate("poison", prompt=SHORT, max_tokens=2, seed=1, **request)
+    client.pump(lambda: client.log.over("poison"), "its refusal", 90)
+    took = time.monotonic() - start
+    client.log.check()
+    for name in ("g-0", "g-1"):
+        watch.until(name, lambda g: g["state"] == "ready", name + " to be back", 90)
+    return client.log.error("poison"), took
+
+
+def preload(**variables):
+    library = os.path.abspath(BUILD + "/tests/faults/memory.so")
+    return dict(variables, LD_PRELOAD=library)
+
+
+BIASES = 997  # eight bytes each: a size that nothing else has
+FAILPOINT = "/tmp/lepton-test-failpoint-%d" % os.getpid()
+
+
+def without_sanitizer():
+    if os.path.basename(BUILD) != "release":
+        raise Skip("a sanitizer allocates in malloc's place")
+
+
+def poison_of(c, how, expected):
+    """A worker that allocates what the biases of one request take dies there by `how`; that request is named for it."""
+    without_sanitizer()
+    reference = undisturbed(c)
+    with open(FAILPOINT, "w") as f:
+        f.write("%s %d" % (how, 8 * BIASES))
+    try:
+        error, took = refused(c, logit_bias=[dict(id=i, bias=0.5) for i in range(BIASES)])
+    finally:
+        os.unlink(FAILPOINT)
+    assert error.code == 500 and expected + " (alone)" in error.message, error
+    assert undisturbed(c) == reference
+    note("row 29: %s: refused after three groups in %.1f s: %s" % (how, took, error.message))
+
+
+@with_options(model=None, groups=2, stages=1, environment=preload(MEMORY=FAILPOINT))
+def test_poison_memory(c):
+    """a request for which a worker cannot allocate is found out (out of memory), refused alone, and both groups serve on"""
+    poison_of(c, "null", "out of memory")
+
+
+@with_options(model=None, groups=2, stages=1, environment=preload(MEMORY=FAILPOINT))
+def test_poison_abort(c):
+    """a request under which workers abort is found out (SIGABRT), refused alone, and both groups serve on"""
+    poison_of(c, "abort", "SIGABRT")
+
+
+@with_options(model=None, groups=2, stages=2, environment=preload(MEMORY=FAILPOINT))
+def test_poison_crash(c):
+    """a request under which leaders of two stages crash is found out (SIGSEGV) through their launchers, and refused alone"""
+    poison_of(c, "segv", "SIGSEGV")
+
+
+NAN_TOKEN = 1234
+
+
+def make_with_nan(**options):
+    """A cluster of a model in which one token's embedding is not a number: whoever reads that token gets no logits."""
+    model = "/tmp/lepton-test-nan-%d.gguf" % os.getpid()
+    run_checked(BUILD + "/lepton", "synth", "--layers", "4", "--dim", "128", "--ffn", "256", "--heads", "4", "--kv-heads", "2",
+                "--vocab", "2000", "--context", "1024", "--type", "f16", model)
+    kind, shape, at = gguf_file.find(model, "token_embd.weight")
+    assert kind == gguf_file.F16 and shape[1] == 128
+    with open(model, "r+b") as f:
+        f.seek(at + NAN_TOKEN * shape[1] * 2)
+        f.write(b"\x00\x7e" * shape[1])
+    try:
+        return make_cluster(model=model, **options)
+    finally:
+        os.unlink(model)  # it is open where it is needed
+
+
+def run_checked(*words):
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def beside_nan(c):
+    never = dict(logit_bias=[dict(id=NAN_TOKEN, bias=-100.0)])
+    reference, watch = undisturbed(c, **never), Watch(c)
+    epochs = [watch.group(g)["epoch"] for g in ("g-0", "g-1")]
+    for turn in range(3):  # the pages that held what is no number serve others afterwards
+        client = Client(c.client())
+        ask(client, "q", SHORT, TOKENS, **never)
+        for i in range(6):  # the first token they generate is the one without an embedding: the second cannot be computed
+            client.generate("nan%d" % i, prompt=LONG if i % 2 else SHORT, max_tokens=20, seed=i,
+                            logit_bias=[dict(id=NAN_TOKEN, bias=100.0)])
+        client.finish(60)
+        assert client.log.check({"q%d" % i: reference[i] for i in range(STREAMS)}) == STREAMS
+        for i in range(6):
+            error = client.log.error("nan%d" % i)
+            assert error and error.code == 500 and "no finite logits at token 1" in error.message, (i, error)
+            assert client.log.ids("nan%d" % i) == [NAN_TOKEN]
+    assert [watch.group(g)["epoch"] for g in ("g-0", "g-1")] == epochs
+    assert undisturbed(c, **never) == reference
+    status = c.status()
+    assert status["failed_total"] == 18, status
+
+
+@with_options(groups=2, stages=1, make=make_with_nan)
+def test_nan(c):
+    """logits that are not finite are an error of that request alone: 500 at its token, its neighbours' tokens are as undisturbed"""
+    beside_nan(c)
+
+
+@with_options(groups=2, stages=2, make=make_with_nan)
+def test_nan_in_stages(c):
+    """the same when what is no number travels between two stages"""
+    beside_nan(c)
+
+
+CLOCK = "/tmp/lepton-test-clock-%d" % os.getpid()
+
+
+def jump(seconds):
+    with open(CLOCK + ".new", "w") as f:
+        f.write(str(seconds))
+    os.rename(CLOCK + ".new", CLOCK)
+
+
+@with_options(model=None, groups=2, stages=2, environment=dict(
+    WALLCLOCK=CLOCK, LD_PRELOAD=os.path.abspath(BUILD + "/tests/faults/wallclock.so"),
+    ASAN_OPTIONS="verify_asan_link_order=0:detect_leaks=0"))
+def test_wall_clock(c):
+    """a wall clock that jumps an hour or a year under real groups of two stages ends no lease and no stream (row 14)"""
+    reference, watch, client = undisturbed(c), Watch(c), Client(c.client())
+    epochs = [watch.group(g)["epoch"] for g in ("g-0", "g-1")]
+    year = 365 * 86400
+    try:
+        ask(client, "q", SHORT, TOKENS)
+        for seconds in (3600, -3600, year, -year, 0):
+            tokens = sum(len(client.log.ids(r)) for r in client.log.events)
+            jump(seconds)
+            client.pump(lambda: client.log.over("q0") or sum(len(client.log.ids(r)) for r in client.log.events) > tokens + 40,
+                        "tokens after a jump of %d s" % seconds)
+            watch.until("g-0", lambda g: g["heartbeat_age_ms"] < 1000, "a heartbeat after the jump")
+            assert c.lepton("tune", "prefix_belief=90").returncode == 0  # a line in the log: what time is it there?
+        client.finish(60)
+    finally:
+        if os.path.exists(CLOCK):
+            os.unlink(CLOCK)
+    assert client.log.check({"q%d" % i: reference[i] for i in range(STREAMS)}) == STREAMS
+    assert [watch.group(g)["epoch"] for g in ("g-0", "g-1")] == epochs
+    assert all(m.get("moves", 0) == 0 for r in client.log.events for _, m in client.log.events[r] if m.name == "done")
+    log = c.log()
+    assert "lease has ended" not in log and " is gone" not in log
+    assert len({line[:4] for line in log.splitlines() if line[:2] == "20"}) >= 2, "the clock did not jump"
+
+
 TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]
 
 if __name__ == "__main__":
-    code = run([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]], make=make_cluster)
+    code = run([t for t in TESTS if not sys.argv[1:] or t.__name__ in sys.argv[1:]],
+               make=lambda make=make_cluster, **options: make(**options))
     synth = "/tmp/lepton-test-synth-%d.gguf" % os.getpid()
     if os.path.exists(synth):
         os.unlink(synth)

@@ -67,3 +67,47 @@ def write(path, metadata, tensors, kinds=None):
     head += b"\0" * (-len(head) % ALIGNMENT)
     with open(path, "wb") as f:
         f.write(head + b"".join(blobs))
+
+
+def find(path, name):
+    """(kind, shape as numpy has it, offset in the file) of a tensor of a file."""
+    with open(path, "rb") as f:
+        data = f.read()
+    at = 8
+
+    def take(form):
+        nonlocal at
+        out = struct.unpack_from("<" + form, data, at)
+        at += struct.calcsize("<" + form)
+        return out if len(out) > 1 else out[0]
+
+    def text():
+        nonlocal at
+        n = take("Q")
+        at += n
+        return data[at - n:at].decode()
+
+    def skip(kind):
+        nonlocal at
+        if kind == 8:
+            text()
+        elif kind == 9:
+            inner, count = take("IQ")
+            for _ in range(count):
+                skip(inner)
+        else:
+            at += {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}[kind]
+
+    tensors, values = take("QQ")
+    for _ in range(values):
+        text()
+        skip(take("I"))
+    found = None
+    for _ in range(tensors):
+        this, dims = text(), take("I")
+        shape = tuple(take("Q") for _ in range(dims))[::-1]
+        kind, offset = take("IQ")
+        if this == name:
+            found = kind, shape, offset
+    begin = at + -at % ALIGNMENT
+    return found[0], found[1], begin + found[2]
