@@ -189,10 +189,25 @@ static struct request *held(struct dispatch *d, const struct group *g, const cha
     return NULL;
 }
 
+/* Something that the group said did not arrive, or it is sick: either way its word is no good any more. Its
+ * epoch ends, and its requests go on elsewhere behind what did arrive. */
+static void mistrust(struct dispatch *d, const struct peer *from, struct group *g, const struct request *q,
+                     const char *what)
+{
+    char why[256];
+    snprintf(why, sizeof(why), "request %s: %s", q->id, what);
+    struct wire_error about = {.code = 409, .group = wire_string(g->name), .epoch = g->epoch};
+    dispatch_group_lost(d, g, why);
+    router_refuse(d->router, from, &about, "%s", why);
+}
+
 /* Takes a token of the group into its request's log: that request, whose readers are to be told; NULL when
  * there is nothing to tell them. */
-static struct request *take_token(struct dispatch *d, const struct group *g, const struct wire_token *in)
+static struct request *take_token(struct dispatch *d, const struct peer *from, struct group *g,
+                                  const struct wire_token *in)
 {
+    if (g->state == GROUP_LOST)
+        return NULL; /* by the token before */
     struct request *q = held(d, g, "a token", in->request);
     if (!q || q->outcome != OUTCOME_NONE)
         return NULL; /* its client has its outcome already; the group was told to cancel */
@@ -215,6 +230,9 @@ static struct request *take_token(struct dispatch *d, const struct group *g, con
                      "group %s: dropped token %llu of request %s, which came before (%u not logged)", g->name,
                      (unsigned long long)in->index, q->id, suppressed);
         break;
+    case REQUEST_TOKEN_MISSING:
+        mistrust(d, from, g, q, err.message);
+        break;
     case REQUEST_TOKEN_BROKEN:
         log_warn("dispatch", "group %s, request %s: %s", g->name, q->id, err.message);
         dispatch_fail(d, q, 500, err.message);
@@ -226,7 +244,7 @@ static struct request *take_token(struct dispatch *d, const struct group *g, con
 void dispatch_token(struct dispatch *d, const struct peer *from, const struct wire_token *in)
 {
     struct group *g = current(d, from, "token", in->group, in->epoch, in->request);
-    struct request *q = g ? take_token(d, g, in) : NULL;
+    struct request *q = g ? take_token(d, from, g, in) : NULL;
     if (q)
         dispatch_flush(d, q);
 }
@@ -275,7 +293,7 @@ void dispatch_tokens(struct dispatch *d, const struct peer *from, const struct w
     struct group *g = current(d, from, "tokens", in->group, in->epoch, (struct wire_str){NULL, 0});
     struct request *told[WIRE_MAX_TOKENS];
     for (uint32_t i = 0; g && i < in->item_count; i++)
-        take_token(d, g, &in->items[i]);
+        take_token(d, from, g, &in->items[i]);
     for (uint32_t i = 0; g && i < in->item_count; i++) /* a broken one may have ended others */
         told[i] = requests_of_group(d->requests, in->items[i].request);
     for (uint32_t i = 0; g && i < in->item_count; i++) {
@@ -330,6 +348,14 @@ void dispatch_done(struct dispatch *d, const struct peer *from, const struct wir
     struct request *q = g ? held(d, g, "done", in->request) : NULL;
     if (!q)
         return;
+    if (q->outcome == OUTCOME_NONE && request_lacks(q, in)) {
+        char what[128];
+        snprintf(what, sizeof(what), "it says it generated %llu tokens, %llu came",
+                 (unsigned long long)in->completion_tokens,
+                 (unsigned long long)q->choices[in->choice].token_count);
+        mistrust(d, from, g, q, what);
+        return;
+    }
     bool over = request_done(q, in);
     if (over && !dispatch_store_outcome(d, q))
         dispatch_count_outcome(d, q);

@@ -347,10 +347,12 @@ enum request_token_result request_token(struct request *q, const struct wire_tok
     struct request_choice *c = &q->choices[token->choice];
     if (token->index < c->token_count)
         return REQUEST_TOKEN_DUPLICATE;
-    if (token->index != c->token_count)
-        err_set_code(err, 500, "its group sent token %llu where %llu was due",
-                     (unsigned long long)token->index, (unsigned long long)c->token_count);
-    else if (c->token_count >= q->max_tokens || c->ended)
+    if (token->index > c->token_count) {
+        err_set_code(err, 500, "it sent token %llu where %llu was due", (unsigned long long)token->index,
+                     (unsigned long long)c->token_count);
+        return REQUEST_TOKEN_MISSING;
+    }
+    if (c->token_count >= q->max_tokens || c->ended)
         err_set_code(err, 500, "its group sent more than %llu tokens", (unsigned long long)c->token_count);
     else if (token->id > UINT32_MAX || c->text.size + text_bytes(token) > text_limit(q))
         err_set_code(err, 500, "its group sent more text than its tokens can hold");
@@ -386,6 +388,17 @@ static void end_choice(struct request *q, struct request_choice *c, const struct
     c->done.mixed = q->mixed;
 }
 
+/* One more than was sent is right: the token that ends a text is generated, never sent. After a cancel more
+ * may have been under way. */
+bool request_lacks(const struct request *q, const struct wire_done *done)
+{
+    if (done->choice >= q->sampling.n || q->choices[done->choice].ended ||
+        wire_str_is(done->finish_reason, "cancelled"))
+        return false;
+    bool unsent = !wire_str_is(done->finish_reason, "length");
+    return done->completion_tokens > q->choices[done->choice].token_count + unsent;
+}
+
 bool request_done(struct request *q, const struct wire_done *done)
 {
     if (done->choice >= q->sampling.n)
@@ -398,13 +411,10 @@ bool request_done(struct request *q, const struct wire_done *done)
     c->done = *done; /* what it took counts even when its client has its outcome already */
     if (q->outcome != OUTCOME_NONE)
         return false;
-    /* One more than was sent is right: the token that ends a text is generated, never sent. After a cancel
-     * more may have been under way. */
     bool cancelled = wire_str_is(done->finish_reason, "cancelled");
     if (cancelled && q->yielding)
         return false;
-    if (done->completion_tokens < c->token_count ||
-        (!cancelled && done->completion_tokens > c->token_count + 1))
+    if (done->completion_tokens < c->token_count || request_lacks(q, done))
         return request_error(q, 500, "group %s says it generated %llu tokens, %llu came", q->group_name,
                              (unsigned long long)done->completion_tokens, (unsigned long long)c->token_count);
     end_choice(q, c, done);

@@ -193,12 +193,19 @@ struct request_place {
 };
 void request_assigned(struct request *q, const struct request_place *place, uint64_t now_us);
 
-/* Logs a token. REQUEST_TOKEN_DUPLICATE: already delivered, changes nothing; REQUEST_TOKEN_BROKEN: it cannot
- * be part of this stream (a gap, too many, too much text), *err says what: the stream can never be whole
- * again. */
-enum request_token_result { REQUEST_TOKEN_LOGGED, REQUEST_TOKEN_DUPLICATE, REQUEST_TOKEN_BROKEN };
+/* Logs a token. REQUEST_TOKEN_DUPLICATE: already delivered, changes nothing; REQUEST_TOKEN_MISSING: those
+ * before it did not arrive, *err says which; REQUEST_TOKEN_BROKEN: it cannot be part of this stream (too
+ * many, too much text), *err says what: the stream can never be whole again. */
+enum request_token_result {
+    REQUEST_TOKEN_LOGGED,
+    REQUEST_TOKEN_DUPLICATE,
+    REQUEST_TOKEN_MISSING,
+    REQUEST_TOKEN_BROKEN
+};
 enum request_token_result request_token(struct request *q, const struct wire_token *token, struct err *err);
 
+/* Whether a group that says this has said more that did not arrive: tokens of the choice are missing. */
+bool request_lacks(const struct request *q, const struct wire_done *done);
 /* A choice ended. True when this set the request's outcome: it was the last one, or it claims tokens which
  * never came (or a choice that is none), which makes it an error. The first end of a choice and the first
  * outcome stand. Where it ran and how long it waited is filled in. */

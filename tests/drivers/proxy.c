@@ -4,16 +4,20 @@
  *   proxy PORT      listens on a free port of 127.0.0.1, prints "port N", forwards to 127.0.0.1:PORT
  *
  * Commands are lines of standard input, each answered with "ok" once it is in force; the end of the input
- * ends the proxy. WHERE is up (to the target), down (from it) or both: pass            everything flows
- * again; what was held is delivered hold WHERE      nothing flows, nothing closes, nobody is told: a
- * partition, one-way or symmetric; both of them together with a closed end are a half-open connection drop
- * WHERE      what comes is read and lost: the stream behind it is broken delay MS        every byte comes so
- * much later rate BYTES      at most so many bytes a second in each direction of a connection; 0: no limit
+ * ends the proxy. WHERE is up (to the target), down (from it) or both:
+ *
+ *   pass            everything flows again; what was held is delivered
+ *   hold WHERE      nothing flows, nothing closes, nobody is told: a partition, one-way or symmetric; both of
+ *                   them together with a closed end are a half-open connection
+ *   drop WHERE      what comes is read and lost: the stream behind it is broken
+ *   delay MS        every byte comes so much later
+ *   rate BYTES      at most so many bytes a second in each direction of a connection; 0: no limit
+ *   again WHERE     of each connection the piece that comes next is delivered twice
+ *   swap WHERE      of each connection the two pieces that come next change places
  *   close           resets every connection
  *   refuse on|off   new connections are closed at once
  *
- * A direction holds at most HELD bytes; then it is not read, and TCP tells the sender. What it never does is
- * reorder: TCP cannot, and under CURVE nobody between two peers can replay a message. */
+ * A direction holds at most HELD bytes; then it is not read, and TCP tells the sender. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -45,10 +49,12 @@ struct piece {
 struct flow {
     struct piece *first, **last;
     size_t held;
-    bool ended;        /* its source said that it sends no more */
-    bool passed;       /* and that was told on */
-    double tokens;     /* of the rate: bytes that may go now */
-    uint64_t since_ms; /* when they were counted */
+    bool ended;          /* its source said that it sends no more */
+    bool passed;         /* and that was told on */
+    bool again, swap;    /* what is to happen to what comes next */
+    struct piece *waits; /* the first of two that change places */
+    double tokens;       /* of the rate: bytes that may go now */
+    uint64_t since_ms;   /* when they were counted */
 };
 
 struct link {
@@ -84,6 +90,7 @@ static void close_link(struct link *l)
             next = p->next;
             free(p);
         }
+        free(l->flow[d].waits);
     }
     *l = (struct link){0};
 }
@@ -110,6 +117,25 @@ static void accept_link(struct proxy *p)
     }
 }
 
+/* Behind what is there; with `swap` the first one waits, unsent, for the second, which goes before it. */
+static void append(struct flow *f, struct piece *piece)
+{
+    f->held += piece->bytes;
+    piece->next = NULL;
+    if (f->swap && f->waits) {
+        piece->next = f->waits;
+        *f->last = piece;
+        f->last = &f->waits->next;
+        f->waits = NULL;
+        f->swap = false;
+    } else if (f->swap) {
+        f->waits = piece;
+    } else {
+        *f->last = piece;
+        f->last = &piece->next;
+    }
+}
+
 /* False: the connection broke. */
 static bool take(struct proxy *p, struct link *l, int d)
 {
@@ -121,13 +147,16 @@ static bool take(struct proxy *p, struct link *l, int d)
         f->ended |= n == 0;
         return n >= 0 || errno == EAGAIN || errno == EINTR;
     }
-    piece->next = NULL;
     piece->bytes = (size_t)n;
     piece->sent = 0;
     piece->due_ms = clock_now_ms() + p->delay_ms;
-    *f->last = piece;
-    f->last = &piece->next;
-    f->held += piece->bytes;
+    append(f, piece);
+    if (f->again) {
+        struct piece *copy = xmalloc(sizeof(*copy) + PIECE);
+        memcpy(copy, piece, sizeof(*copy) + PIECE);
+        append(f, copy);
+        f->again = false;
+    }
     return true;
 }
 
@@ -193,6 +222,14 @@ static bool obey(struct proxy *p, char *line)
         set_where(p->hold, value);
     } else if (strcmp(word, "drop") == 0) {
         set_where(p->drop, value);
+    } else if (strcmp(word, "again") == 0 || strcmp(word, "swap") == 0) {
+        bool where[2] = {false, false};
+        set_where(where, value);
+        for (int i = 0; i < 2 * LINKS; i++) {
+            struct flow *f = &p->link[i / 2].flow[i % 2];
+            f->again |= where[i % 2] && word[0] == 'a';
+            f->swap |= where[i % 2] && word[0] == 's';
+        }
     } else if (strcmp(word, "delay") == 0) {
         p->delay_ms = strtoull(value, NULL, 10);
     } else if (strcmp(word, "rate") == 0) {

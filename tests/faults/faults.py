@@ -9,7 +9,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+
+import msgpack
+import zmq
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../integration"))
 from coordinator_harness import BUILD, Coordinator, Peer, Skip, encode, public_key, run, secret_key  # noqa: E402,F401
@@ -41,11 +45,68 @@ class Proxy:
         self.process.wait()
 
 
+class Middleman:
+    """Somebody who holds the keys of both sides between one worker and the coordinator: what CURVE keeps everybody else from.
+    `heartbeats` says what becomes of the worker's: "pass"; "replay": each is sent three times, and older ones in between;
+    "swap": two change places; "old": nothing of the worker goes on, but its last heartbeat, again and again. All else passes in
+    order."""
+
+    def __init__(self, c, key="g1"):
+        self.heartbeats, self.kept, self.held, self.over = "pass", [], None, False
+        self.context = zmq.Context()
+        self.inner, self.outer = self.context.socket(zmq.ROUTER), self.context.socket(zmq.DEALER)
+        own, worker = c.path("keys/coordinator.key"), c.path("keys/%s.key" % key)
+        self.inner.curve_server, self.inner.curve_secretkey = True, secret_key(own)
+        self.outer.curve_serverkey = public_key(own)
+        self.outer.curve_publickey, self.outer.curve_secretkey = public_key(worker), secret_key(worker)
+        self.endpoint = "tcp://127.0.0.1:%d" % self.inner.bind_to_random_port("tcp://127.0.0.1")
+        self.outer.connect(c.endpoint)
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        worker, poller = None, zmq.Poller()
+        poller.register(self.inner, zmq.POLLIN)
+        poller.register(self.outer, zmq.POLLIN)
+        while not self.over:
+            ready = dict(poller.poll(20))
+            if self.inner in ready:
+                worker, frame = self.inner.recv_multipart()
+                for each in self.changed(frame):
+                    self.outer.send(each)
+            elif self.heartbeats == "old" and self.kept:
+                self.outer.send(self.kept[-1])
+            if self.outer in ready:
+                frame = self.outer.recv()
+                if worker:
+                    self.inner.send_multipart([worker, frame])
+        self.context.destroy(linger=0)
+
+    def changed(self, frame):
+        """What goes on in the place of a frame of the worker."""
+        if self.heartbeats == "old":
+            return self.kept[-1:]
+        if msgpack.unpackb(frame)[1] != 21:
+            return [frame]
+        self.kept = self.kept[-8:] + [frame]
+        if self.heartbeats == "replay":
+            return [frame, self.kept[0], frame, self.kept[0], frame]
+        if self.heartbeats == "swap":
+            self.held, before = (None, [frame, self.held]) if self.held else (frame, [])
+            return before
+        before, self.held = [self.held] if self.held else [], None
+        return before + [frame]
+
+    def stop(self):
+        self.over = True
+        self.thread.join()
+
+
 class Faults(Coordinator):
     """A coordinator, and everything that a test starts around it; all of it ends with the test."""
 
     def __init__(self, **options):
-        self.started = []
+        self.started, self.between = [], []
         super().__init__(**options)
 
     def start(self, command, **popen):
@@ -57,6 +118,10 @@ class Faults(Coordinator):
         proxy = Proxy(self.endpoint)
         self.started.append(proxy.process)
         return proxy
+
+    def middleman(self, key="g1"):
+        self.between.append(Middleman(self, key))
+        return self.between[-1]
 
     def mock(self, name="g0", speed=SPEED, endpoint=None, before=(), **popen):
         """A mock group: the real link, protocol and lease, answers without a model."""
@@ -96,6 +161,8 @@ class Faults(Coordinator):
         return len(os.listdir("/proc/%d/task" % self.process.pid))
 
     def close(self):
+        for between in self.between:
+            between.stop()
         for process in self.started:
             if process.poll() is None:
                 process.kill()

@@ -17,9 +17,9 @@ TOKENS = 500
 LEASE_MS = 1500
 
 
-def behind_proxy(c):
+def behind_proxy(c, between=None):
     """g0 directly, g1 through a proxy; the log of g1's process."""
-    proxy = c.proxy()
+    proxy = between or c.proxy()
     c.mock("g0", SPEED)
     command = [BUILD + "/lepton-worker", "--mock", c.path("speed.cfg"), "--group", "g1", "--endpoint", proxy.endpoint, "--server-key",
                c.path("keys/coordinator.pub"), "--key", c.path("keys/g1.key")]
@@ -116,6 +116,102 @@ def test_slow_link(c):
     assert client.log.check(reference) == STREAMS
     assert c.group("g1")["epoch"] == epoch and "is gone" not in c.log() and "fences itself" not in read(c.path("g1.log"))
     note("row 9: 400 ms each way: no lease ended, worst gap %.2f s" % max(client.log.worst_gap(r) for r in client.log.events))
+
+
+@with_options(lease_ms=LEASE_MS, heartbeat_ms=200)
+def test_routed_away(c):
+    """a group behind a link that has become slow gets no work while another has room, and gets it again when it is fast (row 9)"""
+    proxy = behind_proxy(c)
+    epoch = c.group("g1")["epoch"]
+    proxy.delay(300)
+    start = time.monotonic()
+    c.until(lambda: c.group("g1").get("round_trip_us", 0) >= 500000, "the slow link to be measured")
+    took = time.monotonic() - start
+
+    def served(name):  # so few at once that neither group is ever full
+        client = Client(c.client())
+        for i in range(5):
+            client.generate("%s%d" % (name, i), max_tokens=3, seed=i)
+        client.finish()
+        assert client.log.check() == 5
+        return [m.group for r in client.log.events for _, m in client.log.events[r] if m.name == "done"]
+    assert served("far") == ["g0"] * 5
+    crowd = Client(c.client())
+    for i in range(12):  # more than g0 has places: what it has no room for is served behind the slow link
+        crowd.generate("crowd%d" % i, max_tokens=40, seed=i)
+    crowd.finish()
+    assert crowd.log.check() == 12
+    groups = [m.group for r in crowd.log.events for _, m in crowd.log.events[r] if m.name == "done"]
+    assert groups.count("g0") >= 8 and "g1" in groups, groups
+    proxy.let()
+    c.until(lambda: c.group("g1").get("round_trip_us", 10**9) < 20000, "the fast link to be measured")
+    assert "g1" in served("near")
+    assert c.group("g1")["epoch"] == epoch and "is gone" not in c.log(), "a false death"
+    note("row 9: 300 ms each way: measured after %.1f s, routed away; no lease ended" % took)
+
+
+def every_stream(c, between, change, seconds):
+    """Streams on both groups while `change` is in force."""
+    behind_proxy(c, between)
+    reference, client = undisturbed(c), streams(c)
+    epoch = c.group("g1")["epoch"]
+    between.heartbeats = change
+    end = time.monotonic() + seconds
+    client.pump(lambda: time.monotonic() > end, "time to pass", seconds + 5)
+    between.heartbeats = "pass"
+    client.finish(60)
+    assert client.log.check(reference) == STREAMS
+    assert c.group("g1")["epoch"] == epoch and "is gone" not in c.log()
+
+
+@with_options(lease_ms=LEASE_MS, heartbeat_ms=100)
+def test_replayed_heartbeats(c):
+    """real heartbeats that come again and again are ignored by their number, and disturb nothing (row 17)"""
+    every_stream(c, c.middleman(), "replay", 3)
+    assert re.search(r"group g1: ignored heartbeat \d+ after \d+", c.log())
+
+
+@with_options(lease_ms=LEASE_MS, heartbeat_ms=100)
+def test_swapped_heartbeats(c):
+    """real heartbeats that change places are taken or ignored by their number, and disturb nothing (row 17)"""
+    every_stream(c, c.middleman(), "swap", 3)
+    found = re.findall(r"group g1: ignored heartbeat (\d+) after (\d+)", c.log())
+    assert found and all(int(a) == int(b) - 1 for a, b in found), found
+
+
+@with_options(lease_ms=LEASE_MS, heartbeat_ms=100)
+def test_old_heartbeats_keep_nothing_alive(c):
+    """a group of which only old heartbeats come is given up when its lease ends, though they come all the time (row 17)"""
+    between = c.middleman()
+    behind_proxy(c, between)
+    reference, client = undisturbed(c), streams(c)
+    epoch, start = c.group("g1")["epoch"], time.monotonic()
+    between.heartbeats = "old"
+    client.pump(lambda: "group g1 (epoch %d" % epoch in c.log() and "its lease has ended" in c.log(), "the end of its lease")
+    took = time.monotonic() - start
+    between.heartbeats = "pass"
+    client.finish(60)
+    assert client.log.check(reference) == STREAMS
+    assert when(read(c.path("g1.log")), "fences itself") <= when(c.log(), r"group g1 \(epoch \d+, .* is gone")
+    c.until(lambda: c.group("g1")["state"] == "ready" and c.group("g1")["epoch"] > epoch, "its return")
+    note("row 17: old heartbeats alone: given up after %.2f s (lease %.1f s)" % (took, LEASE_MS / 1e3))
+
+
+@with_options(lease_ms=LEASE_MS, heartbeat_ms=200)
+def test_stream_of_bytes(c):
+    """bytes that come twice, or in another order, cost a group its connection, and its streams nothing but time (row 17)"""
+    proxy = behind_proxy(c)
+    reference, client = undisturbed(c), streams(c)
+    gaps = []
+    for fault, way in (("again", "up"), ("swap", "up"), ("again", "down"), ("swap", "down")):
+        c.until(lambda: c.group("g1")["state"] == "ready", "g1 to be ready")
+        epoch, start = c.group("g1")["epoch"], time.monotonic()
+        proxy.command(fault, way)
+        client.pump(lambda: c.group("g1")["epoch"] > epoch, "the next epoch of g1")
+        gaps.append(time.monotonic() - start)
+    client.finish(60)
+    assert client.log.check(reference) == STREAMS
+    note("row 17: bytes of the connection again or swapped: back under a new epoch after at most %.2f s" % max(gaps))
 
 
 @with_options(lease_ms=LEASE_MS)

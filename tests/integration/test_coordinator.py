@@ -544,7 +544,7 @@ def test_no_group(c):
 
 
 def test_stream_is_checked(c):
-    """duplicate tokens are dropped; a gap or a false count ends the request with 500"""
+    """duplicate tokens are dropped; a gap or a false count ends the group's epoch, and the stream goes on behind what came"""
     worker, client = c.worker().join(), c.client()
     generate(client, "a")
     assign = worker.expect("assign")
@@ -552,16 +552,25 @@ def test_stream_is_checked(c):
         worker.token(assign, index)
     assert [client.expect("token").index for _ in range(3)] == [0, 1, 2]
     worker.token(assign, 5)
-    error = client.expect("error")
-    assert error.code == 500 and "token 5 where 3 was due" in error.message
-    assert worker.expect("cancel").request == assign.request
-    worker.done(assign, 3, reason="cancelled")
-    generate(client, "b")
-    assign = worker.expect("assign")
-    worker.token(assign, 0)
-    client.expect("token")
-    worker.done(assign, 9)
-    assert client.expect("error").code == 500
+    error = worker.expect("error")
+    assert error.code == 409 and error.epoch == worker.epoch and "token 5 where 3 was due" in error.message
+    assert worker.join().epoch == error.epoch + 1
+    again = worker.expect("assign")
+    assert delivered(again) == {0: [100, 101, 102]}
+    worker.token(again, 3)
+    assert client.expect("token").index == 3
+    worker.done(again, 9)
+    error = worker.expect("error")
+    assert error.code == 409 and "it says it generated 9 tokens, 4 came" in error.message
+    worker.join()
+    again = worker.expect("assign")
+    worker.done(again, 5)  # it ran to its max_tokens: each of them was sent
+    assert "5 tokens, 4 came" in worker.expect("error").message
+    worker.join()
+    again = worker.expect("assign")
+    worker.serve(again, 5, begin=4)
+    assert client.expect("token").index == 4
+    assert client.expect("done").moves == 3
 
 
 def test_tokens_together(c):
@@ -575,12 +584,12 @@ def test_tokens_together(c):
     def item(n, index):
         return dict(request=assigns[n].request, index=index, id=7, text="%d.%d" % (n, index))
     worker.send("tokens", group=worker.group, epoch=worker.epoch, items=[
-        item(0, 0), item(1, 0), item(0, 1), item(2, 0), dict(item(0, 0), request="r1"), item(3, 4)])
+        item(0, 0), item(1, 0), item(0, 1), item(2, 0), dict(item(0, 0), request="r1"), dict(item(3, 0), choice=4)])
     assert client.socket.poll(5000)
     error = client.expect("error", "token")
     while error.name == "token":  # the broken one ends at once, the others' tokens need not wait for it
         error = client.expect("error", "token")
-    assert error.code == 500 and error.request == "d" and "token 4 where 0 was due" in error.message
+    assert error.code == 500 and error.request == "d" and "a token of choice 4" in error.message
     frames = []
     while sum(len(f.get("items", [f])) for f in frames) < 3:
         assert client.socket.poll(5000)

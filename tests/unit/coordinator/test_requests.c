@@ -116,7 +116,7 @@ static void test_tokens_in_order_once(void)
     CHECK_INT(token(q, 1, ""), REQUEST_TOKEN_LOGGED);
     CHECK_INT(token(q, 1, "x"), REQUEST_TOKEN_DUPLICATE);
     CHECK_INT(token(q, 0, "x"), REQUEST_TOKEN_DUPLICATE);
-    CHECK_INT(token(q, 3, "d"), REQUEST_TOKEN_BROKEN);
+    CHECK_INT(token(q, 3, "d"), REQUEST_TOKEN_MISSING);
     struct wire_token other_choice = {.choice = 1, .index = 2};
     CHECK_INT(request_token(q, &other_choice, &err), REQUEST_TOKEN_BROKEN);
     CHECK_INT(token(q, 2, "c"), REQUEST_TOKEN_LOGGED);
@@ -193,6 +193,30 @@ static void test_false_counts_become_errors(void)
         CHECK_INT(q->outcome, expected[i]);
         requests_remove(r, q);
     }
+    requests_free(&r);
+}
+
+static void test_missing_tokens_are_seen(void)
+{
+    struct requests *r = requests_new(1, &keep);
+    struct err err;
+    struct request *q = add(r, 1, "q", &err);
+    assign(q);
+    token(q, 0, "a");
+    static const struct {
+        const char *reason;
+        uint64_t tokens;
+        bool lacks;
+    } ends[] = {{"stop", 1, false},   {"stop", 2, false},  {"stop", 3, true},
+                {"length", 1, false}, {"length", 2, true}, {"cancelled", 9, false}};
+    for (size_t i = 0; i < ARRAY_LEN(ends); i++) {
+        struct wire_done d = {.finish_reason = wire_string(ends[i].reason),
+                              .completion_tokens = ends[i].tokens};
+        CHECK_INT(request_lacks(q, &d), ends[i].lacks);
+    }
+    CHECK(!request_lacks(q, &(struct wire_done){.choice = 7, .completion_tokens = 9}));
+    CHECK_INT(token(q, 2, "c"), REQUEST_TOKEN_MISSING);
+    CHECK_INT(token(q, 1, "b"), REQUEST_TOKEN_LOGGED);
     requests_free(&r);
 }
 
@@ -279,7 +303,7 @@ static void test_choices_end_one_by_one(void)
     CHECK_INT(choice_token(q, 0, 0), REQUEST_TOKEN_LOGGED);
     CHECK_INT(choice_token(q, 1, 0), REQUEST_TOKEN_DUPLICATE);
     CHECK_INT(choice_token(q, 2, 0), REQUEST_TOKEN_BROKEN);
-    CHECK_INT(choice_token(q, 0, 3), REQUEST_TOKEN_BROKEN);
+    CHECK_INT(choice_token(q, 0, 3), REQUEST_TOKEN_MISSING);
     CHECK(!choice_done(q, 1, 1, "length"));
     CHECK_INT(choice_token(q, 1, 1), REQUEST_TOKEN_BROKEN); /* behind its end */
     CHECK(!choice_done(q, 1, 1, "stop"));
@@ -467,6 +491,7 @@ int main(void)
     TEST(test_text_is_bounded, "the text of a stream is bounded");
     TEST(test_one_outcome_after_all_tokens, "one outcome comes after all tokens, and only then is it over");
     TEST(test_false_counts_become_errors, "a done that counts tokens which never came is an error");
+    TEST(test_missing_tokens_are_seen, "a token or an end that tells of tokens which never came is seen");
     TEST(test_cancelled_may_count_more, "a cancelled request may count tokens that were still under way");
     TEST(test_client_id_is_free_after_the_outcome, "a client may use an id again after its outcome");
     TEST(test_what_was_asked_is_kept, "stops, biases and salt outlive the message that asked");
