@@ -191,6 +191,69 @@ def test_flood(c):
     assert waits[-1] < 0.05, waits
 
 
+STEADY = "base_us = 20000.0; decode_us = 1.0; prefill_us = 1.0; max_sequences = 8; kv_tokens = 200000;"
+
+
+class Closed:
+    """So many requests at once over one connection: whatever ends is replaced, refused or not."""
+
+    def __init__(self, peer, width):
+        self.client, self.width, self.number, self.complete, self.refused, self.open = Client(peer), width, 0, 0, 0, {}
+
+    def turn(self, open=True):
+        while self.client.peer.socket.poll(0):
+            m = self.client.peer.receive(0)
+            self.client.log.take(m)
+            if m.get("request") in self.open and self.client.log.over(m.request):
+                self.client.log.check_one(m.request)
+                error = self.client.log.error(m.request)
+                assert not error or (error.code == 429 and error.retry_after_ms > 0), error
+                self.refused += error is not None
+                self.complete += error is None
+                self.client.log.events.pop(self.open.pop(m.request))
+        while open and len(self.open) < self.width:
+            name = "%d" % self.number
+            self.number += 1
+            self.open[name] = name
+            self.client.generate(name, max_tokens=5)
+
+
+def run_for(seconds, crowds):
+    """What completes in so long, of all of them together; what was begun is waited for."""
+    for crowd in crowds:
+        crowd.complete = 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for crowd in crowds:
+            crowd.turn()
+        time.sleep(0.005)
+    done = sum(crowd.complete for crowd in crowds)
+    limit = time.monotonic() + 20
+    while any(crowd.open for crowd in crowds):
+        assert time.monotonic() < limit, "requests have no outcome"
+        for crowd in crowds:
+            crowd.turn(False)
+        time.sleep(0.005)
+    return done
+
+
+@with_options(queue_requests=16)
+def test_goodput(c):
+    """under a flood of ten times what the group can hold as much completes as without: at least nine tenths (row 20)"""
+    c.mock(speed=STEADY)
+    calm = [Closed(c.client("other"), 16)]  # twice its places: never idle, never refused
+    run_for(1, calm)
+    peak = run_for(4, calm)
+    assert calm[0].refused == 0
+    flood = [Closed(c.client("other"), 16), Closed(c.client(), 80), Closed(c.client(), 80)]
+    run_for(1, flood)
+    under = run_for(4, flood)
+    refused = sum(crowd.refused for crowd in flood)
+    note("row 20: %d requests in 4 s at the peak, %d under a tenfold flood with %d refusals" % (peak, under, refused))
+    assert refused > 5 * under, "it was no flood"
+    assert under >= 0.9 * peak, (under, peak)
+
+
 @with_options(stall_timeout_ms=800)
 def test_slow_reader(c):
     """a client that stops reading is paused alone, then cut, and reads why when it comes back (row 21)"""

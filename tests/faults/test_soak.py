@@ -29,10 +29,10 @@ class Crowd:
     def __init__(self, c, reference):
         self.c, self.reference, self.dice = c, reference, random.Random(6)
         self.clients = [Client(c.client("client" if i % 2 else "other")) for i in range(CONNECTIONS)]
-        self.cancel_at, self.slow_until = {}, {}
+        self.cancel_at, self.slow_until, self.again_at = {}, {}, {}
         self.number = 0
         self.counts = dict(complete=0, cancelled=0, failed=0, cut=0, refused=0)
-        self.worst = 0.0
+        self.worst, self.refusals = 0.0, {}
         self.seeds = {}
         self.open = True
 
@@ -55,6 +55,9 @@ class Crowd:
         kind = "cut" if error and error.code == 408 else "refused" if error and error.code == 429 else "failed" if error else (
             "cancelled" if end.finish_reason == "cancelled" else "complete")
         assert kind != "refused" or not log.kinds(name)[:-1], "%s was accepted, then refused" % name
+        if kind == "refused":  # who is told when to come again comes then
+            self.refusals[error.message.split(":")[0]] = self.refusals.get(error.message.split(":")[0], 0) + 1
+            self.again_at.setdefault(client, []).append(time.monotonic() + error.retry_after_ms / 1e3)
         if kind == "failed":
             note("%s failed: %d %s" % (name, error.code, error.message))
         if kind == "complete":
@@ -79,7 +82,8 @@ class Crowd:
                 client.peer.send("cancel", request=name)
             if name in client.log.events and client.log.over(name):
                 self.over(client, name)
-        while self.open and len(client.log.events) < STREAMS // CONNECTIONS:
+        self.again_at[client] = [t for t in self.again_at.get(client, []) if t > now]
+        while self.open and len(client.log.events) + len(self.again_at[client]) < STREAMS // CONNECTIONS:
             self.begin(client)
 
     def garbage(self):
@@ -174,6 +178,7 @@ def test_soak(c):
         client.peer.close()
     c.until(lambda: c.files_open() <= files + 3 * len(GROUPS), "the descriptors to return")
     assert c.threads() == threads, (c.threads(), threads)
+    note("refusals: %r" % crowd.refusals)
     late = [m for m in memory if m[0] > start + min(120, SECONDS / 2)]
     note("%d streams in %.0f s: %r; worst gap %.1f s; faults %r; memory %d to %d KiB, slope %.0f KiB/min"
          % (crowd.number, SECONDS, crowd.counts, crowd.worst, faults.done, memory[0][1], memory[-1][1], slope(late)))
