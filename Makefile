@@ -150,15 +150,18 @@ $(B)/tests/faults/%.so: tests/faults/%.c Makefile
 	$(call say,LD,$@)
 	$(Q)$(CC) $(CPPFLAGS) -std=gnu11 $(WARN) -O2 -fPIC -shared -o $@ $< -ldl
 
-# A coordinator with failpoints: what has any is compiled again, the rest is the same.
+# Programs with failpoints: what has any is compiled again, the rest is the same.
 FAILPOINT_C := common/failpoint.c $(shell grep -lw FAILPOINT common/*.c coordinator/*.c)
 FAILPOINT_O := $(patsubst %.c,$(B)/failpoints/%.o,$(FAILPOINT_C))
 $(B)/failpoints/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(call say,CC,$< with failpoints)
 	$(Q)$(CC) $(CPPFLAGS) -DLEPTON_FAILPOINTS $(CFLAGS_ALL) $(LIB_CFLAGS) -MMD -MP -c -o $@ $<
-FAILING := $(B)/tests/faults/lepton-coordinator
-$(FAILING): $(B)/coordinator/main.o $(FAILPOINT_O) $(LIBCOORDINATOR) $(LIBCOMMON)
+FAILING := $(B)/tests/faults/lepton-coordinator $(B)/tests/faults/lepton
+$(B)/tests/faults/lepton-coordinator: $(B)/coordinator/main.o $(FAILPOINT_O) $(LIBCOORDINATOR) $(LIBCOMMON)
+$(B)/tests/faults/lepton: $(call obj,$(TOOLS_C)) $(B)/tools/demo/embedded.o $(FAILPOINT_O) $(LIBCOORDINATOR) $(LIBWORKER) \
+    $(LIBKERNELS) $(LIBCOMMON)
+$(FAILING):
 	@mkdir -p $(@D)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIB_LIBS)
@@ -167,7 +170,8 @@ HOUSE := $(wildcard tests/house/*.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
 FAULTS := $(sort $(wildcard tests/faults/test_*.py))
 # Those that take seconds, in every run of the tests; the others with `make faults` alone.
-FAULTS_SHORT := tests/faults/test_hold.py tests/faults/test_peers.py tests/faults/test_resume.py tests/faults/test_store.py
+FAULTS_SHORT := tests/faults/test_hold.py tests/faults/test_peers.py tests/faults/test_resume.py tests/faults/test_store.py \
+    tests/faults/test_store_disk.py
 
 # What ThreadSanitizer cannot see into.
 ifeq ($(VARIANT),tsan)

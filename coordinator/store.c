@@ -37,26 +37,42 @@ static char *beside(const char *path, const char *suffix)
 }
 
 /* Whoever holds PATH.lock owns the database: it is let go with the process, however that ends. */
-static int take_lock(struct store *s, struct err *err)
+int store_lock(const char *of, bool *unfinished, struct err *err)
 {
-    char *path = beside(s->path, ".lock");
-    if (!path)
-        return err_set(err, "%s: no memory", s->path);
-    s->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    int code = 0;
-    if (s->lock < 0)
-        code = err_set(err, "%s: %s", path, strerror(errno));
-    else if (flock(s->lock, LOCK_EX | LOCK_NB) != 0)
-        code = errno == EWOULDBLOCK
-                   ? err_set(err, "%s: in use by another coordinator, or by `lepton restore` (%s is held)",
-                             s->path, path)
-                   : err_set(err, "%s: cannot be locked: %s", path, strerror(errno));
+    struct stat st;
+    char *path = beside(of, ".lock");
+    int fd = path ? open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600) : -1, code = -1;
+    if (fd < 0)
+        err_set(err, "%s.lock: %s", of, path ? strerror(errno) : "no memory");
+    else if (flock(fd, LOCK_EX | LOCK_NB) != 0)
+        err_set(err, "%s: %s", of,
+                errno == EWOULDBLOCK
+                    ? "in use by another coordinator, or by `lepton restore` (its .lock is held)"
+                    : strerror(errno));
+    else if (fstat(fd, &st) != 0)
+        err_set(err, "%s: %s", path, strerror(errno));
+    else
+        code = 0;
     free(path);
-    return code;
+    if (code == 0) {
+        *unfinished = st.st_size > 0;
+        return fd;
+    }
+    if (fd >= 0)
+        close(fd);
+    return -1;
 }
 
-/* The name of a new file is on the disk when its directory is. */
-static int sync_directory(const char *path, struct err *err)
+static int take_lock(struct store *s, struct err *err)
+{
+    bool unfinished;
+    s->lock = store_lock(s->path, &unfinished, err);
+    if (s->lock >= 0 && unfinished)
+        return err_set(err, "%s: `lepton restore` was interrupted: run it again", s->path);
+    return s->lock < 0 ? -1 : 0;
+}
+
+int store_sync_directory(const char *path, struct err *err)
 {
     char *copy = beside(path, "");
     int code = -1, fd = copy ? open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
@@ -78,7 +94,7 @@ static int make_file(struct store *s, struct err *err)
     int fd = open(s->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd >= 0) {
         close(fd);
-        return sync_directory(s->path, err);
+        return store_sync_directory(s->path, err);
     }
     if (errno != EEXIST)
         return err_set(err, "%s: %s", s->path, strerror(errno));
@@ -142,7 +158,10 @@ static int open_database(struct store *s, const struct store_options *o, struct 
         log_info("store", "%s: its layout was brought from version %llu to %d", s->path,
                  (unsigned long long)version, STORE_VERSION);
     FAILPOINT("store.migrated");
-    if (write_back(s) != SQLITE_OK)
+    int rc = write_back(s);
+    if ((rc & 0xFF) == SQLITE_FULL) /* the log keeps what it has, and its end may have room for this run */
+        log_error("store", "%s: the disk is full: its log cannot be written back", s->path);
+    else if (rc != SQLITE_OK)
         return store_failed(s->db, s->path, "its log cannot be written back", err);
     return begin_run(s, err);
 }
@@ -269,6 +288,14 @@ static int refusal(struct store *s, int rc)
         s->path, sqlite3_errmsg(s->db), rc, sqlite3_system_errno(s->db));
 }
 
+/* BEGIN, COMMIT and ROLLBACK are prepared from the start: going back must need no memory. */
+static int control(struct store *s, enum control which)
+{
+    int rc = sqlite3_step(s->controls[which]);
+    int end = sqlite3_reset(s->controls[which]);
+    return rc == SQLITE_DONE ? end : rc;
+}
+
 static int write_change(struct store *s, const struct change *c)
 {
     sqlite3_stmt *statement;
@@ -286,14 +313,14 @@ static int write_change(struct store *s, const struct change *c)
 static int transaction(struct store *s, struct change *first, const struct change *end)
 {
     FAILPOINT("store.begin");
-    int rc = sqlite3_exec(s->db, "BEGIN IMMEDIATE", NULL, NULL, NULL);
+    int rc = control(s, CONTROL_BEGIN);
     for (struct change *c = first; c != end && rc == SQLITE_OK; c = c->next) {
         rc = write_change(s, c);
         FAILPOINT("store.written");
     }
     if (rc == SQLITE_OK) {
         FAILPOINT("store.commit");
-        rc = sqlite3_exec(s->db, "COMMIT", NULL, NULL, NULL);
+        rc = control(s, CONTROL_COMMIT);
     }
     if (rc == SQLITE_OK) {
         FAILPOINT("store.committed");
@@ -304,9 +331,8 @@ static int transaction(struct store *s, struct change *first, const struct chang
     snprintf(message, sizeof(message), "%s: %s",
              code == 507 ? "no room in the coordinator's store" : "the coordinator's store cannot be written",
              sqlite3_errmsg(s->db));
-    if (!sqlite3_get_autocommit(s->db) &&
-        (rc = sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL)) != SQLITE_OK)
-        refusal(s, rc); /* what is refused then is refused twice */
+    if (!sqlite3_get_autocommit(s->db) && control(s, CONTROL_ROLLBACK) != SQLITE_OK)
+        die("%s: what was not committed cannot be taken back: %s", s->path, sqlite3_errmsg(s->db));
     for (struct change *c = first; c != end; c = c->next) {
         c->done.code = code;
         memcpy(c->done.message, message, sizeof(message));
@@ -451,6 +477,11 @@ static void *writer(void *context)
 int store_start(struct store *s, struct err *err)
 {
     ASSERT(!s->started);
+    static const char *const words[] = {
+        [CONTROL_BEGIN] = "BEGIN IMMEDIATE", [CONTROL_COMMIT] = "COMMIT", [CONTROL_ROLLBACK] = "ROLLBACK"};
+    for (int i = 0; i < CONTROLS; i++)
+        if (sqlite3_prepare_v3(s->db, words[i], -1, SQLITE_PREPARE_PERSISTENT, &s->controls[i], NULL))
+            return store_failed(s->db, s->path, "cannot be written", err);
     sqlite3_wal_hook(s->db, note_pages, s);
     int rc = pthread_create(&s->writer, NULL, writer, s);
     if (rc)
@@ -473,6 +504,8 @@ void store_close(struct store **store)
     }
     for (int i = 0; i < CHANGE_KINDS; i++)
         sqlite3_finalize(s->statements[i]);
+    for (int i = 0; i < CONTROLS; i++)
+        sqlite3_finalize(s->controls[i]);
     sqlite3_close(s->db);
     for (struct change *c = s->done, *next; c; c = next) {
         next = c->next;

@@ -33,13 +33,16 @@ struct change {
     char memory[];
 };
 
+enum control { CONTROL_BEGIN, CONTROL_COMMIT, CONTROL_ROLLBACK, CONTROLS };
+
 struct store {
     char *path;
     int lock;  /* descriptor of PATH.lock */
     int ready; /* eventfd */
     sqlite3 *db;
     sqlite3_stmt *statements[CHANGE_KINDS]; /* the writer's */
-    int wal_pages;                          /* the writer's: in the log since the last checkpoint */
+    sqlite3_stmt *controls[CONTROLS];
+    int wal_pages; /* the writer's: in the log since the last checkpoint */
     struct store_run run;
     pthread_t writer;
     bool started;
@@ -58,6 +61,11 @@ struct store {
 /* Queues a change like *like, whose texts and digest are copied and whose bytes are taken, also when it
  * fails: 503, no memory or too much is queued. */
 int store_queue(struct store *s, const struct change *like, struct err *err);
+
+/* Takes PATH.lock: its descriptor, or -1. *unfinished: a restore did not come to its end. */
+int store_lock(const char *path, bool *unfinished, struct err *err);
+/* The name of a new file is on the disk when its directory is. */
+int store_sync_directory(const char *path, struct err *err);
 
 /* ---- store_rows.c ---- */
 /* The statement of this kind, prepared and bound. An SQLite result. */

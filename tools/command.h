@@ -35,6 +35,8 @@
     X(tune, "change what a running coordinator tunes by itself, or hand it back")        \
     X(drain, "take groups out of service: no new work, their streams move to others")    \
     X(undrain, "put groups back into service")                                           \
+    X(backup, "copy what a coordinator keeps on its disk, while it runs")                \
+    X(restore, "put such a copy back in its place")                                      \
     X(load, "put a running cluster under load: generated requests, or a trace")          \
     X(devices, "list the devices that kernels can run on")                               \
     X(keygen, "make the CURVE key pair of a coordinator, worker or client")              \

@@ -224,5 +224,112 @@ def test_a_slow_disk_delays_ends_alone(c):
     assert first.log.check() == 1 and second.log.check() == 1
 
 
+def command(*words, program=BUILD + "/lepton", **environment):
+    """A command of ours to its end: its exit code and everything that it says."""
+    p = subprocess.run([program, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
+                       env=dict(os.environ, **environment))
+    return p.returncode, p.stdout
+
+
+def store_one(c, worker, request):
+    """Runs one idempotent request to its end."""
+    client = Client(c.client())
+    generate(client, request, max_tokens=2)
+    worker.serve(worker.expect("assign"), 2)
+    client.finish()
+    client.peer.close()
+
+
+@with_options(store="@/state.db")
+def test_backup_while_it_runs(c):
+    """a backup taken under load holds all that was acknowledged before, and is put back in its place"""
+    c.mock()
+    load = c.lepton("load", "--rate", 60, "--requests", 240, "--output-tokens", 20, "--prompt-tokens", 20)
+    c.until(lambda: c.status().completed_total > 60, "answers")
+    before = {r for r, in rows(c, "SELECT request FROM answers")}
+    code, says = command("backup", "--store", c.path("state.db"), c.path("backup.db"))
+    assert code == 0 and "checked" in says, says
+    code, again = command("backup", "--store", c.path("state.db"), c.path("backup.db"))
+    assert code == 1 and "is there already" in again, again
+    assert oct(os.stat(c.path("backup.db")).st_mode & 0o777) == "0o600"
+    db = sqlite3.connect(c.path("backup.db"))
+    held = {r for r, in db.execute("SELECT request FROM answers")}
+    db.close()
+    out, err = load.communicate(timeout=60)
+    assert load.returncode == 0, err
+    after = {r for r, in rows(c, "SELECT request FROM answers")}
+    assert before <= held < after and len(after) == 240, (len(before), len(held), len(after))
+    epoch = c.group("g0")["epoch"]
+
+    code, says = command("restore", "--store", c.path("state.db"), c.path("backup.db"))
+    assert code == 1 and "in use" in says, says  # the coordinator runs
+    kill(c.process)
+    code, says = command("restore", "--store", c.path("state.db"), c.path("backup.db"))
+    assert code == 0, says
+    aside = says.split("what was there is ")[1].strip()
+    c.launch()
+    assert {r for r, in rows(c, "SELECT request FROM answers")} == held
+    db = sqlite3.connect(aside)  # kept, with what the log held
+    assert {r for r, in db.execute("SELECT request FROM answers")} == after
+    db.close()
+    assert c.worker().join().epoch > max(epoch, 1000000)
+
+
+@with_options(store="@/state.db")
+def test_restore_over_damage(c):
+    """a damaged store is replaced by a backup and kept aside; a damaged backup is refused, and so is what is none"""
+    worker = c.worker().join()
+    store_one(c, worker, "q")
+    assert command("backup", "--store", c.path("state.db"), c.path("backup.db"))[0] == 0
+    assert c.stop() == 0  # its log is written back, so that the damage is in the one copy that there is
+    with open(c.path("state.db"), "r+b") as f:
+        f.seek(4096)
+        f.write(b"\x5a" * 512)
+    assert start_refused(c)[0] == 1
+    code, says = command("backup", "--store", c.path("state.db"), c.path("other.db"))
+    assert code == 1 and "damaged" in says and not os.path.exists(c.path("other.db")), says
+    whole = open(c.path("backup.db"), "rb").read()
+    for wrong in (b"", b"SQLite? no", whole[:len(whole) // 2], whole[:4096] + b"\x5a" * 512 + whole[4608:]):
+        with open(c.path("wrong.db"), "wb") as f:
+            f.write(wrong)
+        code, says = command("restore", "--store", c.path("state.db"), c.path("wrong.db"))
+        assert code == 1 and "wrong.db" in says, (len(wrong), code, says)
+    assert start_refused(c)[0] == 1  # nothing was put anywhere
+    code, says = command("restore", "--store", c.path("state.db"), c.path("backup.db"))
+    assert code == 0 and "old-" in says, says
+    c.launch()
+    client = Client(c.client())
+    generate(client, max_tokens=2)
+    client.finish()
+    assert client.log.check() == 1 and c.status().accepted_total == 0
+
+
+@with_options(store="@/state.db")
+def test_interrupted_restore(c):
+    """kill -9 of a restore at each step: no coordinator starts on half of it, and the next restore ends it"""
+    worker = c.worker().join()
+    store_one(c, worker, "q1")
+    assert command("backup", "--store", c.path("state.db"), c.path("backup.db"))[0] == 0
+    for point in ("restore.log", "restore.aside", "restore.done"):
+        store_one(c, worker, "late-" + point)
+        kill(c.process)
+        words = ("restore", "--store", c.path("state.db"), c.path("backup.db"))
+        assert command(*words, program=BUILD + "/tests/faults/lepton", LEPTON_FAILPOINT=point)[0] == -9, point
+        code, says = start_refused(c)
+        assert code == 1 and "run it again" in says, (point, code, says)
+        code, says = command(*words)
+        assert code == 0, says
+        aside = says.split("what was there is ")[1].strip()
+        db = sqlite3.connect(aside)
+        assert ("late-" + point,) in db.execute("SELECT request FROM answers").fetchall(), point
+        db.close()
+        for suffix in ("", "-wal", "-shm"):
+            if os.path.exists(aside + suffix):
+                os.unlink(aside + suffix)
+        c.launch()
+        assert rows(c, "SELECT request FROM answers") == [("q1",)], point
+        worker = c.worker().join()
+
+
 if __name__ == "__main__":
     sys.exit(main(globals()))
