@@ -17,6 +17,7 @@ struct planner {
     struct note *note; /* [count] in order */
     int32_t count;
     int32_t tokens, sequences, pages; /* left */
+    bool short_of_pages;              /* one found too few: those that fly shall land behind it, for theirs */
 };
 
 void batch_plan_init(struct batch_plan *plan, int32_t sequences)
@@ -66,7 +67,7 @@ static int32_t rows_within(const struct planner *p, const struct batch_sequence 
 /* Pages that come back when this one is preempted: those it holds alone, and what this plan gave it. */
 static int32_t pages_returned(const struct note *n)
 {
-    return n->s->busy || n->victim ? 0 : n->s->sole + n->taken;
+    return n->s->busy || n->s->flying || n->victim ? 0 : n->s->sole + n->taken;
 }
 
 static void preempt(struct planner *p, struct batch_plan *plan, struct note *n)
@@ -95,6 +96,7 @@ static void consider(struct planner *p, struct batch_plan *plan, int32_t r)
         int32_t most = rows_within(p, n->s, reachable);
         tokens = most < tokens ? most : tokens;
     }
+    p->short_of_pages |= tokens < 1;
     if (tokens < 1)
         return;
     int32_t missing = pages_missing(p, n->s, tokens);
@@ -113,13 +115,15 @@ static void consider(struct planner *p, struct batch_plan *plan, int32_t r)
  * quarter of the rows in any case, so that many streams do not keep them out. */
 static void limit_prompts(struct planner *p)
 {
-    int32_t mixed = p->limits->mixed_tokens, decoded = p->limits->tokens - p->tokens;
+    int32_t decoded = p->limits->tokens - p->tokens, most = p->limits->prompt_tokens;
     bool generating = false;
     for (int32_t r = 0; r < p->count && !generating; r++)
         generating = !p->note[r].victim && p->note[r].s->known - p->note[r].s->fed <= 1;
-    if (mixed < 1 || !generating)
+    if (generating && p->limits->mixed_tokens > 0 && (most < 1 || p->limits->mixed_tokens < most))
+        most = p->limits->mixed_tokens;
+    if (most < 1)
         return;
-    int32_t left = mixed - decoded > (mixed + 3) / 4 ? mixed - decoded : (mixed + 3) / 4;
+    int32_t left = most - decoded > (most + 3) / 4 ? most - decoded : (most + 3) / 4;
     if (left < p->tokens)
         p->tokens = left;
 }
@@ -136,7 +140,7 @@ static void unstick(struct planner *p, struct batch_plan *plan)
 {
     bool stuck = false;
     for (int32_t r = 0; r < p->count; r++) {
-        if (p->note[r].s->busy || p->note[r].tokens || p->note[r].victim)
+        if (p->note[r].s->busy || p->note[r].s->flying || p->note[r].tokens || p->note[r].victim)
             return;
         if (stuck && p->note[r].s->pages)
             preempt(p, plan, &p->note[r]);
@@ -203,7 +207,7 @@ void batch_plan_step(const struct batch_sequence *sequences, int32_t count, cons
         if (!decode)
             limit_prompts(&p);
         for (int32_t r = 0; r < count && p.sequences > 0 && p.tokens > 0; r++)
-            if (ready(&p.note[r], decode))
+            if (ready(&p.note[r], decode) && !(p.short_of_pages && p.note[r].s->flying))
                 consider(&p, plan, r);
     }
     unstick(&p, plan);

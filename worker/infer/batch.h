@@ -8,6 +8,9 @@
  * the time of arrival, put off by the priority (the lower number goes first). So a priority is a head start,
  * and what has waited long enough is overtaken by nobody.
  *
+ * Steps under way hold the tokens that they draw: a sequence waits for those. Chunks of a prompt that draw
+ * nothing may follow each other through the stages (`flying`), so that one prompt keeps them all busy.
+ *
  * Drafts (speculation) come last: behind the last known token of a sequence that draws go as many drafted
  * tokens as rows and free pages are left for. Nobody waits or is preempted for a draft.
  *
@@ -23,8 +26,9 @@ struct batch_sequence {
     int32_t slot;
     int32_t known, fed;
     int32_t draft;  /* tokens that are guessed behind the known ones */
-    bool busy;      /* in a step that is under way, or waiting for another's prompt: neither planned nor
+    bool busy;      /* in a step under way that draws, or waiting for another's prompt: neither planned nor
                        preempted */
+    bool flying;    /* in steps under way: not preempted. Unless busy, its next rows may follow them */
     bool copy;      /* its next row goes into a page that others see: it needs a page of its own first */
     int32_t pages;  /* it holds; they cover positions [0, pages * page_tokens) */
     int32_t sole;   /* of these, those that nobody else holds */
@@ -43,6 +47,7 @@ struct batch_limits {
     int32_t tokens;        /* rows of one step */
     int32_t mixed_tokens;  /* the same where sequences decode: their next tokens wait for somebody's prompt no
                               longer than such a step takes; 0 = tokens */
+    int32_t prompt_tokens; /* rows of a step up to which it takes prompts; 0 = tokens */
     int32_t sequences;     /* sequences of one step */
     int32_t micro_batches; /* steps that may be under way at once: a step takes its share of the sequences
                               that run */

@@ -6,6 +6,11 @@
 #include "worker/infer/sequences.h"
 #include "worker/infer/transfer.h"
 
+/* With more stages than one a chunk of a prompt is so small a part of step_tokens, but no smaller than a
+ * chunk whose arithmetic takes longer than reading the weights. */
+#define CHUNKS_PER_STAGE 2
+#define CHUNK_LEAST      64
+
 /* ---- planning */
 
 /* What the stages must be told of a sequence's pages before its next rows, at most: room for it must be left
@@ -97,7 +102,8 @@ static void add_to_step(struct leader *l, struct flight *f, const struct batch_i
     step->token_count += tokens;
     q->fed += tokens;
     q->history = q->history > q->fed ? q->history : q->fed;
-    q->busy = true;
+    q->flights++;
+    q->drawing = item->sample;
 }
 
 /* Guesses, once per draw, what the sequence may say next; its own limit of tokens is never passed. Where more
@@ -124,22 +130,23 @@ static int32_t view_sequences(struct leader *l)
     for (int32_t i = 0; i < slots; i++)
         running += l->slot[i].used;
     for (int32_t i = 0; i < slots; i++)
-        if (l->slot[i].used && !l->slot[i].busy)
+        if (l->slot[i].used && !l->slot[i].drawing)
             l->slot[i].blocked = !sequences_reuse(l, &l->slot[i]);
     for (int32_t i = 0; i < slots; i++) {
         struct sequence *q = &l->slot[i];
         if (!q->used)
             continue;
-        if (!q->busy && sequences_must_copy(l, q) && pages_available(l->pages) == 0)
+        if (!q->flights && sequences_must_copy(l, q) && pages_available(l->pages) == 0)
             sequences_give_up_page(l, q); /* computing a page again needs one page, copying it two */
-        if (!q->busy)
+        if (!q->drawing)
             make_draft(l, q, running);
         l->plan_slot[count] = i;
         l->plan_in[count++] = (struct batch_sequence){.slot = i,
                                                       .known = q->known,
                                                       .fed = q->fed,
                                                       .draft = q->draft_known == q->known ? q->draft : 0,
-                                                      .busy = q->busy || q->blocked,
+                                                      .busy = q->drawing || q->blocked,
+                                                      .flying = q->flights > 0,
                                                       .copy = sequences_must_copy(l, q),
                                                       .pages = q->page_count,
                                                       .sole = pages_sole(l->pages, q->pages, q->page_count),
@@ -147,6 +154,17 @@ static int32_t view_sequences(struct leader *l)
                                                       .order = q->order};
     }
     return count;
+}
+
+/* Rows of a step up to which prompts get some. A prompt's next rows need nothing of what its last ones draw:
+ * its chunks follow each other through the stages, and the smaller they are, the sooner the last stage has
+ * work. */
+static int32_t prompt_rows(const struct leader *l)
+{
+    int32_t rows = l->o->engine.limits.tokens / (CHUNKS_PER_STAGE * l->flights);
+    if (l->flights == 1)
+        return 0;
+    return rows > CHUNK_LEAST ? rows : CHUNK_LEAST;
 }
 
 /* Plans the next step into the next free flight; false when nothing is ready. */
@@ -158,6 +176,7 @@ static bool plan_step(struct leader *l, struct flight *f)
         struct batch_limits b = {.tokens = limits->tokens,
                                  .mixed_tokens = l->o->mixed_tokens,
                                  .sequences = limits->sequences,
+                                 .prompt_tokens = prompt_rows(l),
                                  .micro_batches = l->micro_batches,
                                  .draft_rows = SPECULATE_STEP_ROWS,
                                  .page_tokens = l->o->engine.page_tokens,
@@ -188,9 +207,14 @@ static int wake_group(struct leader *l, struct err *err)
 bool flight_may_launch(struct leader *l)
 {
     int32_t running = 0;
-    for (int32_t i = 0; i < l->o->engine.limits.slots; i++)
-        running += l->slot[i].used;
-    l->micro_batches = pipeline_choose(&l->cost, running);
+    bool prompts = false;
+    for (int32_t i = 0; i < l->o->engine.limits.slots; i++) {
+        const struct sequence *q = &l->slot[i];
+        running += q->used;
+        prompts |= q->used && !q->drawing && q->known - q->fed > 1;
+    }
+    /* The rows of a prompt bind its steps: to divide them costs nothing. */
+    l->micro_batches = prompts ? l->flights : pipeline_choose(&l->cost, running);
     return l->flight_count < l->micro_batches;
 }
 
@@ -308,10 +332,11 @@ int flight_collect(struct leader *l, struct err *err)
     for (int32_t i = 0, sample = 0, fed = 0; i < f->step.sequence_count; i++) {
         struct sequence *q = &l->slot[f->slots[i]];
         const struct step_sequence *row = &f->step.sequences[i];
-        q->busy = false;
-        if (q->cancelled)
+        q->flights--;
+        q->drawing &= !row->sample;
+        if (q->cancelled && !q->flights)
             sequences_finish(l, q, EVENT_DONE, FINISH_CANCELLED);
-        else if (row->sample)
+        else if (row->sample && !q->cancelled)
             take_draws(l, q, row, f->step.ids + fed, r.ids + sample, r.logprobs ? &r.logprobs[sample] : NULL);
         sample += row->sample;
         fed += row->tokens;

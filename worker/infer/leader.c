@@ -32,7 +32,7 @@ void leader_release(struct leader *l)
     sequences_drop_waiting(l);
     for (int32_t i = 0; i < l->o->engine.limits.slots; i++)
         if (l->slot[i].used) {
-            l->slot[i].busy = false;
+            l->slot[i].flights = 0;
             sequences_release(l, &l->slot[i]);
         }
     for (int32_t i = 0; i < l->flights; i++) {

@@ -28,10 +28,12 @@ struct sequence {
     int32_t draft;       /* guessed tokens behind the known ones */
     int32_t draft_known; /* `known` when that was guessed */
     struct draft_length lengths;
-    int32_t drafted, accepted;    /* of all its drafts */
-    bool busy, cancelled, silent; /* silent: its end is reported to nobody */
-    bool blocked;                 /* an earlier choice computes its prompt */
-    bool counted;                 /* its prompt is among the tokens looked up */
+    int32_t drafted, accepted; /* of all its drafts */
+    int32_t flights;           /* steps under way that have rows of it */
+    bool drawing;              /* the last of these draws: what comes next is not known yet */
+    bool cancelled, silent;    /* silent: its end is reported to nobody */
+    bool blocked;              /* an earlier choice computes its prompt */
+    bool counted;              /* its prompt is among the tokens looked up */
     uint64_t first_us;
 };
 

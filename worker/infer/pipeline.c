@@ -2,6 +2,7 @@
 
 #define WEIGHT    0.125 /* of a new observation */
 #define TELL_ROWS 1.25  /* a step so much longer than a pass is long because of its rows */
+#define KEPT      512   /* observations, times the stages, after which an m that is not used is forgotten */
 #define GAIN      0.97  /* fewer micro-batches must take less than so much of the time to be taken */
 
 void pipeline_init(struct pipeline_cost *cost, int32_t stages)
@@ -9,15 +10,23 @@ void pipeline_init(struct pipeline_cost *cost, int32_t stages)
     *cost = (struct pipeline_cost){.stages = stages < PIPELINE_MAX_STAGES ? stages : PIPELINE_MAX_STAGES};
 }
 
+static bool known(const struct pipeline_cost *cost, int32_t m)
+{
+    return cost->of[m].seen && cost->observed - cost->of[m].seen_at <= KEPT * (uint64_t)cost->stages;
+}
+
 void pipeline_observe(struct pipeline_cost *cost, int32_t m, int32_t rows, double us)
 {
     if (m < 1 || m > cost->stages || rows < 1 || !(us > 0))
         return;
     double *pass = &cost->of[m].pass_us, *row = &cost->of[m].row_us;
-    if (!cost->of[m].seen) {
+    bool before = known(cost, m);
+    cost->of[m].seen_at = ++cost->observed;
+    if (!before) {
         *pass = us;
         *row = us / rows; /* at most */
         cost->of[m].seen = true;
+        cost->of[m].bound = false;
         return;
     }
     if (us > TELL_ROWS * *pass && rows > 1) {
@@ -34,10 +43,10 @@ void pipeline_observe(struct pipeline_cost *cost, int32_t m, int32_t rows, doubl
 static int32_t neighbour(const struct pipeline_cost *cost, int32_t m)
 {
     for (int32_t k = m; k <= cost->stages; k++)
-        if (cost->of[k].seen)
+        if (known(cost, k))
             return k;
     for (int32_t k = m; k >= 1; k--)
-        if (cost->of[k].seen)
+        if (known(cost, k))
             return k;
     return 0;
 }

@@ -9,8 +9,9 @@
  *
  *   t(m, rows) = max(pass_us[m], rows * row_us[m])
  *
- * An m that was never tried is taken for as good as it can be (a pass that shares with nobody), so that it is
- * tried once where it might win. What it was shows in the tokens of nobody. */
+ * An m that was not tried for long, while others were, is forgotten: the machine or its neighbours may have
+ * changed. One that was never tried is taken for as good as it can be (a pass that shares with nobody), so
+ * that it is tried once where it might win. What it was shows in the tokens of nobody. */
 #ifndef LEPTON_WORKER_INFER_PIPELINE_H
 #define LEPTON_WORKER_INFER_PIPELINE_H
 
@@ -20,9 +21,11 @@
 
 struct pipeline_cost {
     int32_t stages;
+    uint64_t observed;
     struct {
         double pass_us, row_us; /* of the slowest stage, everything that comes with a step included */
         bool seen;
+        uint64_t seen_at; /* the count of observations then */
         bool bound; /* a step was so long that its rows must have bound; else row_us is no less than the truth
                      */
     } of[PIPELINE_MAX_STAGES + 1]; /* [m] */

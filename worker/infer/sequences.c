@@ -46,7 +46,7 @@ static void free_sequence(struct sequence *q)
 
 void sequences_release(struct leader *l, struct sequence *q)
 {
-    ASSERT(!q->busy);
+    ASSERT(!q->flights);
     give_pages(l, q);
     free_sequence(q);
 }
@@ -176,7 +176,7 @@ static void cancel(struct leader *l, const struct sequence_request *which)
             continue;
         q->cancelled = true;
         q->silent |= !which;
-        if (!q->busy)
+        if (!q->flights)
             sequences_finish(l, q, EVENT_DONE, FINISH_CANCELLED);
     }
 }
@@ -185,7 +185,7 @@ static void cancel(struct leader *l, const struct sequence_request *which)
 
 void sequences_preempt(struct leader *l, struct sequence *q)
 {
-    ASSERT(q->used && !q->busy);
+    ASSERT(q->used && !q->flights);
     give_pages(l, q);
     if (!q->first_us)
         q->cached = 0;
@@ -270,7 +270,7 @@ static void admit(struct leader *l)
         struct sequence *q = &l->waiting->q, *slot;
         while (!(slot = free_slot(l)) || !has_room(l, q)) {
             struct sequence *last = last_running(l);
-            if (!last || last->busy || !earlier(q, last) || !could_have_room(l, q))
+            if (!last || last->flights || !earlier(q, last) || !could_have_room(l, q))
                 return;
             sequences_preempt(l, last);
         }
@@ -369,7 +369,7 @@ bool sequences_must_copy(const struct leader *l, const struct sequence *q)
 void sequences_give_up_page(struct leader *l, struct sequence *q)
 {
     int32_t index = q->fed / l->o->engine.page_tokens;
-    ASSERT(!q->busy && index < q->page_count);
+    ASSERT(!q->flights && index < q->page_count);
     pages_give(l->pages, q->pages + index, q->page_count - index);
     q->page_count = index;
     q->fed = index * l->o->engine.page_tokens;

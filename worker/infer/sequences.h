@@ -18,7 +18,7 @@ void sequences_finish(struct leader *l, struct sequence *q, enum event_kind kind
 void sequences_release(struct leader *l, struct sequence *q);
 /* Ends all waiting sequences, silently. */
 void sequences_drop_waiting(struct leader *l);
-/* Takes a sequence's slot and pages; it waits, in its place, to be recomputed. Not a busy one. */
+/* Takes a sequence's slot and pages; it waits, in its place, to be recomputed. Not one that flies. */
 void sequences_preempt(struct leader *l, struct sequence *q);
 
 /* Lets a sequence in its prefill hold pages that are known by its next tokens, or those of another choice of

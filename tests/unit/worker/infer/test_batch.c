@@ -128,6 +128,29 @@ static void test_busy_sequences_wait(void)
     CHECK_INT(plan.items[0].sequence, 1);
 }
 
+/* A prompt's next chunk goes behind the one that is under way, and is not taken away from under it. */
+static void test_what_flies_is_planned_again_but_not_preempted(void)
+{
+    struct batch_limits limits = roomy;
+    struct batch_sequence s[2] = {at(90, 0, 1), at(90, 64, 2)};
+    limits.prompt_tokens = 24;
+    s[1].flying = true;
+    batch_plan_step(s + 1, 1, &limits, &plan);
+    CHECK_INT(plan.item_count, 1);
+    CHECK_INT(plan.items[0].tokens, 24);
+    CHECK(!plan.items[0].sample);
+    limits.pages = 0;
+    limits.prompt_tokens = 0;
+    s[1].pages = s[1].sole = 100;
+    batch_plan_step(s, 2, &limits, &plan); /* the earlier one waits for pages: the other shall land */
+    CHECK_INT(plan.victim_count, 0);
+    CHECK_INT(plan.item_count, 0);
+    s[1].flying = false;
+    batch_plan_step(s, 2, &limits, &plan);
+    CHECK_INT(plan.victim_count, 1);
+    CHECK_INT(plan.items[0].sequence, 0);
+}
+
 static void test_micro_batches_share_the_sequences(void)
 {
     struct batch_limits limits = roomy;
@@ -235,6 +258,7 @@ static int32_t random_state(struct batch_sequence *s, struct batch_limits *l, un
     int32_t count = random_below(random, MOST + 1);
     *l = (struct batch_limits){.tokens = 1 + random_below(random, 40),
                                .mixed_tokens = random_below(random, 20),
+                               .prompt_tokens = random_below(random, 20),
                                .sequences = 1 + random_below(random, MOST),
                                .micro_batches = 1 + random_below(random, 3),
                                .page_tokens = 1 + random_below(random, 8),
@@ -243,6 +267,7 @@ static int32_t random_state(struct batch_sequence *s, struct batch_limits *l, un
     for (int32_t i = 0; i < count; i++) {
         s[i] = (struct batch_sequence){.fed = random_below(random, 30),
                                        .busy = random_below(random, 3) == 0,
+                                       .flying = random_below(random, 3) == 0,
                                        .due_us = random_below(random, 5),
                                        .order = test_random(random)};
         s[i].known = s[i].fed + random_below(random, 5);
@@ -266,7 +291,7 @@ static void check_bounds(const struct batch_sequence *s, const struct batch_limi
     CHECK(plan.item_count <= l->sequences);
     for (int32_t i = 0; i < plan.victim_count; i++) {
         const struct batch_sequence *q = &s[plan.victims[i]];
-        CHECK(!q->busy && !seen[plan.victims[i]]);
+        CHECK(!q->busy && !q->flying && !seen[plan.victims[i]]);
         seen[plan.victims[i]] = true;
         pages += q->sole;
     }
@@ -300,7 +325,7 @@ static void test_every_plan_keeps_its_bounds(void)
         batch_plan_step(s, count, &l, &plan);
         check_bounds(s, &l);
         for (int32_t i = 0; i < count; i++) {
-            busy |= s[i].busy;
+            busy |= s[i].busy || s[i].flying;
             if (s[i].known > s[i].fed && !s[i].busy && (first < 0 || comes_before(&s[i], &s[first])))
                 first = i;
         }
@@ -401,6 +426,7 @@ int main(void)
          "prompts take fewer rows beside decoding, and never none");
     TEST(test_drafts_take_what_is_left, "drafts take the rows that are left, and none in a large batch");
     TEST(test_nobody_is_preempted_for_a_draft, "drafts take free pages and nobody else's");
+    TEST(test_what_flies_is_planned_again_but_not_preempted, "a prompt's chunks follow each other, and stay");
     TEST(test_busy_sequences_wait, "a sequence in a step under way is not planned again");
     TEST(test_micro_batches_share_the_sequences, "micro-batches share the sequences evenly");
     TEST(test_priority_is_a_head_start, "a priority is a head start, and the one that waited longer wins");

@@ -85,8 +85,35 @@ static void test_times_are_learnt(void)
     CHECK_NEAR(pipeline_step_us(&c, 2, 128), 6400, 80);
 }
 
+/* The stages shared a memory and got one each: what was slow with two under way must be tried again. */
+static void test_what_was_measured_long_ago_is_tried_again(void)
+{
+    struct pipeline_cost c;
+    struct machine before = {1000, 10, true}, now = {1000, 10, false};
+    pipeline_init(&c, 2);
+    for (int i = 0; i < 50; i++) { /* now and then a prompt keeps both busy */
+        int32_t m = 1 + (i % 4 == 0);
+        pipeline_observe(&c, m, 8 / m, step_us(&before, m, 8 / m) * (m == 2 ? 1.5 : 1));
+    }
+    CHECK_INT(pipeline_choose(&c, 8), 1);
+    int tries = 0;
+    for (int i = 0; i < 3000; i++) {
+        int32_t m = pipeline_choose(&c, 8);
+        tries += m == 2;
+        pipeline_observe(&c, m, 8 / m, step_us(&before, m, 8 / m) * (m == 2 ? 1.5 : 1));
+    }
+    CHECK(tries >= 2 && tries <= 6); /* it is still slow, and costs next to nothing to know */
+    int32_t m = 1;
+    for (int i = 0; i < 1500; i++) {
+        m = pipeline_choose(&c, 8);
+        pipeline_observe(&c, m, 8 / m, step_us(&now, m, 8 / m));
+    }
+    CHECK_INT(m, 2);
+}
+
 int main(void)
 {
+    TEST(test_what_was_measured_long_ago_is_tried_again, "what was measured long ago is tried again");
     TEST(test_the_choice_is_the_best_there_is, "no other number of micro-batches is faster by a twentieth");
     TEST(test_stages_with_memory_of_their_own_are_all_kept_busy, "stages that share nothing are kept busy");
     TEST(test_nothing_is_known_at_first, "without observations there is one micro-batch a stage");
