@@ -235,6 +235,10 @@ bool utf8_valid(const char *s, size_t n)
 {
     const uint8_t *p = (const uint8_t *)s;
     for (size_t i = 0; i < n;) {
+        if (p[i] < 0x80) { /* most of what is looked at */
+            i++;
+            continue;
+        }
         int bytes = utf8_sequence_bytes(p[i]);
         if (bytes == 0 || (size_t)bytes > n - i)
             return false;

@@ -7,7 +7,7 @@
  *
  * Bytes are checked before they are unpacked: one pass over the frame proves depth <= WIRE_MAX_DEPTH, every
  * count <= the bytes that are left, and total objects x their unpacked size <= a budget proportional to the
- * frame. Only then does msgpack-c see it. Decoding needs no more memory than that budget.
+ * frame. Only then are its objects read, one at a time: decoding needs no memory but for strings and arrays.
  *
  * It knows what the fields mean to nobody: states and rights are the business of coordinator and worker. */
 #ifndef LEPTON_COMMON_WIRE_H

@@ -1,13 +1,13 @@
 /* wire_scan: proves that a frame is exactly one well-formed msgpack object within all bounds, before
- * msgpack-c is allowed to see it: five bytes could otherwise ask it for 16 GiB.
+ * wire_decode reads it: five bytes could otherwise announce 16 GiB.
  *
  * The scan walks the bytes once, without recursion. Every object takes at least one byte, so the objects that
  * were announced and have not come yet can never be more than the bytes left; a count that says otherwise is
  * refused at once.
  *
- * msgpack-c allocates sizeof(msgpack_object) for each announced object, in chunks that may be twice as large
- * as asked. The budget below keeps that tree under 2 x (SCAN_MOST + frame); the decoded strings and arrays
- * take at most 2 x frame + 13 MB more. Together: less than 4 x frame + 64 MiB. */
+ * The budget counts each announced object at its unpacked size (sizeof(msgpack_object)), though wire_decode
+ * unpacks one at a time: it bounds the work that a frame can ask for. Decoded strings and arrays take at most
+ * 2 x frame + 13 MB. */
 #include "common/wire.h"
 
 #include <msgpack.h>

@@ -260,31 +260,32 @@ struct parcel {
 static void pack(struct parcel *p, const struct peer *client, struct request *q)
 {
     struct request_message m;
-    if (q->reader_count != 1 || q->readers[0].gone || q->readers[0].stalled_ms || q->readers[0].credit == 0 ||
-        !peer_equal(&q->readers[0].client, client))
+    if (q->packed || q->reader_count != 1 || q->readers[0].gone || q->readers[0].stalled_ms ||
+        q->readers[0].credit == 0 || !peer_equal(&q->readers[0].client, client))
         return;
-    for (uint32_t i = 0; i < p->count; i++)
-        if (p->requests[i] == q)
-            return; /* the next one of it follows by itself */
     if (!request_next(q, &q->readers[0], &m) || m.wire.type != WIRE_TOKEN || m.wire.token.piece.size ||
         m.wire.token.top_count || m.wire.token.logprob != 0)
         return;
+    q->packed = true; /* the next one of it follows by itself */
     p->requests[p->count] = q;
     p->items[p->count++] = m.wire.token;
 }
 
-/* Sends them as one message. What is not sent stays for dispatch_flush. */
+/* Sends them as one message when they are more than one. What is not sent stays for dispatch_flush. */
 static void send_parcel(struct dispatch *d, const struct peer *client, struct parcel *p)
 {
     struct wire_message m;
+    struct request_message sent; /* large: of a token nothing else is looked at */
     wire_init(&m, WIRE_TOKENS);
     m.tokens.items = p->items;
     m.tokens.item_count = p->count;
-    if (router_send(d->router, client, &m) != ROUTER_SENT)
-        return;
+    bool gone_out = p->count > 1 && router_send(d->router, client, &m) == ROUTER_SENT;
+    sent.wire.type = WIRE_TOKEN;
     for (uint32_t i = 0; i < p->count; i++) {
-        struct request_message sent = {.wire = {.type = WIRE_TOKEN, .token = p->items[i]}};
-        request_sent(p->requests[i], &p->requests[i]->readers[0], &sent);
+        p->requests[i]->packed = false;
+        sent.wire.token = p->items[i];
+        if (gone_out)
+            request_sent(p->requests[i], &p->requests[i]->readers[0], &sent);
     }
 }
 
@@ -292,9 +293,10 @@ void dispatch_tokens(struct dispatch *d, const struct peer *from, const struct w
 {
     struct group *g = current(d, from, "tokens", in->group, in->epoch, (struct wire_str){NULL, 0});
     struct request *told[WIRE_MAX_TOKENS];
+    bool all = true;
     for (uint32_t i = 0; g && i < in->item_count; i++)
-        take_token(d, from, g, &in->items[i]);
-    for (uint32_t i = 0; g && i < in->item_count; i++) /* a broken one may have ended others */
+        all &= (told[i] = take_token(d, from, g, &in->items[i])) != NULL;
+    for (uint32_t i = 0; g && !all && i < in->item_count; i++) /* a broken one may have ended others */
         told[i] = requests_of_group(d->requests, in->items[i].request);
     for (uint32_t i = 0; g && i < in->item_count; i++) {
         if (!told[i] || told[i]->reader_count != 1)
@@ -305,8 +307,7 @@ void dispatch_tokens(struct dispatch *d, const struct peer *from, const struct w
         for (uint32_t k = i; k < in->item_count; k++)
             if (told[k])
                 pack(&p, &client, told[k]);
-        if (p.count > 1)
-            send_parcel(d, &client, &p);
+        send_parcel(d, &client, &p);
         for (uint32_t k = i; p.count > 1 && k < in->item_count; k++)
             if (told[k] && told[k]->reader_count == 1 && peer_equal(&told[k]->readers[0].client, &client))
                 told[k] = NULL;

@@ -10,8 +10,8 @@
 #define PEER_MAX_ID 255 /* bytes of a routing id, by ZeroMQ's rules */
 
 struct peer {
+    uint8_t size; /* beside the id, which is mostly five bytes: one cache line tells two peers apart */
     uint8_t id[PEER_MAX_ID];
-    uint8_t size;
     enum curve_role role;
     char name[65]; /* of the key */
     uint64_t key;  /* its number (curve.h) */

@@ -68,7 +68,6 @@ struct request_cursor {
 
 /* A connection that is sent the log. */
 struct request_reader {
-    struct peer client;
     bool gone;
     bool cut; /* too slow: nothing but an error is left for it */
     bool outcome_sent;
@@ -76,49 +75,51 @@ struct request_reader {
     uint64_t stalled_ms; /* since when it is behind, and how much it took is counted; 0 = it is not */
     uint32_t taken;      /* messages since then */
     struct request_cursor *cursors; /* [sampling.n] */
+    struct peer client;
 };
 
 enum request_outcome { OUTCOME_NONE, OUTCOME_DONE, OUTCOME_ERROR };
 
 struct request {
+    /* What every token touches comes first, in few cache lines: a step brings tokens of many requests. */
     uint32_t slot; /* below the limit */
     bool used;
-    char id[24];                    /* "r17": as groups know it; never used twice */
-    struct peer client;             /* who asked first */
-    struct request_reader *readers; /* [reader_count] */
+    bool waits;     /* not assigned yet */
+    bool cancelled; /* the group was told to cancel */
+    bool yielding;  /* and it waits again when the group has let go of it */
+    bool again;     /* it ran before, and goes on behind what was delivered */
+    bool packed;    /* its next token lies in a parcel that is being filled (dispatch_worker.c) */
+    char id[24];    /* "r17": as groups know it; never used twice */
+    uint32_t
+        group; /* where it runs: REQUEST_NO_GROUP while it waits, and again when its group let go of it */
     uint32_t reader_count;
+    uint64_t epoch;
+    enum request_outcome outcome; /* how it ended */
+    int error_code;
+    uint64_t numeric, context;      /* of the group that generated its first token; 0: none did yet */
+    struct request_choice *choices; /* [sampling.n] */
+    struct request_reader *readers; /* [reader_count] */
+    uint64_t max_tokens;
+    struct wire_sampling sampling; /* the seed is set; its arrays are ours */
+    char client_request[WIRE_MAX_ID + 1];
+    struct peer client;             /* who asked first */
     bool idempotent;                /* its id is its key's, not its connection's */
     uint8_t digest[REQUEST_DIGEST]; /* of what was asked, of an idempotent one */
-    char client_request[WIRE_MAX_ID + 1];
     /* what was asked */
     char *model;
     char *prompt;
     uint32_t prompt_bytes;
-    uint64_t max_tokens;
     bool no_bos, special;
-    struct wire_sampling sampling; /* the seed is set; its arrays are ours */
-    struct wire_service service;   /* its strings are ours */
-    /* where it runs: REQUEST_NO_GROUP while it waits, and again when its group has let go of it */
-    uint32_t group;
-    uint64_t epoch;
+    struct wire_service service;      /* its strings are ours */
     char group_name[WIRE_MAX_ID + 1]; /* of the group it was given to last; empty before */
     uint64_t stage_count;             /* of that group */
-    bool waits;                       /* not assigned yet */
-    bool cancelled;                   /* the group was told to cancel */
-    bool yielding;                    /* and it waits again when the group has let go of it */
-    bool again;                       /* it ran before, and goes on behind what was delivered */
     uint64_t moves;                   /* how often it went on at another group */
     uint64_t place_numeric;           /* numeric class and context of the group it was given to last */
     uint64_t place_context;
-    uint64_t numeric, context; /* of the group that generated its first token; 0: none did yet */
-    bool mixed;                /* groups of another class went on with it */
+    bool mixed; /* groups of another class went on with it */
     struct suspicion suspicion;
     uint32_t class;
     uint64_t accepted_us, assigned_us;
-    struct request_choice *choices; /* [sampling.n] */
-    /* how it ended */
-    enum request_outcome outcome;
-    int error_code;
     uint64_t retry_after_ms; /* with 429 */
     char *error_message;
     uint32_t next;   /* in its hash bucket */

@@ -166,7 +166,8 @@ bool router_wait(struct router *r, int other_fd, uint64_t timeout_ms)
     long timeout = timeout_ms == UINT64_MAX ? -1 : (long)(timeout_ms > 3600000 ? 3600000 : timeout_ms);
     if (zmq_poll(items, 3, timeout) < 0 && errno != EINTR)
         die("zmq_poll: %s", zmq_strerror(errno));
-    connections_read(r->connections);
+    if (items[2].revents & ZMQ_POLLIN)
+        connections_read(r->connections);
     return (items[1].revents & ZMQ_POLLIN) != 0;
 }
 
