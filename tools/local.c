@@ -15,9 +15,12 @@
 #include "common/curve.h"
 #include "tools/demo/embedded.h"
 #include "tools/process.h"
+#include "worker/load_progress.h"
 #include "worker/model/model.h"
 #include "worker/model/registry.h"
 #include "worker/model/tokenizer.h"
+
+#define LOADING "loading-" /* begins the names of the files in which ranks keep how much they have loaded */
 
 struct served {
     char *path, *name;
@@ -339,6 +342,7 @@ static int start_group(struct local *l, int index, struct err *err)
     char *key = below(l, "keys/g.key"), *server_key = below(l, "keys/coordinator.pub");
     const struct served *model = &l->served[index / l->o.groups];
     snprintf(name, sizeof(name), "g-%d", index);
+    char *progress = xasprintf("%s/" LOADING "%s", l->directory, name);
     snprintf(log, sizeof(log), "%s.log", name);
     snprintf(stages, sizeof(stages), "%d", l->o.stages);
     snprintf(tensor, sizeof(tensor), "%d", l->o.tensor);
@@ -361,6 +365,8 @@ static int start_group(struct local *l, int index, struct err *err)
                            model->name,
                            "--group",
                            name,
+                           "--load-file",
+                           progress,
                            "--endpoint",
                            l->endpoint,
                            "--key",
@@ -384,6 +390,7 @@ static int start_group(struct local *l, int index, struct err *err)
         all[count++] = l->o.worker_arguments[i];
     all[count] = NULL;
     int code = start(l, &l->group[index], log, "lepton", all, err);
+    free(progress);
     free(key);
     free(server_key);
     return code;
@@ -503,6 +510,12 @@ static int ready_groups(const struct wire_status_reply *reply)
     return ready;
 }
 
+/* Of all ranks of all groups. */
+static int loaded_percent(const struct local *l)
+{
+    return load_progress_read(l->directory, LOADING, l->groups * l->o.stages * l->o.tensor);
+}
+
 int local_wait(struct local *l, struct client **client, int interrupt_fd, uint64_t timeout_ms,
                struct err *err)
 {
@@ -528,7 +541,8 @@ int local_wait(struct local *l, struct client **client, int interrupt_fd, uint64
             goto out;
         }
         if (terminal && clock_now_ms() - begun_ms > 1000) {
-            fprintf(stderr, "\rstarting: %d of %d groups ready ", ready, l->groups);
+            fprintf(stderr, "\r\033[Kstarting: %d of %d groups ready, %d %% of the weights loaded ", ready,
+                    l->groups, loaded_percent(l));
             shown = true;
         }
         struct pollfd interrupted = {.fd = interrupt_fd, .events = POLLIN};

@@ -14,6 +14,7 @@
 #include "worker/infer/serve.h"
 #include "worker/layout.h"
 #include "worker/link.h"
+#include "worker/load_progress.h"
 #include "worker/mock/run.h"
 #include "worker/model/registry.h"
 #include "worker/settings.h"
@@ -150,6 +151,7 @@ static int size_engine(struct worker *w, struct model_params *params, struct err
 static int open_model(struct worker *w, struct err *err)
 {
     struct model_params params;
+    struct load_progress progress;
     const struct worker_settings *s = &w->settings;
     struct device_options device = {
         .threads = (int)s->threads, .kernels = s->kernels, .f16_as_bf16 = s->f16_as_bf16};
@@ -170,10 +172,14 @@ static int open_model(struct worker *w, struct err *err)
                                 .head = w->place.stage == w->layout.stages - 1,
                                 .context = w->engine.limits.context,
                                 .width = w->layout.tensor,
-                                .slot = w->place.slot};
+                                .slot = w->place.slot,
+                                .loaded = load_progress_tell,
+                                .loaded_context = &progress};
+    load_progress_begin(&progress, s->load_file, w->rank, (uint64_t)s->load_log_ms);
     struct model_check check = registry_check(&w->source);
     if (model_open_checked(&w->model, w->gguf, w->device, &slice, &check, err))
         return -1;
+    w->model->slice.loaded = NULL;         /* `progress` ends here */
     integrity_close(&w->source.integrity); /* its threads are no longer needed */
     return executor_open(&w->executor, w->model, &w->engine, err);
 }

@@ -2,9 +2,13 @@
 """The whole of Lepton as a user meets it: the real coordinator, real groups of MPI ranks, real models."""
 import json
 import os
+import pty
+import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -306,7 +310,50 @@ def test_no_nccl(_):
         assert done.returncode == 1 and message in done.stderr, done.stderr
 
 
-ALONE = [test_no_nccl, test_group_drains, test_trained_model, test_demo_model, test_bad_models, test_demo]
+def test_load_is_shown(_):
+    """how much of the model is loaded is shown on a terminal while it takes long, and stands in the worker's log"""
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("lepton", "lepton-coordinator"):
+            shutil.copy(BUILD + "/" + name, place)
+        with open(place + "/lepton-worker", "w") as f:  # one that takes as long as the test wants
+            f.write("""#!/bin/sh
+before=
+for word; do
+    if [ "$before" = --load-file ]; then printf ' 42\\n' >"$word.0"; fi
+    before=$word
+done
+while [ ! -e %s/go ]; do sleep 0.1; done
+exec %s/lepton-worker "$@"
+""" % (place, os.path.abspath(BUILD)))
+        os.chmod(place + "/lepton-worker", 0o755)
+        pid, fd = pty.fork()
+        if pid == 0:
+            os.environ["LEPTON_HOME"] = place + "/home"
+            os.execv(place + "/lepton", ["lepton", "run", "demo", "-p", "Once", "-n", "3"])
+        seen, until = b"", time.monotonic() + 60
+        while b" 42 % of the weights loaded" not in seen and time.monotonic() < until:
+            if select.select([fd], [], [], 1)[0]:
+                seen += os.read(fd, 4096)
+        open(place + "/go", "w").close()
+        try:
+            while select.select([fd], [], [], 60)[0]:
+                seen += os.read(fd, 4096)
+        except OSError:  # the terminal's other end is closed
+            pass
+        status = os.waitpid(pid, 0)[1]
+        os.close(fd)
+        assert b"starting: 0 of 1 groups ready, 42 % of the weights loaded" in seen and status == 0, (status, seen)
+        assert b" upon a time" in seen.split(b"\033[K")[-1], seen
+    c = LocalCluster(worker=("--load-log-ms", "0"))
+    try:
+        with open(c.path("g-0.log")) as f:
+            log = f.read()
+        assert "rank 0: 20 % of its weights loaded" in log and "rank 0: 100 % of its weights loaded" in log, log
+    finally:
+        c.close()
+
+
+ALONE = [test_no_nccl, test_load_is_shown, test_group_drains, test_trained_model, test_demo_model, test_bad_models, test_demo]
 RUNNING = [test_stops, test_foreign_client, test_same_seed, test_cancel, test_too_long, test_kill_stage,
            test_coordinator_restart, test_idle, test_idle_alone, test_pipeline_over_nccl]
 

@@ -336,6 +336,13 @@ static int load_tied_output(struct model *m, struct err *err)
     return 0;
 }
 
+static void tell_loaded(const struct model *m, int64_t done)
+{
+    const struct model_slice *s = &m->slice;
+    if (s->loaded)
+        s->loaded(s->loaded_context, done, 1 + s->last_layer - s->first_layer);
+}
+
 static int load_slice(struct model *m, struct err *err)
 {
     const struct arch *a = m->params.arch;
@@ -348,12 +355,15 @@ static int load_slice(struct model *m, struct err *err)
             return -1;
     if (tied && m->slice.head && load_tied_output(m, err))
         return -1;
-    for (int64_t layer = m->slice.first_layer; layer < m->slice.last_layer; layer++)
+    tell_loaded(m, 1);
+    for (int64_t layer = m->slice.first_layer; layer < m->slice.last_layer; layer++) {
         for (int i = 0; i < a->layer_count; i++)
             if (!slice_leaves_out(&m->part, a->layer[i].tensor) &&
                 load_tensor(m, m->layer[layer - m->slice.first_layer], a->layer, a->layer_count, i,
                             a->layer[i].tensor, layer, err))
                 return -1;
+        tell_loaded(m, 2 + layer - m->slice.first_layer);
+    }
     return 0;
 }
 

@@ -15,6 +15,10 @@ struct model_slice {
     bool head;                       /* output norm and output matrix */
     int64_t context;                 /* most positions of a sequence that will be served; 0 = the model's */
     int width, slot; /* tensor slots, and which of them; width 0 = 1 = the whole of each layer */
+    /* Called while it is opened, behind what is outside of the layers and behind each layer; NULL: nobody
+     * asks. */
+    void (*loaded)(void *context, int64_t done, int64_t all);
+    void *loaded_context;
 };
 
 /* Asked for every tensor of the file before it is used; -1 refuses the model. A matrix whose rows are packed
