@@ -6,6 +6,8 @@
 
 /* What the quantised rows of a group may take of the second-level cache. */
 #define GROUP_BYTES (1 << 20)
+/* Pieces of a member's share where rows are many. */
+#define MANY_CHUNKS 16
 
 struct job {
     struct team *team;
@@ -163,9 +165,11 @@ static void panels_by_group(const struct job *m, const struct room *room, int64_
 }
 
 /* Panels [begin, end) by the rows of x, which are few. */
-static void few_body(const struct job *m, int64_t begin, int64_t end)
+static void few_body(void *context, int64_t begin, int64_t end, int member)
 {
+    const struct job *m = context;
     float sums[BLOCK_MAX_FEW * PANEL_ROWS];
+    (void)member;
     for (int64_t p = begin; p < end; p++) {
         const char *panel = m->packed + (size_t)p * m->layout.panel_bytes;
         m->functions->few[m->T](&m->layout, panel, m->quantised, sums);
@@ -173,15 +177,12 @@ static void few_body(const struct job *m, int64_t begin, int64_t end)
     }
 }
 
-static void panels_body(void *context, int64_t begin, int64_t end, int member)
+/* By pairs of panels, or as many as the set reads side by side. */
+static void many_body(void *context, int64_t begin, int64_t end, int member)
 {
     const struct job *m = context;
     const struct block_tiles *tiles = m->tiles;
     int side = tiles->side;
-    if (m->T <= tiles->few) {
-        few_body(m, begin * side, end * side < m->layout.panels ? end * side : m->layout.panels);
-        return;
-    }
     int64_t run = m->T <= ASKING * tiles->rows ? tiles->run_few : tiles->run_many;
     struct room room = room_cut(tiles, team_scratch(m->team, member, room_bytes(tiles, run, m->group)), run);
     for (int64_t t = 0; t < m->T; t += m->group)
@@ -213,5 +214,9 @@ void block_matmul(struct stream *s, struct tensor *out, const struct tensor *x, 
     m.group = m.group > m.T ? m.T : m.group;
     m.quantised = cpu_stream_scratch(s, (size_t)m.T * row_bytes);
     team_for(m.team, m.T, tiles->rows, quantise_body, &m);
-    team_for(m.team, (m.layout.panels + tiles->side - 1) / tiles->side, 1, panels_body, &m);
+    int64_t sides = (m.layout.panels + tiles->side - 1) / tiles->side;
+    if (m.T <= tiles->few)
+        team_for(m.team, m.layout.panels, 1, few_body, &m);
+    else /* a member's x passes by once for each chunk */
+        team_for(m.team, sides, team_grain(m.team, sides, MANY_CHUNKS), many_body, &m);
 }

@@ -5,6 +5,8 @@
 /* Panels whose outputs stay in the second-level cache while K is gone through, and their rows of x with them.
  */
 #define GROUP_PANELS 16
+/* Pieces of a member's share where rows are many. */
+#define MANY_CHUNKS 16
 
 struct job {
     struct team *team;
@@ -145,6 +147,7 @@ void float_matmul(struct stream *s, struct tensor *out, const struct tensor *x, 
         team_for(m.team, (m.layout.panels + side - 1) / side, 1, few_body, &m);
     } else {
         int side = tiles->side[tiles->max_rows];
-        team_for(m.team, (m.layout.panels + side - 1) / side, 1, many_body, &m);
+        int64_t sides = (m.layout.panels + side - 1) / side;
+        team_for(m.team, sides, team_grain(m.team, sides, MANY_CHUNKS), many_body, &m);
     }
 }

@@ -9,6 +9,10 @@
  *   caller      open, work ....., close, wait for state == 0
  *   helper 1       join, work ......, leave
  *   helper 2    (asleep)                 wakes: closed, waits for n+2
+ *
+ * Each member begins with its own part of the range and takes chunks from the front of it, so that what it
+ * reads lies in one run and what it asks memory for ahead of its use is its own. Who has none left takes half
+ * of what another has not begun.
  */
 #include "kernels/cpu/team.h"
 
@@ -26,8 +30,9 @@
 #define TEAM_MAX_THREADS 1024
 /* About 20 us of pause instructions: longer than the gap between two kernels of a step. */
 #define SPIN_ROUNDS 500
-/* The shortest chunk is one part in so many of a member's share. */
-#define LAST_CHUNKS 16
+/* A chunk is one part in so many of what a member has left: the last ones are short, so that all end together
+ * (guided self-scheduling: Polychronopoulos and Kuck, 1987). */
+#define CHUNK_SHARE 8
 #define JOB_OPEN    1u
 #define JOB_MEMBER  2u
 
@@ -37,6 +42,9 @@ struct member {
     int index;
     void *scratch;
     size_t scratch_bytes;
+    /* The pieces that are this member's and not begun: the first in the low half, the end in the high one. A
+     * piece is begun once, so that a job never has the same value here twice, the empty one excepted. */
+    _Atomic uint64_t left __attribute__((aligned(128)));
 } __attribute__((aligned(128))); /* neighbours never share a cache line */
 
 struct team {
@@ -52,9 +60,7 @@ struct team {
     /* The job; written only while state == 0. */
     team_body *body;
     void *context;
-    int64_t count, grain;
-    int64_t share, least; /* a chunk is 1 / share of what is left, at least `least` */
-    _Atomic int64_t next __attribute__((aligned(128)));
+    int64_t count, piece; /* indices; of each piece but the last */
 };
 
 static _Thread_local bool inside_body; /* a nested call would wait for itself */
@@ -78,32 +84,70 @@ static inline void pause_briefly(void)
 #endif
 }
 
-/* A share of what is left, so that the last chunks are short and all members end together (guided
- * self-scheduling: Polychronopoulos and Kuck, 1987), down to `least`, so that few are begun. */
-static bool take_chunk(struct team *team, int64_t *begin, int64_t *end)
+struct pieces {
+    uint32_t begin, end;
+};
+
+static uint64_t pack_pieces(uint32_t begin, uint32_t end)
 {
-    int64_t next = atomic_load_explicit(&team->next, memory_order_relaxed);
-    do {
-        if (next >= team->count)
+    return begin < end ? (uint64_t)end << 32 | begin : 0;
+}
+
+static struct pieces unpack_pieces(uint64_t word)
+{
+    return (struct pieces){.begin = (uint32_t)word, .end = (uint32_t)(word >> 32)};
+}
+
+/* The next chunk of the member's own pieces; false when it has none. */
+static bool take_own(struct member *self, struct pieces *out)
+{
+    uint64_t word = atomic_load_explicit(&self->left, memory_order_relaxed);
+    for (;;) {
+        struct pieces p = unpack_pieces(word);
+        if (p.begin >= p.end)
             return false;
-        int64_t left = team->count - next, share = left / team->share / team->grain * team->grain;
-        int64_t chunk = share > team->least ? share : team->least;
-        *begin = next;
-        *end = left > chunk ? next + chunk : team->count;
-    } while (!atomic_compare_exchange_weak_explicit(&team->next, &next, *end, memory_order_relaxed,
-                                                    memory_order_relaxed));
-    return true;
+        uint32_t next = p.begin + 1 + (p.end - p.begin - 1) / CHUNK_SHARE;
+        if (atomic_compare_exchange_weak_explicit(&self->left, &word, pack_pieces(next, p.end),
+                                                  memory_order_relaxed, memory_order_relaxed)) {
+            *out = (struct pieces){p.begin, next};
+            return true;
+        }
+    }
+}
+
+/* The later half of what somebody else has not begun becomes the member's own; false when nobody has any. */
+static bool take_from_others(struct member *self)
+{
+    struct team *team = self->team;
+    for (int i = 1; i < team->threads; i++) {
+        struct member *other = &team->members[(self->index + i) % team->threads];
+        uint64_t word = atomic_load_explicit(&other->left, memory_order_relaxed);
+        for (;;) {
+            struct pieces p = unpack_pieces(word);
+            if (p.begin >= p.end)
+                break;
+            uint32_t middle = p.begin + (p.end - p.begin) / 2;
+            if (atomic_compare_exchange_weak_explicit(&other->left, &word, pack_pieces(p.begin, middle),
+                                                      memory_order_relaxed, memory_order_relaxed)) {
+                atomic_store_explicit(&self->left, pack_pieces(middle, p.end), memory_order_relaxed);
+                return true;
+            }
+        }
+    }
+    return false;
 }
 
 static void run_chunks(struct team *team, int member)
 {
+    struct member *self = &team->members[member];
+    struct pieces p;
     inside_body = true;
-    for (;;) {
-        int64_t begin, end;
-        if (!take_chunk(team, &begin, &end))
-            break;
-        team->body(team->context, begin, end, member);
-    }
+    do {
+        while (take_own(self, &p)) {
+            int64_t end = p.end * team->piece;
+            team->body(team->context, p.begin * team->piece, end < team->count ? end : team->count, member);
+        }
+    } while (take_from_others(self));
     inside_body = false;
 }
 
@@ -185,6 +229,7 @@ struct team *team_new(int threads, struct err *err)
     memset(team, 0, sizeof(*team));
     memset(members, 0, (size_t)threads * sizeof(*members));
     team->members = members;
+    members[0].team = team;
     pthread_mutex_init(&team->turn, NULL);
     for (team->threads = 1; team->threads < threads; team->threads++) {
         struct member *m = &members[team->threads];
@@ -235,30 +280,46 @@ static void close_job(struct team *team)
     }
 }
 
+/* Every member gets its part of the job; those of helpers that do not come are taken from them. */
+static void share_out(struct team *team, uint64_t pieces)
+{
+    for (int i = 0; i < team->threads; i++) {
+        uint64_t threads = (uint64_t)team->threads, at = (uint64_t)i;
+        atomic_store_explicit(
+            &team->members[i].left,
+            pack_pieces((uint32_t)(pieces * at / threads), (uint32_t)(pieces * (at + 1) / threads)),
+            memory_order_relaxed);
+    }
+}
+
 void team_for(struct team *team, int64_t count, int64_t grain, team_body *body, void *context)
 {
     ASSERT(grain > 0 && !inside_body);
     if (count <= 0)
         return;
     pthread_mutex_lock(&team->turn);
-    int64_t pieces = (count + grain - 1) / grain, threads = team->threads;
-    team->grain = grain;
-    team->share = threads == 1 ? 1 : threads * 2;
-    team->least =
-        threads == 1 ? count : (pieces + threads * LAST_CHUNKS - 1) / (threads * LAST_CHUNKS) * grain;
-    team->body = body;
-    team->context = context;
-    team->count = count;
-    atomic_store_explicit(&team->next, 0, memory_order_relaxed);
-    if (team->least >= count) {
-        run_chunks(team, 0);
+    if (team->threads == 1 || count <= grain) {
+        inside_body = true;
+        body(context, 0, count, 0);
+        inside_body = false;
     } else {
+        int64_t pieces = (count - 1) / grain + 1;
+        team->piece = grain * ((pieces - 1) / UINT32_MAX + 1);
+        team->body = body;
+        team->context = context;
+        team->count = count;
+        share_out(team, (uint64_t)((count - 1) / team->piece + 1));
         atomic_store_explicit(&team->state, JOB_OPEN, memory_order_release);
         raise_generation(team);
         run_chunks(team, 0);
         close_job(team);
     }
     pthread_mutex_unlock(&team->turn);
+}
+
+int64_t team_grain(const struct team *team, int64_t count, int64_t pieces)
+{
+    return 1 + (count - 1) / (team->threads * pieces);
 }
 
 void *team_scratch(struct team *team, int member, size_t bytes)

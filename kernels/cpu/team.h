@@ -24,6 +24,10 @@ int team_threads(const struct team *team);
  * range of one piece runs on the caller without waking anyone. */
 void team_for(struct team *team, int64_t count, int64_t grain, team_body *body, void *context);
 
+/* The grain that cuts `count` into about `pieces` pieces for each member, for bodies in which every piece has
+ * a price of its own. */
+int64_t team_grain(const struct team *team, int64_t count, int64_t pieces);
+
 /* Scratch memory of one member, at least `bytes`, 64-byte aligned, contents undefined; for use inside a body.
  * It grows to the largest size ever asked for and stays. */
 void *team_scratch(struct team *team, int member, size_t bytes);
