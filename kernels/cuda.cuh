@@ -187,8 +187,7 @@ static __device__ inline void cuda_weight_load8(const struct cuda_weight &w, int
 /* matmul.cu */
 int cuda_pack(struct weight *out, struct device *device, const struct tensor *host,
               const struct weight_watch *watch, struct err *err);
-void cuda_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                 const struct tensor *bias);
+void cuda_matmul(struct stream *s, const struct tensor *x, const struct matmul_output *outputs, int count);
 void cuda_matmul_transposed(struct stream *s, struct tensor *dx, const struct tensor *dy,
                             const struct weight *w);
 /* rows.cu */

@@ -27,8 +27,8 @@ struct device_ops {
 
     int (*pack)(struct weight *out, struct device *device, const struct tensor *host,
                 const struct weight_watch *watch, struct err *err);
-    void (*matmul)(struct stream *, struct tensor *out, const struct tensor *x, const struct weight *w,
-                   const struct tensor *bias);
+    /* At least one output, none of them empty; what has no bias has NULL. */
+    void (*matmul)(struct stream *, const struct tensor *x, const struct matmul_output *outputs, int count);
     void (*matmul_transposed)(struct stream *, struct tensor *dx, const struct tensor *dy,
                               const struct weight *w);
     void (*embed)(struct stream *, struct tensor *out, const struct weight *table, const struct tensor *ids);
@@ -81,7 +81,7 @@ int device_cpu_open(struct device **out, const struct device_options *options, s
 
 /* The plug-in's one exported symbol is LEPTON_PLUGIN_SYMBOL, a struct lepton_plugin. */
 #define LEPTON_PLUGIN_SYMBOL  "lepton_plugin"
-#define LEPTON_PLUGIN_VERSION 4
+#define LEPTON_PLUGIN_VERSION 5
 struct lepton_plugin {
     uint32_t version;
     /* Number of usable devices; -1 and *err with the runtime's own message when the probe fails. */

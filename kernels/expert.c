@@ -139,7 +139,7 @@ static void run_expert(struct stream *s, struct gathered *g, int64_t e, struct t
     int64_t width = part.stored.dim[0];
     struct tensor from = tensor_2d(s->device, DTYPE_F32, g->x, count, K);
     struct tensor to = tensor_2d(s->device, DTYPE_F32, g->out, count, width);
-    s->device->ops->matmul(s, &to, &from, &part, NULL);
+    kernel_matmul(s, &to, &from, &part, NULL);
     for (int64_t i = 0; i < count; i++)
         memcpy((float *)out->data + g->slot[first + i] * N, g->out + i * width + skip,
                sizeof(float) * (size_t)N);

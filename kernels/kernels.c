@@ -77,13 +77,26 @@ void weight_release(struct weight *w)
 void kernel_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                    const struct tensor *bias)
 {
-    ASSERT(is_weight(s, w) && is_tensor(s, out, DTYPE_F32, 2) && is_tensor(s, x, DTYPE_F32, 2));
-    ASSERT(out->dim[0] == x->dim[0] && out->dim[1] == w->stored.dim[0] && x->dim[1] == w->stored.dim[1]);
-    const struct tensor *added = bias && bias->data ? bias : NULL;
-    if (added)
-        ASSERT(is_tensor(s, added, DTYPE_F32, 1) && added->dim[0] == out->dim[1]);
-    if (!is_empty(out))
-        CALL(s, matmul, out, x, w, added);
+    struct matmul_output output = {out, w, bias};
+    kernel_matmul_each(s, x, &output, 1);
+}
+
+void kernel_matmul_each(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                        int count)
+{
+    struct matmul_output checked[MATMUL_OUTPUTS];
+    ASSERT(count >= 1 && count <= MATMUL_OUTPUTS && is_tensor(s, x, DTYPE_F32, 2));
+    for (int i = 0; i < count; i++) {
+        struct matmul_output *o = &checked[i];
+        *o = outputs[i];
+        o->bias = o->bias && o->bias->data ? o->bias : NULL;
+        ASSERT(is_weight(s, o->w) && is_tensor(s, o->out, DTYPE_F32, 2));
+        ASSERT(o->out->dim[0] == x->dim[0] && o->out->dim[1] == o->w->stored.dim[0]);
+        ASSERT(x->dim[1] == o->w->stored.dim[1] && o->out->dim[1] > 0);
+        ASSERT(!o->bias || (is_tensor(s, o->bias, DTYPE_F32, 1) && o->bias->dim[0] == o->out->dim[1]));
+    }
+    if (x->dim[0] > 0)
+        CALL(s, matmul, x, checked, count);
 }
 
 void kernel_matmul_transposed(struct stream *s, struct tensor *dx, const struct tensor *dy,

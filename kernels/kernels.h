@@ -51,6 +51,18 @@ void weight_release(struct weight *w);
 /* out[T,N] = x[T,K] . w[N,K]^T (+ bias[N], F32, optional: data NULL). */
 void kernel_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
                    const struct tensor *bias);
+/* One of several products of the same x: out[T,N] = x[T,K] . w[N,K]^T (+ bias[N], F32; NULL or data NULL:
+ * none). */
+struct matmul_output {
+    struct tensor *out;
+    const struct weight *w;
+    const struct tensor *bias;
+};
+/* All of them, `count` at most MATMUL_OUTPUTS. What a device shares among them (x in its own form, one
+ * division among its threads) shows in no bit. */
+#define MATMUL_OUTPUTS 4
+void kernel_matmul_each(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                        int count);
 /* dx[T,K] = dy[T,N] . w[N,K]: the transposed product of the same packed weight (backward; adapters). */
 void kernel_matmul_transposed(struct stream *s, struct tensor *dx, const struct tensor *dy,
                               const struct weight *w);

@@ -215,19 +215,20 @@ static void matmul_body(void *context, int64_t begin, int64_t end, int member)
     }
 }
 
-void cpu_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                const struct tensor *bias)
+void cpu_matmul(struct stream *s, const struct tensor *x, const struct matmul_output *outputs, int count)
 {
-    struct matmul m = {.team = cpu_team(s),
-                       .tiles = tiles_here(),
-                       .x = x->data,
-                       .bias = bias ? bias->data : NULL,
-                       .out = out->data,
-                       .w = w,
-                       .T = x->dim[0],
-                       .N = w->stored.dim[0],
-                       .K = w->stored.dim[1]};
-    team_for(m.team, m.N, BLOCK_ROWS, matmul_body, &m);
+    for (const struct matmul_output *o = outputs; o < outputs + count; o++) {
+        struct matmul m = {.team = cpu_team(s),
+                           .tiles = tiles_here(),
+                           .x = x->data,
+                           .bias = o->bias ? o->bias->data : NULL,
+                           .out = o->out->data,
+                           .w = o->w,
+                           .T = x->dim[0],
+                           .N = o->w->stored.dim[0],
+                           .K = o->w->stored.dim[1]};
+        team_for(m.team, m.N, BLOCK_ROWS, matmul_body, &m);
+    }
 }
 
 /* ---- dx = dy . w: element (t, k) adds dy[t][n] * w[n][k] for n ascending. */

@@ -305,20 +305,21 @@ template <bool TRANSPOSED> static void run_typed(const struct product *p, enum d
     }
 }
 
-void cuda_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                 const struct tensor *bias)
+void cuda_matmul(struct stream *s, const struct tensor *x, const struct matmul_output *outputs, int count)
 {
-    struct product p = {};
-    p.stream = s;
-    p.op = "matmul";
-    p.out = (float *)out->data;
-    p.x = (const float *)x->data;
-    p.w = cuda_weight_view(w);
-    p.bias = bias ? (const float *)bias->data : NULL;
-    p.shape.T = tensor_elements(x) / w->stored.dim[1];
-    p.shape.M = w->stored.dim[0];
-    p.shape.K = w->stored.dim[1];
-    run_typed<false>(&p, w->stored.dtype);
+    for (const struct matmul_output *o = outputs; o < outputs + count; o++) {
+        struct product p = {};
+        p.stream = s;
+        p.op = "matmul";
+        p.out = (float *)o->out->data;
+        p.x = (const float *)x->data;
+        p.w = cuda_weight_view(o->w);
+        p.bias = o->bias ? (const float *)o->bias->data : NULL;
+        p.shape.T = x->dim[0];
+        p.shape.M = o->w->stored.dim[0];
+        p.shape.K = o->w->stored.dim[1];
+        run_typed<false>(&p, o->w->stored.dtype);
+    }
 }
 
 void cuda_matmul_transposed(struct stream *s, struct tensor *dx, const struct tensor *dy,

@@ -29,8 +29,7 @@ void cpu_pack_pass(struct device *device, const struct tensor *host, int64_t uni
                    void *context);
 int cpu_pack(struct weight *out, struct device *device, const struct tensor *host,
              const struct weight_watch *watch, struct err *err);
-void cpu_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                const struct tensor *bias);
+void cpu_matmul(struct stream *s, const struct tensor *x, const struct matmul_output *outputs, int count);
 void cpu_matmul_transposed(struct stream *s, struct tensor *dx, const struct tensor *dy,
                            const struct weight *w);
 void cpu_embed(struct stream *s, struct tensor *out, const struct weight *table, const struct tensor *ids);

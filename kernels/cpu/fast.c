@@ -73,15 +73,39 @@ static int fast_pack_rounded(struct weight *out, struct device *device, const st
     return code;
 }
 
-static void fast_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                        const struct tensor *bias)
+/* The products of a set, by what the weights are packed to. */
+typedef void matmul_function(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                             int count);
+struct matmul_set {
+    matmul_function *blocks, *floats, *bf16;
+};
+
+static matmul_function *matmul_of(const struct matmul_set *set, const struct weight *w)
 {
-    if (w->layout == LAYOUT_PANELS && panel_is_float(w->stored.dtype))
-        fast_matmul_float(s, out, x, w, bias);
-    else if (w->layout == LAYOUT_PANELS)
-        fast_matmul_panels(s, out, x, w, bias);
-    else
-        cpu_matmul(s, out, x, w, bias);
+    return w->layout != LAYOUT_PANELS         ? cpu_matmul
+           : !panel_is_float(w->stored.dtype) ? set->blocks
+           : w->stored.dtype == DTYPE_BF16    ? set->bf16
+                                              : set->floats;
+}
+
+/* Neighbours that are packed alike go together. */
+static void matmul_with(const struct matmul_set *set, struct stream *s, const struct tensor *x,
+                        const struct matmul_output *outputs, int count)
+{
+    for (int first = 0, end; first < count; first = end) {
+        const struct weight *w = outputs[first].w;
+        for (end = first + 1; end < count; end++)
+            if (outputs[end].w->layout != w->layout || outputs[end].w->stored.dtype != w->stored.dtype)
+                break;
+        matmul_of(set, w)(s, x, outputs + first, end - first);
+    }
+}
+
+static void fast_matmul(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                        int count)
+{
+    static const struct matmul_set SET = {fast_matmul_panels, fast_matmul_float, fast_matmul_float};
+    matmul_with(&SET, s, x, outputs, count);
 }
 
 static bool has_avx512vnni(void)
@@ -101,13 +125,11 @@ static void use_avx512vnni(struct device_ops *ops)
     ops->rope = fast_rope;
 }
 
-static void bf16_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                        const struct tensor *bias)
+static void bf16_matmul(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                        int count)
 {
-    if (w->layout == LAYOUT_PANELS && w->stored.dtype == DTYPE_BF16)
-        fast_matmul_bf16(s, out, x, w, bias);
-    else
-        fast_matmul(s, out, x, w, bias);
+    static const struct matmul_set SET = {fast_matmul_panels, fast_matmul_float, fast_matmul_bf16};
+    matmul_with(&SET, s, x, outputs, count);
 }
 
 static bool has_avx512bf16(void)
@@ -121,15 +143,11 @@ static void use_avx512bf16(struct device_ops *ops)
     ops->matmul = bf16_matmul;
 }
 
-static void avx2_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                        const struct tensor *bias)
+static void avx2_matmul(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                        int count)
 {
-    if (w->layout == LAYOUT_PANELS && panel_is_float(w->stored.dtype))
-        avx2_matmul_float(s, out, x, w, bias);
-    else if (w->layout == LAYOUT_PANELS)
-        avx2_matmul_panels(s, out, x, w, bias);
-    else
-        cpu_matmul(s, out, x, w, bias);
+    static const struct matmul_set SET = {avx2_matmul_panels, avx2_matmul_float, avx2_matmul_float};
+    matmul_with(&SET, s, x, outputs, count);
 }
 
 static bool has_avx2(void)

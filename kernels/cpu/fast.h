@@ -33,16 +33,17 @@ void fast_activate(struct stream *s, struct tensor *out, const struct tensor *ga
 void fast_softcap(struct stream *s, struct tensor *x, float cap);
 void fast_rope(struct stream *s, struct tensor *x, const struct tensor *positions,
                const struct tensor *frequency, enum rope_pairs pairs, float magnitude);
-void fast_matmul_panels(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                        const struct tensor *bias);
-void fast_matmul_bf16(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                      const struct tensor *bias);
-void fast_matmul_float(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                       const struct tensor *bias);
+/* Products with packed weights of one type: of blocks, of floats, of BF16. */
+void fast_matmul_panels(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                        int count);
+void fast_matmul_bf16(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                      int count);
+void fast_matmul_float(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                       int count);
 
-void avx2_matmul_panels(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                        const struct tensor *bias);
-void avx2_matmul_float(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                       const struct tensor *bias);
+void avx2_matmul_panels(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                        int count);
+void avx2_matmul_float(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                       int count);
 
 #endif

@@ -249,9 +249,9 @@ static const struct block_type TYPES[DTYPE_COUNT] = {
 static const struct block_tiles AVX2_TILES = {
     .rows = TILE, .side = 1, .run_few = 8, .run_many = 16, .quantise = quantise_blocks, .types = TYPES};
 
-void avx2_matmul_panels(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                        const struct tensor *bias)
+void avx2_matmul_panels(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                        int count)
 {
-    block_matmul(s, out, x, w, bias, &AVX2_TILES);
+    block_matmul(s, x, outputs, count, &AVX2_TILES);
 }
 #endif

@@ -80,9 +80,9 @@ TARGET static void lay(const float *x, int64_t K, int64_t laid, int rows, void *
 
 static const struct float_tiles BF16_TILES = {AVX512_TABLE(bf16), .lay = lay, .x_bytes = sizeof(uint16_t)};
 
-void fast_matmul_bf16(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                      const struct tensor *bias)
+void fast_matmul_bf16(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                      int count)
 {
-    float_matmul(s, out, x, w, bias, &BF16_TILES);
+    float_matmul(s, x, outputs, count, &BF16_TILES);
 }
 #endif

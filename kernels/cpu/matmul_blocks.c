@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels/cpu/device_cpu.h"
+#include "kernels/cpu/products.h"
 
 /* What the quantised rows of a group may take of the second-level cache. */
 #define GROUP_BYTES (1 << 20)
@@ -14,12 +15,10 @@ struct job {
     const struct block_tiles *tiles;
     const struct panel_type *type;
     const struct block_type *functions;
-    struct panel_layout layout;
-    const char *packed;
-    const float *x, *bias;
-    float *out;
+    struct products products;
+    const float *x;
     char *quantised; /* x, in tiles */
-    int64_t T, N, K, blocks /* of 32 */, group /* rows of x whose tiles stay in the cache */;
+    int64_t T, K, blocks /* of 32 */, group /* rows of x whose tiles stay in the cache */;
 };
 
 /* ---- x in bytes */
@@ -100,16 +99,17 @@ static struct room room_cut(const struct block_tiles *tiles, char *memory, int64
 }
 
 /* The sums of rows [t, t + rows) and `panels` panels from panel p on are complete. */
-static void store_sums(const struct job *m, const float *sums, int64_t t, int64_t rows, int64_t p, int panels)
+static void store_sums(const struct product *w, const float *sums, int64_t t, int64_t rows, int64_t p,
+                       int panels)
 {
     for (int64_t r = 0; r < rows; r++)
         for (int i = 0; i < panels; i++, sums += PANEL_ROWS) {
             int64_t n = (p + i) * PANEL_ROWS;
-            int here = at_most(m->N - n, PANEL_ROWS);
-            float *out = m->out + (t + r) * m->N + n;
+            int here = at_most(w->N - n, PANEL_ROWS);
+            float *out = w->out + (t + r) * w->N + n;
             memcpy(out, sums, (size_t)here * sizeof(float));
-            for (int j = 0; m->bias && j < here; j++)
-                out[j] += m->bias[n + j];
+            for (int j = 0; w->bias && j < here; j++)
+                out[j] += w->bias[n + j];
         }
 }
 
@@ -119,49 +119,49 @@ static void store_sums(const struct job *m, const float *sums, int64_t t, int64_
 
 /* What tile `i` of `tiles` asks for while panels from p on are at the run of `blocks` blocks from block b on.
  */
-static struct ask next_run(const struct job *m, int64_t p, int panels, int64_t b, int64_t blocks, int64_t i,
-                           int64_t tiles)
+static struct ask next_run(const struct job *m, const struct product *w, int64_t p, int panels, int64_t b,
+                           int64_t blocks, int64_t i, int64_t tiles)
 {
     struct ask ask = {.block_bytes = 0};
     int64_t shares = tiles < ASKING ? tiles : ASKING;
-    const char *panel = m->packed + (size_t)p * m->layout.panel_bytes;
-    const struct panel_layout *l = &m->layout;
+    const struct panel_layout *l = &w->layout;
+    const char *panel = w->packed + (size_t)p * l->panel_bytes;
     size_t bytes = (size_t)(blocks * l->blocks / m->blocks) * (l->group_bytes / (size_t)l->group);
     size_t share = round_up_u64((bytes + (size_t)shares - 1) / (size_t)shares, 64), from = 0;
     if (b + blocks < m->blocks)
         from = panel_pieces_at(l, (b + blocks) * l->blocks / m->blocks);
     else
-        from = (size_t)panels * m->layout.panel_bytes; /* the beginning of the next panels */
+        from = (size_t)panels * l->panel_bytes; /* the beginning of the next panels */
     if (i >= shares)
         return ask;
     for (int k = 0; k < panels; k++)
-        ask.at[k] = panel + (size_t)k * m->layout.panel_bytes + from + (size_t)i * share;
+        ask.at[k] = panel + (size_t)k * l->panel_bytes + from + (size_t)i * share;
     ask.block_bytes = (share + (size_t)blocks - 1) / (size_t)blocks;
     return ask;
 }
 
 /* `panels` panels from panel p on by rows [t, t + rows). */
-static void panels_by_group(const struct job *m, const struct room *room, int64_t p, int panels, int64_t t,
-                            int64_t rows, int64_t run)
+static void panels_by_group(const struct job *m, const struct product *w, const struct room *room, int64_t p,
+                            int panels, int64_t t, int64_t rows, int64_t run)
 {
-    struct spread w[BLOCK_MAX_SIDE];
+    struct spread spread[BLOCK_MAX_SIDE];
     int64_t each = m->tiles->rows, count = (rows + each - 1) / each;
     tile_function *const *by_rows = m->functions->by_rows[panels - 1];
     memset(room->sums, 0, (size_t)(rows * panels * PANEL_ROWS) * sizeof(float));
     for (int64_t b = 0; b < m->blocks; b += run) {
         int64_t blocks = m->blocks - b < run ? m->blocks - b : run;
         for (int i = 0; i < panels; i++)
-            w[i] = m->functions->spread(&m->layout, m->packed + (size_t)(p + i) * m->layout.panel_bytes, b,
-                                        blocks, &room->spread[i]);
+            spread[i] = m->functions->spread(&w->layout, w->packed + (size_t)(p + i) * w->layout.panel_bytes,
+                                             b, blocks, &room->spread[i]);
         for (int64_t i = 0; i < count; i++) {
             int here = at_most(rows - i * each, (int)each);
-            struct ask ask = next_run(m, p, panels, b, blocks, i, count);
-            by_rows[here](w, &ask,
+            struct ask ask = next_run(m, w, p, panels, b, blocks, i, count);
+            by_rows[here](spread, &ask,
                           tile_at(m, t + i * each) + (size_t)b * TILE_BLOCK_BYTES(here, m->type->parts),
                           blocks, room->sums + i * each * panels * PANEL_ROWS);
         }
     }
-    store_sums(m, room->sums, t, rows, p, panels);
+    store_sums(w, room->sums, t, rows, p, panels);
 }
 
 /* Panels [begin, end) by the rows of x, which are few. */
@@ -170,10 +170,16 @@ static void few_body(void *context, int64_t begin, int64_t end, int member)
     const struct job *m = context;
     float sums[BLOCK_MAX_FEW * PANEL_ROWS];
     (void)member;
-    for (int64_t p = begin; p < end; p++) {
-        const char *panel = m->packed + (size_t)p * m->layout.panel_bytes;
-        m->functions->few[m->T](&m->layout, panel, m->quantised, sums);
-        store_sums(m, sums, 0, m->T, p, 1);
+    int64_t from, to;
+    for (int i = 0; i < m->products.count; i++) {
+        const struct product *w = &m->products.of[i];
+        if (!products_part(&m->products, i, begin, end, &from, &to))
+            continue;
+        for (int64_t p = from; p < to; p++) {
+            m->functions->few[m->T](&w->layout, w->packed + (size_t)p * w->layout.panel_bytes, m->quantised,
+                                    sums);
+            store_sums(w, sums, 0, m->T, p, 1);
+        }
     }
 }
 
@@ -181,42 +187,43 @@ static void few_body(void *context, int64_t begin, int64_t end, int member)
 static void many_body(void *context, int64_t begin, int64_t end, int member)
 {
     const struct job *m = context;
-    const struct block_tiles *tiles = m->tiles;
-    int side = tiles->side;
-    int64_t run = m->T <= ASKING * tiles->rows ? tiles->run_few : tiles->run_many;
-    struct room room = room_cut(tiles, team_scratch(m->team, member, room_bytes(tiles, run, m->group)), run);
-    for (int64_t t = 0; t < m->T; t += m->group)
-        for (int64_t p = begin * side; p < end * side && p < m->layout.panels; p += side)
-            panels_by_group(m, &room, p, at_most(m->layout.panels - p, side), t,
-                            m->T - t < m->group ? m->T - t : m->group, run);
+    int side = m->tiles->side;
+    int64_t run = m->T <= ASKING * m->tiles->rows ? m->tiles->run_few : m->tiles->run_many;
+    struct room room =
+        room_cut(m->tiles, team_scratch(m->team, member, room_bytes(m->tiles, run, m->group)), run);
+    int64_t from, to;
+    for (int i = 0; i < m->products.count; i++) {
+        const struct product *w = &m->products.of[i];
+        if (!products_part(&m->products, i, begin, end, &from, &to))
+            continue;
+        for (int64_t t = 0; t < m->T; t += m->group)
+            for (int64_t p = from * side; p < to * side && p < w->layout.panels; p += side)
+                panels_by_group(m, w, &room, p, at_most(w->layout.panels - p, side), t,
+                                m->T - t < m->group ? m->T - t : m->group, run);
+    }
 }
 
-void block_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                  const struct tensor *bias, const struct block_tiles *tiles)
+void block_matmul(struct stream *s, const struct tensor *x, const struct matmul_output *outputs, int count,
+                  const struct block_tiles *tiles)
 {
-    const struct panel_type *type = panel_type(w->stored.dtype);
+    enum dtype dtype = outputs->w->stored.dtype;
     struct job m = {.team = cpu_team(s),
                     .tiles = tiles,
-                    .type = type,
-                    .functions = &tiles->types[w->stored.dtype],
-                    .layout = panel_layout(w->stored.dtype, w->stored.dim[0], w->stored.dim[1]),
-                    .packed = w->packed,
+                    .type = panel_type(dtype),
+                    .functions = &tiles->types[dtype],
                     .x = x->data,
-                    .bias = bias ? bias->data : NULL,
-                    .out = out->data,
                     .T = x->dim[0],
-                    .N = w->stored.dim[0],
-                    .K = w->stored.dim[1],
-                    .blocks = w->stored.dim[1] / PANEL_BLOCK};
-    size_t row_bytes = (size_t)m.blocks * TILE_BLOCK_BYTES(1, type->parts);
+                    .K = x->dim[1],
+                    .blocks = x->dim[1] / PANEL_BLOCK};
+    m.products = products_of(outputs, count, m.T <= tiles->few ? 1 : tiles->side);
+    size_t row_bytes = (size_t)m.blocks * TILE_BLOCK_BYTES(1, m.type->parts);
     int64_t in_cache = (int64_t)(GROUP_BYTES / row_bytes);
     m.group = (in_cache < tiles->rows ? tiles->rows : in_cache) / tiles->rows * tiles->rows;
     m.group = m.group > m.T ? m.T : m.group;
     m.quantised = cpu_stream_scratch(s, (size_t)m.T * row_bytes);
     team_for(m.team, m.T, tiles->rows, quantise_body, &m);
-    int64_t sides = (m.layout.panels + tiles->side - 1) / tiles->side;
     if (m.T <= tiles->few)
-        team_for(m.team, m.layout.panels, 1, few_body, &m);
+        team_for(m.team, m.products.total, 1, few_body, &m);
     else /* a member's x passes by once for each chunk */
-        team_for(m.team, sides, team_grain(m.team, sides, MANY_CHUNKS), many_body, &m);
+        team_for(m.team, m.products.total, team_grain(m.team, m.products.total, MANY_CHUNKS), many_body, &m);
 }

@@ -97,8 +97,9 @@ struct block_tiles {
     const struct block_type *types; /* [DTYPE_COUNT] */
 };
 
-/* out = x . w^T + bias on the stream's team with these tiles. */
-void block_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                  const struct tensor *bias, const struct block_tiles *tiles);
+/* Each out = x . w^T + bias on the stream's team with these tiles; all weights of one type. x is quantised
+ * once for all. */
+void block_matmul(struct stream *s, const struct tensor *x, const struct matmul_output *outputs, int count,
+                  const struct block_tiles *tiles);
 
 #endif

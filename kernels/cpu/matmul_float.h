@@ -52,8 +52,9 @@ struct float_tiles {
     int64_t x_bytes; /* of an element of x so laid out */
 };
 
-/* out = x . w^T + bias on the stream's team with these tiles. */
-void float_matmul(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                  const struct tensor *bias, const struct float_tiles *tiles);
+/* Each out = x . w^T + bias on the stream's team with these tiles; all weights of one type. x is laid out
+ * once for all. */
+void float_matmul(struct stream *s, const struct tensor *x, const struct matmul_output *outputs, int count,
+                  const struct float_tiles *tiles);
 
 #endif

@@ -155,11 +155,11 @@ static const struct float_tiles F32_TILES = {TABLE(f32)};
 static const struct float_tiles F16_TILES = {TABLE(f16), .widened = &F32_TILES, .widen = widen_f16};
 static const struct float_tiles BF16_TILES = {TABLE(bf16), .widened = &F32_TILES, .widen = widen_bf16};
 
-void avx2_matmul_float(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                       const struct tensor *bias)
+void avx2_matmul_float(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                       int count)
 {
-    enum dtype type = w->stored.dtype;
-    float_matmul(s, out, x, w, bias,
+    enum dtype type = outputs->w->stored.dtype;
+    float_matmul(s, x, outputs, count,
                  type == DTYPE_F32   ? &F32_TILES
                  : type == DTYPE_F16 ? &F16_TILES
                                      : &BF16_TILES);

@@ -123,11 +123,11 @@ static const struct float_tiles F16_TILES = {AVX512_TABLE(f16), .lay = lay, .x_b
 static const struct float_tiles BF16_TILES = {AVX512_TABLE(bf16), .lay = lay, .x_bytes = sizeof(float),
                                               .widened = &F32_TILES, .widen = widen_bf16};
 
-void fast_matmul_float(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                       const struct tensor *bias)
+void fast_matmul_float(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                       int count)
 {
-    enum dtype type = w->stored.dtype;
-    float_matmul(s, out, x, w, bias,
+    enum dtype type = outputs->w->stored.dtype;
+    float_matmul(s, x, outputs, count,
                  type == DTYPE_F32   ? &F32_TILES
                  : type == DTYPE_F16 ? &F16_TILES
                                      : &BF16_TILES);

@@ -211,16 +211,22 @@ INLINE void emit_dot(void *to, int block, int j, const lanes_u32 *codes)
             f->isum[block][j / 4][t], four, _mm512_set1_epi32(f->numbers[block * f->next_block + t * 8 + j]));
 }
 
-/* How far ahead of its use a panel is asked for, in bytes: the hardware looks no further than a page. */
-#define AHEAD 6144
+/* How far ahead of its use a panel is asked for, in bytes: the hardware looks no further than a page. First
+ * into the second-level cache; where the instructions of a block are few, it is the way from there that
+ * limits, and it is asked for again into the first level. */
+#define AHEAD      6144
+#define AHEAD_NEAR 2048
 
-/* Asks for the `pieces` pieces AHEAD of this one. A few before each step: asked for together, those of a long
+/* Asks for the `pieces` pieces ahead of this one. A few before each step: asked for together, those of a long
  * block would wait for each other and keep the step from its instructions. */
-INLINE void ask_ahead(const char *piece, const int pieces)
+INLINE void ask_ahead(const char *piece, const int pieces, const bool near)
 {
 #pragma GCC unroll 32
-    for (int i = 0; i < pieces; i++)
+    for (int i = 0; i < pieces; i++) {
         _mm_prefetch(piece + i * PANEL_PIECE + AHEAD, _MM_HINT_T1);
+        if (near)
+            _mm_prefetch(piece + i * PANEL_PIECE + AHEAD_NEAR, _MM_HINT_T0);
+    }
 }
 
 /* One panel by `rows` rows, all of K; all but the numbers of blocks are constants where this is inlined. */
@@ -242,7 +248,7 @@ INLINE void panel_few(const struct panel_layout *l, const char *panel, const cha
             _mm_prefetch((const char *)apart + l->panel_bytes, _MM_HINT_T0);
         spread_scales(type, piece, apart, scales, addends);
         for (int s = 0; s < each; s += step) {
-            ask_ahead((const char *)(piece + s / step * share), share);
+            ask_ahead((const char *)(piece + s / step * share), share, each == 1);
             struct few f = {.numbers = (const int32_t *)(const void *)x,
                             .next_block = (int64_t)(x_bytes / 4),
                             .rows = rows,
@@ -339,9 +345,9 @@ static const struct block_tiles TILES = {.rows = TILE,
                                          .quantise = quantise_blocks,
                                          .types = TYPES};
 
-void fast_matmul_panels(struct stream *s, struct tensor *out, const struct tensor *x, const struct weight *w,
-                        const struct tensor *bias)
+void fast_matmul_panels(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
+                        int count)
 {
-    block_matmul(s, out, x, w, bias, &TILES);
+    block_matmul(s, x, outputs, count, &TILES);
 }
 #endif

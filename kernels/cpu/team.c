@@ -25,11 +25,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define TEAM_MAX_THREADS 1024
-/* About 20 us of pause instructions: longer than the gap between two kernels of a step. */
-#define SPIN_ROUNDS 500
+/* How long one waits awake: longer than the gap between two kernels of a step and than that between two steps
+ * of generation, so that neither pays for falling asleep and being woken. */
+#define SPIN_NS 100000
+/* Pauses, of 15 to 140 cycles by processor, between two looks at the clock. */
+#define SPIN_PAUSES 32
 /* A chunk is one part in so many of what a member has left: the last ones are short, so that all end together
  * (guided self-scheduling: Polychronopoulos and Kuck, 1987). */
 #define CHUNK_SHARE 8
@@ -82,6 +86,30 @@ static inline void pause_briefly(void)
 #elif defined(__aarch64__)
     __asm__ __volatile__("yield");
 #endif
+}
+
+struct spin {
+    int pauses;
+    int64_t until_ns;
+};
+
+static int64_t monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Pauses; false when it is time to sleep. */
+static bool spin_on(struct spin *s)
+{
+    pause_briefly();
+    if (++s->pauses % SPIN_PAUSES != 0)
+        return true;
+    int64_t now = monotonic_ns();
+    if (s->until_ns == 0)
+        s->until_ns = now + SPIN_NS;
+    return now < s->until_ns;
 }
 
 struct pieces {
@@ -164,12 +192,12 @@ static bool join_job(struct team *team)
 
 static uint32_t wait_for_generation(struct team *team, uint32_t seen)
 {
-    for (int i = 0; i < SPIN_ROUNDS; i++) {
+    struct spin spin = {0};
+    do {
         uint32_t now = atomic_load(&team->generation);
         if (now != seen)
             return now;
-        pause_briefly();
-    }
+    } while (spin_on(&spin));
     /* The caller raises the generation before it looks for sleepers, a sleeper counts itself before it looks
      * at the generation: one of the two sees the other. */
     atomic_fetch_add(&team->sleepers, 1);
@@ -270,10 +298,9 @@ int team_threads(const struct team *team)
 static void close_job(struct team *team)
 {
     uint32_t state = atomic_fetch_and_explicit(&team->state, ~JOB_OPEN, memory_order_acq_rel) & ~JOB_OPEN;
-    for (int i = 0; state != 0 && i < SPIN_ROUNDS; i++) {
-        pause_briefly();
+    struct spin spin = {0};
+    while (state != 0 && spin_on(&spin))
         state = atomic_load_explicit(&team->state, memory_order_acquire);
-    }
     while (state != 0) {
         futex_sleep(&team->state, state);
         state = atomic_load_explicit(&team->state, memory_order_acquire);

@@ -1,5 +1,5 @@
 /* team: the threads of the CPU device. One call splits an index range among the caller and the helpers and
- * returns when the whole range is done. Helpers that find no work spin for some microseconds (the next kernel
+ * returns when the whole range is done. Helpers that find no work spin for a while (the next kernel
  * of a step comes that soon), then sleep: an idle team burns nothing.
  *
  * Which member does which chunk is left to chance; bodies must give the same bits however the range is cut.

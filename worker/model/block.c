@@ -95,19 +95,32 @@ static int sum(const struct block *k, struct tensor *x, struct err *err)
     return k->b->sum(k->b->sum_context, k->stream, x, err);
 }
 
-/* One of q, k, v: projected, normalised head by head where the family does, rotated when `rotate`. */
-static struct tensor project(const struct block *k, const struct tensor *hidden, float *memory, int64_t count,
-                             int which, const struct tensor *norm, const struct seq_view *view)
+/* q, k and v of the normalised rows. */
+static void project(const struct block *k, const struct tensor *hidden)
+{
+    const struct block_scratch *b = k->b;
+    int64_t D = k->m->params.head_length;
+    struct tensor query = rows(k, b->query, k->m->part.heads.count * D),
+                  key = rows(k, b->key, k->m->part.kv_heads.count * D),
+                  value = rows(k, b->value, k->m->part.kv_heads.count * D);
+    const struct matmul_output outputs[] = {
+        {&query, &k->w[TENSOR_ATTN_Q].weight, &k->w[TENSOR_ATTN_Q_BIAS].vector},
+        {&key, &k->w[TENSOR_ATTN_K].weight, &k->w[TENSOR_ATTN_K_BIAS].vector},
+        {&value, &k->w[TENSOR_ATTN_V].weight, &k->w[TENSOR_ATTN_V_BIAS].vector}};
+    kernel_matmul_each(k->stream, hidden, outputs, ARRAY_LEN(outputs));
+}
+
+/* q or k, normalised head by head where the family does, and rotated. */
+static struct tensor turn(const struct block *k, float *memory, int64_t count, const struct tensor *norm,
+                          const struct seq_view *view)
 {
     const struct model_params *p = &k->m->params;
-    struct tensor out = rows(k, memory, count * p->head_length), by_head = heads(k, memory, count);
-    kernel_matmul(k->stream, &out, hidden, &k->w[TENSOR_ATTN_Q + which].weight,
-                  &k->w[TENSOR_ATTN_Q_BIAS + which].vector);
-    if (norm && norm->data) {
+    struct tensor by_head = heads(k, memory, count);
+    if (norm->data) {
         struct tensor flat = tensor_2d(k->m->device, DTYPE_F32, memory, k->T * count, p->head_length);
         kernel_rmsnorm(k->stream, &flat, &flat, norm, p->norm_eps);
     }
-    if (view && p->arch->positions == POSITIONS_ROPE)
+    if (p->arch->positions == POSITIONS_ROPE)
         kernel_rope(k->stream, &by_head, &view->positions, &k->m->rope_frequency, p->arch->rope_pairs,
                     p->rope_magnitude);
     return by_head;
@@ -126,9 +139,10 @@ static int attention_half(const struct block *k, struct tensor *x, const struct 
     struct tensor out_heads = heads(k, k->b->attention, H);
 
     block_norm(k->m, k->stream, &hidden, x, &w[TENSOR_ATTN_NORM].vector, &w[TENSOR_ATTN_NORM_BIAS].vector);
-    struct tensor query = project(k, &hidden, k->b->query, H, 0, &w[TENSOR_ATTN_Q_NORM].vector, view);
-    struct tensor key = project(k, &hidden, k->b->key, G, 1, &w[TENSOR_ATTN_K_NORM].vector, view);
-    struct tensor value = project(k, &hidden, k->b->value, G, 2, NULL, NULL);
+    project(k, &hidden);
+    struct tensor query = turn(k, k->b->query, H, &w[TENSOR_ATTN_Q_NORM].vector, view);
+    struct tensor key = turn(k, k->b->key, G, &w[TENSOR_ATTN_K_NORM].vector, view);
+    struct tensor value = heads(k, k->b->value, G);
     kernel_kv_store(k->stream, &kv->k, &kv->v, &key, &value, view);
     kernel_attention(k->stream, &out_heads, &query, &kv->k, &kv->v, view, &options);
     kernel_matmul(k->stream, &hidden, &out, &w[TENSOR_ATTN_OUTPUT].weight,
@@ -150,9 +164,10 @@ static void dense_ffn(const struct block *k, struct tensor *hidden)
     int64_t F = k->m->part.ffn.count;
     struct tensor up = rows(k, k->b->up, F), gate = rows(k, k->b->gate, F);
     bool gated = w[TENSOR_FFN_GATE].weight.packed != NULL;
-    kernel_matmul(k->stream, &up, hidden, &w[TENSOR_FFN_UP].weight, &w[TENSOR_FFN_UP_BIAS].vector);
-    if (gated)
-        kernel_matmul(k->stream, &gate, hidden, &w[TENSOR_FFN_GATE].weight, &w[TENSOR_FFN_GATE_BIAS].vector);
+    const struct matmul_output outputs[] = {
+        {&up, &w[TENSOR_FFN_UP].weight, &w[TENSOR_FFN_UP_BIAS].vector},
+        {&gate, &w[TENSOR_FFN_GATE].weight, &w[TENSOR_FFN_GATE_BIAS].vector}};
+    kernel_matmul_each(k->stream, hidden, outputs, gated ? 2 : 1);
     kernel_activate(k->stream, &gate, gated ? &gate : &up, gated ? &up : NULL, p->arch->activation);
     kernel_matmul(k->stream, hidden, &gate, &w[TENSOR_FFN_DOWN].weight, &w[TENSOR_FFN_DOWN_BIAS].vector);
 }
