@@ -170,7 +170,7 @@ HOUSE := $(wildcard tests/house/*.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
 FAULTS := $(sort $(wildcard tests/faults/test_*.py))
 # Those that take seconds, in every run of the tests; the others with `make faults` alone.
-FAULTS_SHORT := tests/faults/test_hold.py tests/faults/test_peers.py tests/faults/test_resume.py tests/faults/test_store.py \
+FAULTS_SHORT := tests/faults/test_hold.py tests/faults/test_peers.py tests/faults/test_remembered.py tests/faults/test_resume.py tests/faults/test_store.py \
     tests/faults/test_store_disk.py
 
 # What ThreadSanitizer cannot see into.

@@ -15,6 +15,7 @@ struct cluster {
     uint32_t limit, end;  /* slots at or above `end` were never used */
     uint64_t lease_ms;
     uint64_t epoch_floor, epoch_ceiling, epoch_wanted;
+    char forgotten[WIRE_MAX_ID + 1];
 };
 
 /* Who says to have an epoch so far above the ceiling never had it from this coordinator: it is given the next
@@ -110,7 +111,32 @@ static struct group *make_room(struct cluster *c, bool *forgotten)
             oldest = g;
     }
     *forgotten = oldest != NULL;
+    if (oldest)
+        memcpy(c->forgotten, oldest->name, sizeof(c->forgotten));
     return oldest;
+}
+
+const char *cluster_forgotten(const struct cluster *c)
+{
+    return c->forgotten;
+}
+
+bool cluster_remember(struct cluster *c, const struct cluster_memory *m)
+{
+    if (c->end == c->limit || strlen(m->name) > WIRE_MAX_ID)
+        return false;
+    struct group *g = &c->groups[c->end];
+    *g = (struct group){.slot = c->end++,
+                        .used = true,
+                        .remembered = true,
+                        .seen_alive = !m->lost,
+                        .state = GROUP_LOST,
+                        .epoch = m->epoch,
+                        .incarnation = m->incarnation,
+                        .held = m->held,
+                        .lost_soon = !m->lost && m->age_ms >= STEADY_MS ? 0 : m->lost_soon};
+    snprintf(g->name, sizeof(g->name), "%s", m->name);
+    return true;
 }
 
 static void copy(char *out, size_t bytes, struct wire_str s)
@@ -222,6 +248,7 @@ int cluster_hello(struct cluster *c, const struct peer *peer, const struct wire_
     uint32_t lost_soon = g->used && !*forgotten ? g->lost_soon : 0;
     bool new_job = g->used && !*forgotten && g->incarnation != hello->incarnation;
     uint64_t ended_epoch = g->used && !*forgotten ? g->epoch : 0;
+    lost_soon += new_job && g->remembered && g->seen_alive; /* it died while nobody looked */
     bool held = g->used && !*forgotten && g->held;
     free(g->stages);
     *g = (struct group){.slot = slot,

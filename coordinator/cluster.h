@@ -27,6 +27,8 @@ struct group_stage {
 struct group {
     uint32_t slot; /* below the limit; keeps its name while the cluster remembers the group */
     bool used;
+    bool remembered; /* from another run, and not heard of in this one */
+    bool seen_alive; /* with that: it was not known to be lost */
     char name[WIRE_MAX_ID + 1];
     enum group_state state;
     struct peer peer; /* the leader's connection and identity */
@@ -63,6 +65,20 @@ void cluster_free(struct cluster **c);
 void cluster_epochs(struct cluster *c, uint64_t floor, uint64_t ceiling);
 /* The greatest epoch that was given, or asked for and refused. */
 uint64_t cluster_epoch_wanted(const struct cluster *c);
+
+/* What another run knew of a group: it is as if it were lost, until it says hello; then its epoch goes on, it
+ * rests if it was lost too often, and a new job of it means that the one before died meanwhile. */
+struct cluster_memory {
+    const char *name;
+    uint64_t epoch, incarnation;
+    uint32_t lost_soon;
+    bool lost, held;
+    uint64_t age_ms; /* since its epoch began */
+};
+/* False when there is no room for it. */
+bool cluster_remember(struct cluster *c, const struct cluster_memory *m);
+/* The name of the group that the last hello made forgotten. */
+const char *cluster_forgotten(const struct cluster *c);
 
 /* May a worker whose key is called `identity` speak for group `name`? For NAME and NAME-anything. */
 bool cluster_may_serve(const char *identity, struct wire_str name);

@@ -22,6 +22,8 @@ struct dispatch *dispatch_new(struct router *router, const struct dispatch_optio
     d->cluster = cluster_new(options->limits.groups, options->lease_ms);
     d->scheduler = scheduler_new(&options->limits, options->policy);
     d->requests = requests_new(options->limits.live_requests, &options->keep);
+    d->poisons = poisons_new(options->suspect_ms);
+    scheduler_settings(d->scheduler, d->configured);
     d->snapshot = snapshot_open(options->prefix_snapshot);
     d->started_ms = clock_now_ms();
     return d;
@@ -34,6 +36,7 @@ void dispatch_free(struct dispatch **d)
     cluster_free(&(*d)->cluster);
     scheduler_free(&(*d)->scheduler);
     requests_free(&(*d)->requests);
+    poisons_free(&(*d)->poisons);
     snapshot_close(&(*d)->snapshot);
     free(*d);
     *d = NULL;
@@ -165,11 +168,13 @@ void dispatch_fail(struct dispatch *d, struct request *q, int code, const char *
 /* ---- groups ---- */
 void dispatch_group_lost(struct dispatch *d, struct group *g, const char *why)
 {
+    struct err err;
     if (g->state == GROUP_LOST)
         return;
     log_warn("cluster", "group %s (epoch %llu, %u sequences) is gone: %s", g->name,
              (unsigned long long)g->epoch, scheduler_assigned(d->scheduler, g->slot), why);
     cluster_lost(g, clock_now_ms());
+    dispatch_group_changed(d, g, 0, &err);
     scheduler_group_gone(d->scheduler, g->slot, clock_now_ms());
 }
 

@@ -133,6 +133,11 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
     }
     if (in->idempotent && join(d, from, in))
         return;
+    if (dispatch_is_poison(d, from, in, &err)) {
+        log_warn("dispatch", "audit: a request of client %s is refused: %s", from->name, err.message);
+        reject(d, from, in->request, &err, 0);
+        return;
+    }
     if (!dispatch_may_promise(d, in, &err)) {
         reject(d, from, in->request, &err, DISPATCH_RETRY_MS);
         return;
@@ -167,6 +172,7 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
     d->accepted++;
     log_debug("dispatch", "request %s of client %s: %u prompt bytes, up to %llu tokens", q->id, from->name,
               q->prompt_bytes, (unsigned long long)q->max_tokens);
+    dispatch_recall(d, q, in);
 }
 
 void dispatch_cancel_waiting(struct dispatch *d, struct request *q)
@@ -304,7 +310,7 @@ void dispatch_status(struct dispatch *d, const struct peer *from, const struct w
     s->groups = xcalloc(slots ? slots : 1, sizeof(*s->groups));
     for (uint32_t i = 0; i < slots; i++) {
         const struct group *g = cluster_group(d->cluster, i);
-        if (!g)
+        if (!g || g->remembered)
             continue;
         struct wire_group_status *out = &s->groups[s->group_count++];
         fill_group(d, out, g, now_ms);
@@ -340,7 +346,7 @@ static int check_admin(const struct dispatch *d, const struct peer *from, const 
                         from->name, what);
 }
 
-static void answer_admin(struct dispatch *d, const struct peer *from, struct err *refused)
+void dispatch_answer_admin(struct dispatch *d, const struct peer *from, struct err *refused)
 {
     struct wire_message m;
     if (!refused->code) {
@@ -353,13 +359,25 @@ static void answer_admin(struct dispatch *d, const struct peer *from, struct err
     router_send(d->router, from, &m);
 }
 
+/* Now, unless it waits (tag) for its change to become durable. */
+static void answer_unless_waits(struct dispatch *d, const struct peer *from, uint64_t tag, struct err *err)
+{
+    if (tag && err->code)
+        dispatch_wait_no_more(d, tag);
+    if (!tag || err->code)
+        dispatch_answer_admin(d, from, err);
+}
+
 void dispatch_tune(struct dispatch *d, const struct peer *from, const struct wire_tune *in)
 {
     struct err err = {0};
     char *name = wire_str_dup(in->name);
-    if (check_admin(d, from, "tune", &err) == 0)
-        scheduler_tune(d->scheduler, name, in->automatic, in->value, &err);
-    answer_admin(d, from, &err);
+    uint64_t tag = 0;
+    if (check_admin(d, from, "tune", &err) == 0 &&
+        scheduler_tune(d->scheduler, name, in->automatic, in->value, &err) == 0 &&
+        (tag = dispatch_wait_tag(d, from)) != 0)
+        dispatch_tuned(d, name, in->automatic, in->value, tag, &err);
+    answer_unless_waits(d, from, tag, &err);
     log_info("dispatch", "audit: client %s tunes %s to %llu%s: %s", from->name, name,
              (unsigned long long)in->value, in->automatic ? " (automatic)" : "",
              err.code ? err.message : "done");
@@ -397,7 +415,10 @@ void dispatch_hold(struct dispatch *d, const struct peer *from, const struct wir
         let_go(d, g);
     else if (!err.code)
         hold(d, g);
-    answer_admin(d, from, &err);
+    uint64_t tag = err.code ? 0 : dispatch_wait_tag(d, from);
+    if (!err.code)
+        dispatch_group_changed(d, g, tag, &err);
+    answer_unless_waits(d, from, tag, &err);
     log_info("dispatch", "audit: client %s %ss group %.*s: %s", from->name, what, (int)in->group.size,
              in->group.data, err.code ? err.message : "done");
 }

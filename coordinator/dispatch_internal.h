@@ -5,6 +5,7 @@
 
 #include "coordinator/cluster.h"
 #include "coordinator/dispatch.h"
+#include "coordinator/poison.h"
 #include "coordinator/requests.h"
 #include "coordinator/throttle.h"
 
@@ -12,6 +13,14 @@
 #define DISPATCH_RETRY_MS 1000
 /* When to ask again for a stream that has not come so far yet. */
 #define DISPATCH_REJOIN_MS 200
+
+/* Clients that may wait for a change of theirs to become durable. */
+#define DISPATCH_ADMINS 64
+
+struct dispatch_waiter {
+    uint64_t tag; /* 0: nobody */
+    struct peer client;
+};
 
 struct dispatch {
     struct dispatch_options options;
@@ -24,7 +33,11 @@ struct dispatch {
     uint64_t drain_deadline_ms;
     uint32_t stalled; /* readers that do not read */
     uint32_t held;    /* requests that are kept from all groups until it is known why theirs died */
-    uint64_t answers; /* rows of the store that were given to answers */
+    struct poisons *poisons;
+    struct scheduler_setting configured[SCHEDULER_SETTINGS];
+    struct dispatch_waiter waiters[DISPATCH_ADMINS];
+    uint64_t waited;                      /* tags given to waiters */
+    uint64_t answers;                     /* rows of the store that were given to answers */
     uint64_t epoch_ceiling, epochs_asked; /* 0: not asked */
     uint64_t accepted, completed, failed, cancelled, rejected;
     struct throttle stale_log, token_log, revoked_log;
@@ -48,6 +61,8 @@ void dispatch_group_lost(struct dispatch *d, struct group *g, const char *why);
 /* ---- dispatch_lost.c ---- */
 /* The request's group is gone, and it waits again. *q may be gone afterwards. */
 void dispatch_moved(struct dispatch *d, struct request *q, uint32_t group, uint64_t epoch);
+/* Does what its suspicion asks for: it waits in the scheduler's queue, or is held there. *q may be gone. */
+void dispatch_judge(struct dispatch *d, struct request *q);
 /* It is not held any more. */
 void dispatch_unheld(struct dispatch *d, struct request *q);
 /* It is known how the group's last epoch ended. */
@@ -62,12 +77,38 @@ bool dispatch_store_outcome(struct dispatch *d, struct request *q);
 bool dispatch_may_promise(struct dispatch *d, const struct wire_generate *in, struct err *err);
 /* What has become durable; what is to be forgotten. */
 void dispatch_tick_store(struct dispatch *d);
+/* A tag for a change of which the client is told when it is durable; 0: nothing is, or too many wait. */
+uint64_t dispatch_wait_tag(struct dispatch *d, const struct peer *client);
+/* The change was not taken: nobody waits for it. */
+void dispatch_wait_no_more(struct dispatch *d, uint64_t tag);
+
+/* ---- dispatch_memory.c ---- */
+/* What the store knows of groups, suspects and settings. */
+int dispatch_remember(struct dispatch *d, struct err *err);
+/* The group has a new epoch, is lost, or is held or not. */
+int dispatch_group_changed(struct dispatch *d, const struct group *g, uint64_t tag, struct err *err);
+void dispatch_group_forgotten(struct dispatch *d, const char *name);
+/* What the request is suspected of has changed; with `refused` it is refused for that. */
+void dispatch_suspected(struct dispatch *d, struct request *q, const char *refused);
+/* It is suspected of nothing any more. */
+void dispatch_cleared(struct dispatch *d, struct request *q);
+/* The same was refused before: *err says why. */
+bool dispatch_is_poison(struct dispatch *d, const struct peer *from, const struct wire_generate *in,
+                        struct err *err);
+/* A new request goes on under the suspicion of the same before it. *q may be gone afterwards. */
+void dispatch_recall(struct dispatch *d, struct request *q, const struct wire_generate *in);
+/* It is known how the group's last epoch ended. */
+void dispatch_learn_poison(struct dispatch *d, const struct group *g);
+int dispatch_tuned(struct dispatch *d, const char *name, bool automatic, uint64_t value, uint64_t tag,
+                   struct err *err);
 
 /* ---- dispatch_worker.c ---- */
 /* The group takes work from now on. */
 void dispatch_ready(struct dispatch *d, const struct group *g);
 
 /* ---- dispatch_client.c ---- */
+/* To a client that changed something: how things are now, or why it was refused. */
+void dispatch_answer_admin(struct dispatch *d, const struct peer *from, struct err *refused);
 /* The key of a client is not authorized any more: it gets no more than what it has begun. */
 void dispatch_revoked(struct dispatch *d, const struct peer *from, const struct wire_message *m);
 

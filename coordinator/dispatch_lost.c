@@ -15,11 +15,11 @@ static void refuse(struct dispatch *d, struct request *q)
         n += snprintf(why + n, sizeof(why) - (size_t)n, "%s%s%s", i ? ", " : ": ",
                       s->loss[i].ended[0] ? s->loss[i].ended : "unknown", s->loss[i].alone ? " (alone)" : "");
     log_error("dispatch", "audit: request %s of client %s is refused: %s", q->id, q->client.name, why);
+    dispatch_suspected(d, q, why);
     dispatch_fail(d, q, 500, why);
 }
 
-/* The request waits in the scheduler's queue, or is held there. *q may be gone afterwards. */
-static void judge(struct dispatch *d, struct request *q)
+void dispatch_judge(struct dispatch *d, struct request *q)
 {
     struct suspicion *s = &q->suspicion;
     enum verdict verdict = suspicion_judge(s);
@@ -57,16 +57,21 @@ void dispatch_moved(struct dispatch *d, struct request *q, uint32_t group, uint6
     suspicion_lost(&q->suspicion, group, epoch, request_token_count(q));
     if (g && g->ended_epoch == epoch) /* its next job has said hello already */
         suspicion_learn(&q->suspicion, group, epoch, wire_string(g->ended));
-    judge(d, q);
+    dispatch_suspected(d, q, NULL);
+    dispatch_judge(d, q);
 }
 
 void dispatch_learn(struct dispatch *d, const struct group *g)
 {
     for (uint32_t i = 0; i < requests_limit(d->requests); i++) {
         struct request *q = requests_at(d->requests, i);
-        if (q && suspicion_learn(&q->suspicion, g->slot, g->ended_epoch, wire_string(g->ended)) && q->waits)
-            judge(d, q);
+        if (!q || !suspicion_learn(&q->suspicion, g->slot, g->ended_epoch, wire_string(g->ended)))
+            continue;
+        dispatch_suspected(d, q, NULL);
+        if (q->waits)
+            dispatch_judge(d, q);
     }
+    dispatch_learn_poison(d, g); /* and those of which nobody asks now */
 }
 
 /* A group that never comes back tells nothing: after group_wait_ms its death accuses nobody. */
@@ -75,7 +80,7 @@ static void forget_silent(struct dispatch *d, struct request *q)
     for (uint32_t k = 0; k < q->suspicion.count; k++)
         suspicion_learn(&q->suspicion, q->suspicion.loss[k].group, q->suspicion.loss[k].epoch,
                         (struct wire_str){NULL, 0});
-    judge(d, q);
+    dispatch_judge(d, q);
 }
 
 void dispatch_tick_lost(struct dispatch *d, uint64_t now_ms)

@@ -20,6 +20,7 @@
 #define TAG_BITS   60
 #define TAG_ANSWER (1ull << TAG_BITS)
 #define TAG_EPOCHS (2ull << TAG_BITS)
+#define TAG_WAITER (3ull << TAG_BITS)
 
 static uint64_t tag_of(const struct request *q)
 {
@@ -83,6 +84,35 @@ static void epochs_done(struct dispatch *d, const struct store_done *done)
     cluster_epochs(d->cluster, store_run(d->options.store).epoch_floor, d->epoch_ceiling);
 }
 
+uint64_t dispatch_wait_tag(struct dispatch *d, const struct peer *client)
+{
+    for (uint32_t i = 0; d->options.store && i < DISPATCH_ADMINS; i++)
+        if (!d->waiters[i].tag) {
+            d->waiters[i].client = *client;
+            return d->waiters[i].tag = TAG_WAITER | ++d->waited;
+        }
+    return 0;
+}
+
+void dispatch_wait_no_more(struct dispatch *d, uint64_t tag)
+{
+    for (uint32_t i = 0; i < DISPATCH_ADMINS; i++)
+        if (d->waiters[i].tag == tag)
+            d->waiters[i].tag = 0;
+}
+
+static void waiter_done(struct dispatch *d, const struct store_done *done)
+{
+    struct err err = {0};
+    if (done->code)
+        err_set_code(&err, done->code, "it is so now, but will not outlive this run: %s", done->message);
+    for (uint32_t i = 0; i < DISPATCH_ADMINS; i++)
+        if (d->waiters[i].tag == done->tag) {
+            d->waiters[i].tag = 0;
+            dispatch_answer_admin(d, &d->waiters[i].client, &err);
+        }
+}
+
 void dispatch_tick_store(struct dispatch *d)
 {
     struct store *s = d->options.store;
@@ -93,8 +123,10 @@ void dispatch_tick_store(struct dispatch *d)
     while (s && store_next_done(s, &done)) {
         if (done.tag >> TAG_BITS == TAG_ANSWER >> TAG_BITS)
             answer_done(d, &done);
-        else
+        else if (done.tag == TAG_EPOCHS)
             epochs_done(d, &done);
+        else
+            waiter_done(d, &done);
     }
     if (s)
         more_epochs(d);
@@ -135,9 +167,11 @@ int dispatch_restore(struct dispatch *d, struct err *err)
     struct store_run run = store_run(s);
     d->epoch_ceiling = run.epoch_ceiling;
     cluster_epochs(d->cluster, run.epoch_floor, run.epoch_ceiling);
-    if (store_each_answer(s, restore_answer, d, err) || store_start(s, err))
+    if (store_each_answer(s, restore_answer, d, err) || dispatch_remember(d, err) || store_start(s, err))
         return -1;
-    log_info("dispatch", "run %llu of this store: %u answers are kept from before",
-             (unsigned long long)run.number, requests_kept(d->requests));
+    log_info("dispatch",
+             "run %llu of this store: %u answers, %u groups and %u suspects are known from before",
+             (unsigned long long)run.number, requests_kept(d->requests), cluster_slots(d->cluster),
+             poisons_count(d->poisons));
     return 0;
 }

@@ -52,8 +52,11 @@ void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wi
     }
     if (was_live)
         scheduler_group_gone(d->scheduler, g->slot, now_ms);
-    if (forgotten)
+    if (forgotten) {
         scheduler_group_forget(d->scheduler, g->slot);
+        dispatch_group_forgotten(d, cluster_forgotten(d->cluster));
+    }
+    dispatch_group_changed(d, g, 0, &err);
     if (g->ended_epoch)
         dispatch_learn(d, g);
     if (g->state == GROUP_HELD) {
@@ -217,8 +220,9 @@ static struct request *take_token(struct dispatch *d, const struct peer *from, s
     case REQUEST_TOKEN_LOGGED:
         if (in->index == 0)
             scheduler_first_token(d->scheduler, q->slot, clock_now_us() - q->accepted_us);
-        if (q->suspicion.count) {
+        if (q->suspicion.count && request_token_count(q) > q->suspicion.tokens) {
             suspicion_clear(&q->suspicion);
+            dispatch_cleared(d, q);
             scheduler_shared(d->scheduler, q->slot);
         }
         if (in->index % PROGRESS_TOKENS == 0)

@@ -30,7 +30,8 @@ struct settings {
     int64_t lease_ms, heartbeat_ms, progress_ms, request_timeout_ms, group_wait_ms, stall_timeout_ms,
         drain_timeout_ms;
     int64_t queue_requests, queue_bytes, queue_wait_ms, live_requests, max_groups, max_connections;
-    int64_t prefix_places, prefix_weight_low, prefix_weight_high, replay_bytes, replay_ms, store_bytes;
+    int64_t prefix_places, prefix_weight_low, prefix_weight_high, replay_bytes, replay_ms, store_bytes,
+        suspect_ms;
 };
 
 #define TEXT(member, preset, example, sentence)                                              \
@@ -94,8 +95,13 @@ static const struct config_option options[] = {
            "Most bytes of answers that are kept for clients that ask again with the same idempotent id; 0: "
            "none."),
     NUMBER(replay_ms, 0, 86400000, "300000", "Milliseconds that such an answer is kept."),
+    NUMBER(suspect_ms, 0, 604800000, "3600000",
+           "Milliseconds for which it is remembered under which requests groups died, so that the same, "
+           "asked again, does "
+           "not kill more."),
     TEXT(store, NULL, "PATH",
-         "The database of what must outlive the coordinator: such answers, epochs (docs/operations.md); "
+         "The database of what must outlive the coordinator: such answers, epochs, suspects, settings "
+         "(docs/operations.md); "
          "without it, nothing "
          "does."),
     NUMBER(store_bytes, 0, 1e15, "0",
@@ -304,6 +310,7 @@ static int make_dispatch(struct dispatch **out, struct router *router, struct st
         .progress_ms = (uint64_t)s->progress_ms,
         .request_timeout_ms = (uint64_t)s->request_timeout_ms,
         .stall_timeout_ms = (uint64_t)s->stall_timeout_ms,
+        .suspect_ms = (uint64_t)s->suspect_ms,
         .limits = {.live_requests = (uint32_t)s->live_requests,
                    .groups = (uint32_t)s->max_groups,
                    .queue_requests = (uint32_t)s->queue_requests,

@@ -118,6 +118,7 @@ struct request {
     uint64_t place_context;
     bool mixed; /* groups of another class went on with it */
     struct suspicion suspicion;
+    bool remembered; /* what it is suspected of outlives it */
     uint32_t class;
     uint64_t accepted_us, assigned_us;
     uint64_t retry_after_ms; /* with 429 */
@@ -230,6 +231,8 @@ uint64_t request_token_count(const struct request *q);
 /* ---- reading (requests_read.c) ---- */
 /* Whether `in` asks for the same as the request: everything that decides its tokens. */
 void request_digest(const struct wire_generate *in, uint8_t digest[REQUEST_DIGEST]);
+/* The same, of a live request. */
+void request_digest_of(const struct request *q, uint8_t digest[REQUEST_DIGEST]);
 /* Another connection wants the stream: all of it, or what comes behind what it has had. 409: it reads it
  * already, or has had other tokens; 429: there are too many readers; 503: it has had more than there is yet.
  */

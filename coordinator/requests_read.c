@@ -19,6 +19,7 @@ void request_digest(const struct wire_generate *in, uint8_t digest[REQUEST_DIGES
     m.generate.timeout_ms = 0;
     m.generate.delivered = NULL;
     m.generate.delivered_count = 0;
+    m.generate.idempotent = true;
     m.generate.numeric = 0;
     m.generate.credit = 0;
     m.generate.sampling.seed = 0;
@@ -26,6 +27,21 @@ void request_digest(const struct wire_generate *in, uint8_t digest[REQUEST_DIGES
     wire_encode(&m, &bytes);
     crypto_generichash(digest, REQUEST_DIGEST, bytes.data, bytes.size, NULL, 0);
     buffer_release(&bytes);
+}
+
+void request_digest_of(const struct request *q, uint8_t digest[REQUEST_DIGEST])
+{
+    struct wire_generate in = {.model = wire_string(q->model),
+                               .prompt = {q->prompt, q->prompt_bytes},
+                               .max_tokens = q->max_tokens,
+                               .no_bos = q->no_bos,
+                               .special = q->special,
+                               .sampling = q->sampling,
+                               .service = q->service};
+    if (q->idempotent)
+        memcpy(digest, q->digest, REQUEST_DIGEST);
+    else
+        request_digest(&in, digest);
 }
 
 /* What the newcomer says to have had must be what the log says. */

@@ -79,4 +79,48 @@ int store_answer_gone(struct store *s, uint64_t row, struct err *err);
 int store_each_answer(struct store *s, void (*each)(void *context, const struct store_answer *a),
                       void *context, struct err *err);
 
+/* ---- groups: what must not be forgotten of them ---- */
+struct store_group {
+    const char *name;
+    uint64_t epoch, incarnation; /* the last */
+    uint64_t lost_soon;          /* epochs in a row that did not last */
+    bool lost, held;
+    uint64_t age_ms; /* of its epoch */
+};
+int store_group(struct store *s, const struct store_group *g, uint64_t tag, struct err *err);
+int store_group_gone(struct store *s, const char *name, struct err *err);
+/* The one that changed last first. */
+int store_each_group(struct store *s, void (*each)(void *context, const struct store_group *g), void *context,
+                     struct err *err);
+
+/* ---- suspects: requests under which groups died ---- */
+struct store_suspect {
+    const char *owner;
+    uint8_t digest[STORE_DIGEST]; /* of what it asks */
+    uint64_t tokens;
+    const char *refused; /* why; empty: it is not */
+    const void *losses;
+    size_t size;
+    uint64_t age_ms; /* read only */
+};
+/* Takes *losses (malloc), also when it fails. */
+int store_suspect(struct store *s, const struct store_suspect *in, struct err *err);
+int store_suspect_gone(struct store *s, const char *owner, const uint8_t digest[STORE_DIGEST],
+                       struct err *err);
+/* The oldest first. */
+int store_each_suspect(struct store *s, void (*each)(void *context, const struct store_suspect *in),
+                       void *context, struct err *err);
+
+/* ---- settings that were changed at run time ---- */
+struct store_setting {
+    const char *name;
+    bool automatic;
+    uint64_t value;
+    int64_t configured; /* what the configuration said then: its value, or -1 for automatic */
+};
+int store_setting(struct store *s, const struct store_setting *in, uint64_t tag, struct err *err);
+int store_setting_gone(struct store *s, const char *name, struct err *err);
+int store_each_setting(struct store *s, void (*each)(void *context, const struct store_setting *in),
+                       void *context, struct err *err);
+
 #endif

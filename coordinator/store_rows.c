@@ -14,6 +14,15 @@ static const char *const statements[CHANGE_KINDS] = {
     [CHANGE_ANSWER] = "INSERT OR REPLACE INTO answers(row, stored_ms, owner, request, digest, bytes) "
                       "VALUES(?1, ?2, ?9, ?10, ?13, ?14)",
     [CHANGE_ANSWER_GONE] = "DELETE FROM answers WHERE row = ?1",
+    [CHANGE_GROUP] = "INSERT OR REPLACE INTO groups(epoch, incarnation, lost_soon, lost, held, since_ms, "
+                     "changed_ms, name) VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?9)",
+    [CHANGE_GROUP_GONE] = "DELETE FROM groups WHERE name = ?9",
+    [CHANGE_SUSPECT] = "INSERT OR REPLACE INTO suspects(tokens, changed_ms, owner, refused, digest, losses) "
+                       "VALUES(?1, ?2, ?9, ?10, ?13, ?14)",
+    [CHANGE_SUSPECT_GONE] = "DELETE FROM suspects WHERE owner = ?9 AND digest = ?13",
+    [CHANGE_SETTING] = "INSERT OR REPLACE INTO settings(automatic, value, configured, name) "
+                       "VALUES(?1, ?2, ?3, ?9)",
+    [CHANGE_SETTING_GONE] = "DELETE FROM settings WHERE name = ?9",
 };
 
 /* For people and for ages that outlive a process; nothing is ever decided by it within a run. */
@@ -67,6 +76,55 @@ int store_answer_gone(struct store *s, uint64_t row, struct err *err)
     return store_queue(s, &(struct change){.kind = CHANGE_ANSWER_GONE, .numbers = {row}}, err);
 }
 
+int store_group(struct store *s, const struct store_group *g, uint64_t tag, struct err *err)
+{
+    uint64_t now = wall_ms();
+    struct change c = {.kind = CHANGE_GROUP,
+                       .tag = tag,
+                       .numbers = {g->epoch, g->incarnation, g->lost_soon, g->lost, g->held,
+                                   now > g->age_ms ? now - g->age_ms : 0, now},
+                       .texts = {g->name}};
+    return store_queue(s, &c, err);
+}
+
+int store_group_gone(struct store *s, const char *name, struct err *err)
+{
+    return store_queue(s, &(struct change){.kind = CHANGE_GROUP_GONE, .texts = {name}}, err);
+}
+
+int store_suspect(struct store *s, const struct store_suspect *in, struct err *err)
+{
+    struct change c = {.kind = CHANGE_SUSPECT,
+                       .numbers = {in->tokens, wall_ms()},
+                       .texts = {in->owner, in->refused},
+                       .bytes = (void *)(uintptr_t)in->losses,
+                       .size = in->size};
+    memcpy(c.digest, in->digest, sizeof(c.digest));
+    return store_queue(s, &c, err);
+}
+
+int store_suspect_gone(struct store *s, const char *owner, const uint8_t digest[STORE_DIGEST],
+                       struct err *err)
+{
+    struct change c = {.kind = CHANGE_SUSPECT_GONE, .texts = {owner}};
+    memcpy(c.digest, digest, sizeof(c.digest));
+    return store_queue(s, &c, err);
+}
+
+int store_setting(struct store *s, const struct store_setting *in, uint64_t tag, struct err *err)
+{
+    struct change c = {.kind = CHANGE_SETTING,
+                       .tag = tag,
+                       .numbers = {in->automatic, in->value, (uint64_t)in->configured},
+                       .texts = {in->name}};
+    return store_queue(s, &c, err);
+}
+
+int store_setting_gone(struct store *s, const char *name, struct err *err)
+{
+    return store_queue(s, &(struct change){.kind = CHANGE_SETTING_GONE, .texts = {name}}, err);
+}
+
 /* ---- reading ---- */
 /* A wall clock that was set back makes nothing older than it is. */
 static uint64_t age_ms(sqlite3_stmt *row, int column)
@@ -75,33 +133,122 @@ static uint64_t age_ms(sqlite3_stmt *row, int column)
     return now > then ? now - then : 0;
 }
 
+/* Steps through what the query gives; each row goes to `take`, which may pass over it. */
+static int each_row(struct store *s, const char *sql,
+                    void (*take)(sqlite3_stmt *row, void *each, void *context), void *each, void *context,
+                    struct err *err)
+{
+    sqlite3_stmt *row = NULL;
+    int rc = sqlite3_prepare_v2(s->db, sql, -1, &row, NULL);
+    ASSERT(!s->started);
+    if (rc == SQLITE_OK)
+        while ((rc = sqlite3_step(row)) == SQLITE_ROW)
+            take(row, each, context);
+    if (rc != SQLITE_DONE)
+        store_failed(s->db, s->path, "cannot be read", err);
+    sqlite3_finalize(row);
+    return rc == SQLITE_DONE ? 0 : -1;
+}
+
+/* A digest in this column; false: that is none that we wrote. */
+static bool take_digest(sqlite3_stmt *row, int column, uint8_t out[STORE_DIGEST])
+{
+    const void *digest = sqlite3_column_blob(row, column);
+    if (!digest || sqlite3_column_bytes(row, column) != STORE_DIGEST)
+        return false;
+    memcpy(out, digest, STORE_DIGEST);
+    return true;
+}
+
+static const char *text(sqlite3_stmt *row, int column)
+{
+    return (const char *)sqlite3_column_text(row, column);
+}
+
+static uint64_t number(sqlite3_stmt *row, int column)
+{
+    return (uint64_t)sqlite3_column_int64(row, column);
+}
+
+static void take_answer(sqlite3_stmt *row, void *each, void *context)
+{
+    void (**call)(void *, const struct store_answer *) = each;
+    struct store_answer a = {.row = number(row, 0),
+                             .age_ms = age_ms(row, 1),
+                             .owner = text(row, 2),
+                             .request = text(row, 3),
+                             .bytes = sqlite3_column_blob(row, 5),
+                             .size = (size_t)sqlite3_column_bytes(row, 5)};
+    if (a.owner && a.request && take_digest(row, 4, a.digest))
+        (*call)(context, &a);
+}
+
 int store_each_answer(struct store *s, void (*each)(void *context, const struct store_answer *a),
                       void *context, struct err *err)
 {
-    sqlite3_stmt *row = NULL;
-    int rc = sqlite3_prepare_v2(
-        s->db, "SELECT row, stored_ms, owner, request, digest, bytes FROM answers ORDER BY row", -1, &row,
-        NULL);
-    ASSERT(!s->started);
-    while (rc == SQLITE_OK && (rc = sqlite3_step(row)) == SQLITE_ROW) {
-        struct store_answer a = {.row = (uint64_t)sqlite3_column_int64(row, 0),
-                                 .age_ms = age_ms(row, 1),
-                                 .owner = (const char *)sqlite3_column_text(row, 2),
-                                 .request = (const char *)sqlite3_column_text(row, 3),
-                                 .bytes = sqlite3_column_blob(row, 5),
-                                 .size = (size_t)sqlite3_column_bytes(row, 5)};
-        const void *digest = sqlite3_column_blob(row, 4);
-        rc = SQLITE_OK;
-        if (!a.owner || !a.request || !digest || sqlite3_column_bytes(row, 4) != STORE_DIGEST) {
-            if (sqlite3_errcode(s->db) == SQLITE_NOMEM)
-                rc = SQLITE_NOMEM;
-            continue; /* none that we wrote: whoever asks for it gets it made anew */
-        }
-        memcpy(a.digest, digest, STORE_DIGEST);
-        each(context, &a);
-    }
-    if (rc != SQLITE_DONE)
-        store_failed(s->db, s->path, "answers cannot be read", err);
-    sqlite3_finalize(row);
-    return rc == SQLITE_DONE ? 0 : -1;
+    return each_row(s, "SELECT row, stored_ms, owner, request, digest, bytes FROM answers ORDER BY row",
+                    take_answer, &each, context, err);
+}
+
+static void take_group(sqlite3_stmt *row, void *each, void *context)
+{
+    void (**call)(void *, const struct store_group *) = each;
+    struct store_group g = {.name = text(row, 0),
+                            .epoch = number(row, 1),
+                            .incarnation = number(row, 2),
+                            .lost_soon = number(row, 3),
+                            .lost = number(row, 4) != 0,
+                            .held = number(row, 5) != 0,
+                            .age_ms = age_ms(row, 6)};
+    if (g.name)
+        (*call)(context, &g);
+}
+
+int store_each_group(struct store *s, void (*each)(void *context, const struct store_group *g), void *context,
+                     struct err *err)
+{
+    return each_row(s,
+                    "SELECT name, epoch, incarnation, lost_soon, lost, held, since_ms FROM groups "
+                    "ORDER BY changed_ms DESC",
+                    take_group, &each, context, err);
+}
+
+static void take_suspect(sqlite3_stmt *row, void *each, void *context)
+{
+    void (**call)(void *, const struct store_suspect *) = each;
+    struct store_suspect in = {.owner = text(row, 0),
+                               .tokens = number(row, 2),
+                               .refused = text(row, 3),
+                               .losses = sqlite3_column_blob(row, 4),
+                               .size = (size_t)sqlite3_column_bytes(row, 4),
+                               .age_ms = age_ms(row, 5)};
+    if (in.owner && in.refused && take_digest(row, 1, in.digest))
+        (*call)(context, &in);
+}
+
+int store_each_suspect(struct store *s, void (*each)(void *context, const struct store_suspect *in),
+                       void *context, struct err *err)
+{
+    return each_row(s,
+                    "SELECT owner, digest, tokens, refused, losses, changed_ms FROM suspects "
+                    "ORDER BY changed_ms",
+                    take_suspect, &each, context, err);
+}
+
+static void take_setting(sqlite3_stmt *row, void *each, void *context)
+{
+    void (**call)(void *, const struct store_setting *) = each;
+    struct store_setting in = {.name = text(row, 0),
+                               .automatic = number(row, 1) != 0,
+                               .value = number(row, 2),
+                               .configured = sqlite3_column_int64(row, 3)};
+    if (in.name)
+        (*call)(context, &in);
+}
+
+int store_each_setting(struct store *s, void (*each)(void *context, const struct store_setting *in),
+                       void *context, struct err *err)
+{
+    return each_row(s, "SELECT name, automatic, value, configured FROM settings", take_setting, &each,
+                    context, err);
 }

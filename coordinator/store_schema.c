@@ -20,6 +20,15 @@ static const char *const steps[] = {
     "  digest BLOB NOT NULL, stored_ms INTEGER NOT NULL, bytes BLOB NOT NULL, UNIQUE(owner, request));"
     /* what is written to see whether there is room again */
     "CREATE TABLE probe(bytes BLOB);",
+
+    "CREATE TABLE groups(name TEXT PRIMARY KEY, epoch INTEGER NOT NULL, incarnation INTEGER NOT NULL,"
+    "  lost_soon INTEGER NOT NULL, lost INTEGER NOT NULL, held INTEGER NOT NULL, since_ms INTEGER NOT NULL,"
+    "  changed_ms INTEGER NOT NULL) WITHOUT ROWID;"
+    "CREATE TABLE suspects(owner TEXT NOT NULL, digest BLOB NOT NULL, tokens INTEGER NOT NULL,"
+    "  refused TEXT NOT NULL, losses BLOB NOT NULL, changed_ms INTEGER NOT NULL,"
+    "  PRIMARY KEY(owner, digest)) WITHOUT ROWID;"
+    "CREATE TABLE settings(name TEXT PRIMARY KEY, automatic INTEGER NOT NULL, value INTEGER NOT NULL,"
+    "  configured INTEGER NOT NULL) WITHOUT ROWID;",
 };
 
 int store_versions(void)

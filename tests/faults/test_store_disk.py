@@ -182,6 +182,15 @@ def test_power_cut(c):
     assert points > 40 and seen_at_all > 100
 
 
+def unless_cut(c, worker, name):
+    """The next message of this name, or None when the power failed before."""
+    while c.process.poll() is None:
+        m = worker.receive(0.05)
+        if m and m.name == name:
+            return m
+    return None
+
+
 def one_power_cut(c, cut, torn):
     """One life of a coordinator that ends at this synchronisation, and the next one on what the disk held."""
     directory, image = c.path("run"), c.path("image")
@@ -201,14 +210,13 @@ def one_power_cut(c, cut, torn):
     c.until(lambda: os.path.exists(c.path("endpoint")) or c.process.poll() is not None, "a start, or a cut")
     epoch, client = 0, Client(c.client())
     if c.process.poll() is None:
-        worker = c.worker().join()
-        epoch = worker.epoch
+        worker = c.worker()
+        worker.hello()
+        welcome = unless_cut(c, worker, "welcome")
+        epoch = worker.epoch = welcome.epoch if welcome else 0
         for i in range(16):  # enough to have the log written back, and begun anew
             generate(client, "q%d" % i, max_tokens=1000)
-            assign = None
-            while not assign and c.process.poll() is None:
-                m = worker.receive(0.05)
-                assign = m if m and m.name == "assign" else None
+            assign = unless_cut(c, worker, "assign")
             if assign:
                 serve_large(worker, assign)
             client.pump(lambda: not client.log.open or c.process.poll() is not None, "an end, or a cut")

@@ -228,6 +228,57 @@ static void test_old_heartbeats_renew_nothing(void)
     cluster_free(&c);
 }
 
+static void test_epochs_stay_between_floor_and_ceiling(void)
+{
+    struct cluster *c = cluster_new(4, 3000);
+    struct peer p = worker("g", 1);
+    struct group *g;
+    bool was_live, forgotten;
+    struct err err = {0};
+    struct wire_hello h = hello("g", 7, 0);
+    cluster_epochs(c, 1000, 1002);
+    for (uint64_t i = 1; i <= 2; i++) {
+        CHECK_INT(cluster_hello(c, &p, &h, 0, &g, &was_live, &forgotten, &err), 0);
+        CHECK_INT(g->epoch, 1000 + i);
+    }
+    CHECK_INT(cluster_hello(c, &p, &h, 0, &g, &was_live, &forgotten, &err), -1);
+    CHECK_INT(err.code, 409);
+    CHECK_INT(cluster_epoch_wanted(c), 1003);
+    cluster_epochs(c, 1000, 2000);
+    CHECK_INT(cluster_hello(c, &p, &h, 0, &g, &was_live, &forgotten, &err), 0);
+    CHECK_INT(g->epoch, 1003);
+    h.epoch = 1ull << 50; /* nobody here gave that: it gets the next one and takes nothing along */
+    CHECK_INT(cluster_hello(c, &p, &h, 0, &g, &was_live, &forgotten, &err), 0);
+    CHECK_INT(g->epoch, (1ull << 50) + 1);
+    CHECK_INT(cluster_epoch_wanted(c), 1003);
+    cluster_free(&c);
+}
+
+static void test_remembered_groups(void)
+{
+    struct cluster *c = cluster_new(2, 3000);
+    struct peer p = worker("g", 1);
+    struct group *g;
+    bool was_live, forgotten;
+    struct err err = {0};
+    struct cluster_memory m = {.name = "g", .epoch = 5, .incarnation = 7, .lost_soon = 2, .held = false};
+    struct cluster_memory steady = {
+        .name = "g-s", .epoch = 9, .incarnation = 8, .lost_soon = 9, .age_ms = 60000};
+    CHECK(cluster_remember(c, &m) && cluster_remember(c, &steady));
+    CHECK(!cluster_remember(c, &(struct cluster_memory){.name = "more"}));
+    CHECK_INT(cluster_due_ms(c), UINT64_MAX); /* they have no lease that ends */
+    struct wire_hello h = hello("g", 99, 0);  /* another job: the one before died while nobody looked */
+    h.ended = wire_string("SIGSEGV");
+    CHECK_INT(cluster_hello(c, &p, &h, 100, &g, &was_live, &forgotten, &err), 0);
+    CHECK(g->epoch == 6 && g->ended_epoch == 5 && !was_live && !forgotten && g->state == GROUP_RESTING);
+    CHECK_STR(g->ended, "SIGSEGV");
+    CHECK_INT(g->lost_soon, 3);
+    h = hello("g-s", 8, 9); /* the same job, which lived all the time */
+    CHECK_INT(cluster_hello(c, &p, &h, 100, &g, &was_live, &forgotten, &err), 0);
+    CHECK(g->epoch == 10 && g->state == GROUP_READY && g->lost_soon == 0 && !g->remembered);
+    cluster_free(&c);
+}
+
 static void test_bounded_registry(void)
 {
     struct cluster *c = cluster_new(2, 1000);
@@ -309,6 +360,8 @@ int main(void)
     TEST(test_lease_runs_from_the_last_heartbeat, "a lease runs from the last heartbeat");
     TEST(test_a_heartbeat_tells_of_the_stages_that_there_are, "a heartbeat tells what steps took the stages");
     TEST(test_old_heartbeats_renew_nothing, "old and repeated heartbeats change nothing");
+    TEST(test_epochs_stay_between_floor_and_ceiling, "epochs lie above the floor, and up to what is stored");
+    TEST(test_remembered_groups, "what another run knew of groups counts: epoch, deaths, and one unseen");
     TEST(test_bounded_registry, "the registry is bounded and forgets the group lost longest ago");
     return test_result();
 }

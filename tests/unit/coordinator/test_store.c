@@ -141,6 +141,76 @@ static void test_runs_and_epochs(void)
     end();
 }
 
+static int seen;
+
+static void see_group(void *context, const struct store_group *g)
+{
+    struct store_group *want = context;
+    seen++;
+    CHECK(strcmp(g->name, want->name) == 0 && g->epoch == want->epoch && g->incarnation == want->incarnation);
+    CHECK(g->lost_soon == 2 && g->lost && g->held && g->age_ms >= 5000 && g->age_ms < 60000);
+}
+
+static void see_suspect(void *context, const struct store_suspect *in)
+{
+    (void)context;
+    seen++;
+    CHECK(strcmp(in->owner, "alice") == 0 && strcmp(in->refused, "why") == 0 && in->tokens == 4);
+    CHECK(in->size == 3 && memcmp(in->losses, "abc", 3) == 0 && in->digest[15] == 9 && in->age_ms < 60000);
+}
+
+static void see_setting(void *context, const struct store_setting *in)
+{
+    (void)context;
+    seen++;
+    CHECK(strcmp(in->name, "weight") == 0 && !in->automatic && in->value == 7 && in->configured == -1);
+}
+
+/* How many groups, suspects and settings there are now, all of them the right ones. */
+static int count_rows(struct store *s, struct store_group *g)
+{
+    struct err err;
+    seen = 0;
+    CHECK(store_each_group(s, see_group, g, &err) == 0 &&
+          store_each_suspect(s, see_suspect, NULL, &err) == 0 &&
+          store_each_setting(s, see_setting, NULL, &err) == 0);
+    return seen;
+}
+
+static void test_what_is_remembered(void)
+{
+    struct err err;
+    struct store_group g = {.name = "g0",
+                            .epoch = 12,
+                            .incarnation = UINT64_MAX - 5,
+                            .lost_soon = 2,
+                            .lost = true,
+                            .held = true,
+                            .age_ms = 5000};
+    struct store_setting setting = {.name = "weight", .value = 7, .configured = -1};
+    struct store_suspect suspect = {
+        .owner = "alice", .digest = {[15] = 9}, .tokens = 4, .refused = "why", .size = 3};
+    begin();
+    struct store *s = open_store(0);
+    CHECK(store_start(s, &err) == 0);
+    for (int i = 0; i < 2; i++) { /* the second of each replaces the first */
+        suspect.losses = strdup("abc");
+        CHECK(store_group(s, &g, 0, &err) == 0 && store_suspect(s, &suspect, &err) == 0 &&
+              store_setting(s, &setting, 0, &err) == 0);
+    }
+    store_close(&s);
+    s = open_store(0);
+    CHECK_INT(count_rows(s, &g), 3);
+    CHECK(store_start(s, &err) == 0);
+    CHECK(store_group_gone(s, "g0", &err) == 0 && store_suspect_gone(s, "alice", suspect.digest, &err) == 0 &&
+          store_setting_gone(s, "weight", &err) == 0);
+    store_close(&s);
+    s = open_store(0);
+    CHECK_INT(count_rows(s, &g), 0);
+    store_close(&s);
+    end();
+}
+
 static void test_one_at_a_time(void)
 {
     begin();
@@ -332,6 +402,8 @@ int main(void)
 {
     TEST(test_answers_outlive, "answers outlive the process, one for each id, until they are forgotten");
     TEST(test_runs_and_epochs, "runs are counted, and no epoch of one is below the ceiling of the last");
+    TEST(test_what_is_remembered,
+         "groups, suspects and settings are remembered until they are to be forgotten");
     TEST(test_one_at_a_time, "a store that is open is not opened again");
     TEST(test_busy, "a database that another process writes to is refused");
     TEST(test_damaged, "a damaged database is refused, with a way to go on");
