@@ -169,6 +169,7 @@ $(FAILING):
 HOUSE := $(wildcard tests/house/*.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
 FAULTS := $(sort $(wildcard tests/faults/test_*.py))
+FAULTS_MOCK := $(filter-out %/test_groups.py %/test_kills.py,$(FAULTS))
 # Those that take seconds, in every run of the tests; the others with `make faults` alone.
 FAULTS_SHORT := tests/faults/test_hold.py tests/faults/test_peers.py tests/faults/test_remembered.py tests/faults/test_resume.py tests/faults/test_store.py \
     tests/faults/test_store_disk.py
@@ -189,8 +190,10 @@ house: ## Check includes, headers, formatting and scripts alone
 	@tests/run $(HOUSE)
 unit: test-programs ## Run the unit tests alone
 	@tests/run $(UNIT)
-faults: all test-programs ## Inject every fault of tests/faults into the real programs (about five minutes)
-	@LEPTON_BUILD=$(CURDIR)/$(B) tests/run $(FAULTS) tests/integration/test_faults.py
+# Open MPI is not built for ThreadSanitizer: there the tests of the coordinator and of mock groups run.
+FAULTS_LONG := $(if $(filter tsan,$(VARIANT)),$(FAULTS_MOCK),$(FAULTS) tests/integration/test_faults.py)
+faults: all $(DRIVERS) $(PRELOADS) $(FAILING) ## Inject every fault into the real programs (ten minutes); VARIANT=debug|tsan
+	@LEPTON_BUILD=$(CURDIR)/$(B) tests/faults/run $(FAULTS_LONG)
 debug: ## Build with ASan and UBSan (build/debug); `make unit VARIANT=debug` runs the units there
 	$(MAKE) VARIANT=debug all test-programs
 tsan: ## Build with TSan (build/tsan); `make unit VARIANT=tsan` runs the units there

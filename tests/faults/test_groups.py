@@ -9,7 +9,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from faults import BUILD, Client, Skip, note, run, with_options  # noqa: E402
+from faults import BUILD, PRELOADED, Client, Skip, note, run, with_options  # noqa: E402
 import gguf_file  # noqa: E402
 from local_cluster import processes  # noqa: E402
 from test_cluster import make_cluster  # noqa: E402
@@ -400,7 +400,7 @@ def jump(seconds):
 
 @with_options(model=None, groups=2, stages=2, environment=dict(
     WALLCLOCK=CLOCK, LD_PRELOAD=os.path.abspath(BUILD + "/tests/faults/wallclock.so"),
-    ASAN_OPTIONS="verify_asan_link_order=0:detect_leaks=0"))
+    ASAN_OPTIONS=PRELOADED))
 def test_wall_clock(c):
     """a wall clock that jumps an hour or a year under real groups of two stages ends no lease and no stream (row 14)"""
     reference, watch, client = undisturbed(c), Watch(c), Client(c.client())

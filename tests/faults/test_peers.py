@@ -11,7 +11,7 @@ import time
 import zmq
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from faults import (BUILD, Client, Skip, encode, main, note, public_key, secret_key, with_options, within)  # noqa: E402
+from faults import (BUILD, PRELOADED, Client, Skip, encode, main, note, public_key, secret_key, with_options, within)  # noqa: E402
 
 ONE_SLOW = "base_us = 1000.0; prefill_us = 2000.0; step_tokens = 64; max_sequences = 1; kv_tokens = 200000;"
 
@@ -68,7 +68,7 @@ def test_wall_clock(c):
     clock, library = c.path("wallclock"), os.path.abspath(BUILD + "/tests/faults/wallclock.so")
     jump(c, 0)
     c.stop()
-    c.environment = dict(os.environ, LD_PRELOAD=library, WALLCLOCK=clock, ASAN_OPTIONS="verify_asan_link_order=0:detect_leaks=0")
+    c.environment = dict(os.environ, LD_PRELOAD=library, WALLCLOCK=clock, ASAN_OPTIONS=PRELOADED)
     c.launch()
     c.mock(env=c.environment)
     epoch = c.group("g0")["epoch"]

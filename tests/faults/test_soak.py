@@ -3,21 +3,32 @@
 garbage, and every few seconds something dies or hangs. Each request must have its one outcome, each stream its tokens once,
 in order and the right ones, and afterwards the coordinator is as it was.
 
-SOAK_S, SOAK_STREAMS and SOAK_FAULT_S say how long, how many and how often (600, 1000 and 10 for the long run)."""
+A tenth of the streams is cancelled, a hundredth is never read on, for every twentieth a malformed frame comes.
+
+SOAK_S, SOAK_STREAMS and SOAK_FAULT_S say how long, how many and how often (600, 1000 and 10 for the long run). From 300 s on
+the memory may not grow by more than MOST_SLOPE from the second minute; what is bounded and fills up is filled before."""
 import os
 import random
+import re
 import signal
 import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from faults import Client, kill, main, note, with_options  # noqa: E402
+from faults import Client, encode, kill, main, note, with_options  # noqa: E402
 
 SECONDS = float(os.environ.get("SOAK_S", "25"))
 STREAMS = int(os.environ.get("SOAK_STREAMS", "200"))
 FAULT_S = float(os.environ.get("SOAK_FAULT_S", "4"))
 GROUPS = ("g0", "g0-b", "g1", "g1-b")
 CONNECTIONS = 20
+LONG = SECONDS >= 300
+MOST_SLOPE = 102.4  # KiB a minute
+OFFENDERS = 1024  # connections that the coordinator remembers to have sent malformed frames
+MALFORMED = [b"\xc1", b"\x93\x01\x01\x81\xa6prompt\xa1x", b"\xdd\xff\xff\xff\xff", b"", encode("generate", request="x")[:-3],
+             encode("generate", request="x", prompt="p", max_tokens=0), encode("generate", request=7, prompt="p"),
+             encode("generate", request="a b", prompt="p"), encode("hello", group="g0"), encode("cancel"),
+             b"\x93\x01\x63\x80", encode("generate", request="x", prompt="p", temperature=float("nan"))]
 SEEDS, LONGEST = 10, 120
 SPEED = ("base_us = 60000.0; decode_us = 20.0; prefill_us = 5.0; step_tokens = 4096; max_sequences = %d; kv_tokens = 4000000;"
          % max(STREAMS // 3, 16))
@@ -31,7 +42,8 @@ class Crowd:
         self.clients = [Client(c.client("client" if i % 2 else "other")) for i in range(CONNECTIONS)]
         self.cancel_at, self.slow_until, self.again_at = {}, {}, {}
         self.number = 0
-        self.counts = dict(complete=0, cancelled=0, failed=0, cut=0, refused=0)
+        self.counts = dict(complete=0, cancelled=0, failed=0, cut=0, refused=0, malformed=0)
+        self.slow, self.vandal, self.due = set(), None, 0.0
         self.worst, self.refusals = 0.0, {}
         self.seeds = {}
         self.open = True
@@ -41,9 +53,14 @@ class Crowd:
         self.number += 1
         seed, tokens = self.dice.randrange(SEEDS), self.dice.randrange(10, LONGEST)
         self.seeds[name] = seed
-        client.generate(name, max_tokens=tokens, seed=seed, timeout_ms=60000, prompt="Once %d" % seed)
-        if self.dice.random() < 0.10:
+        more, fate = {}, self.dice.random()
+        if fate < 0.01:
+            self.slow.add(name)
+            more = dict(credit=5)
+        elif fate < 0.11:
             self.cancel_at[name] = self.dice.randrange(0, tokens)
+        client.generate(name, max_tokens=tokens, seed=seed, timeout_ms=60000, prompt="Once %d" % seed, **more)
+        self.due += 0.05
 
     def over(self, client, name):
         """The stream has its outcome: holds it against the invariants and forgets it."""
@@ -52,11 +69,12 @@ class Crowd:
         ids, error = log.ids(name), log.error(name)
         assert ids == self.reference[self.seeds[name]][:len(ids)], "I7: %s: %r" % (name, ids)
         end = log.events[name][-1][1]
-        kind = "cut" if error and error.code == 408 else "refused" if error and error.code == 429 else "failed" if error else (
+        kind = "cut" if error and error.code == 408 and name in self.slow else "refused" if error and error.code == 429 else "failed" if error else (
             "cancelled" if end.finish_reason == "cancelled" else "complete")
         assert kind != "refused" or not log.kinds(name)[:-1], "%s was accepted, then refused" % name
         if kind == "refused":  # who is told when to come again comes then
-            self.refusals[error.message.split(":")[0]] = self.refusals.get(error.message.split(":")[0], 0) + 1
+            why = re.sub(r"\d+", "N", error.message)
+            self.refusals[why] = self.refusals.get(why, 0) + 1
             self.again_at.setdefault(client, []).append(time.monotonic() + error.retry_after_ms / 1e3)
         if kind == "failed":
             note("%s failed: %d %s" % (name, error.code, error.message))
@@ -64,6 +82,8 @@ class Crowd:
             assert len(ids) == log.asked[name]["max_tokens"], (name, len(ids), end)
             self.worst = max(self.worst, log.worst_gap(name))
         self.counts[kind] += 1
+        assert kind not in ("cut", "complete") or (kind == "cut") == (name in self.slow and log.asked[name]["max_tokens"] > 5), name
+        self.slow.discard(name)
         for table in (log.events, log.asked, self.seeds, self.cancel_at):
             table.pop(name, None)
 
@@ -87,10 +107,15 @@ class Crowd:
             self.begin(client)
 
     def garbage(self):
-        peer = self.c.client("other")
-        for frame in (b"\xc1", b"\x93\x01\x01\x81\xa6prompt\xa1x", b"\xdd\xff\xff\xff\xff", os.urandom(40)):
-            peer.socket.send(frame)
-        peer.socket.close()
+        """The malformed frames that are due, over connections that are given up one after the other."""
+        while self.due >= len(MALFORMED):
+            if self.vandal:
+                self.vandal.socket.close()
+            self.vandal = self.c.client("other")
+            for frame in MALFORMED:
+                self.vandal.socket.send(frame)
+            self.due -= len(MALFORMED)
+            self.counts["malformed"] += len(MALFORMED)
 
 
 class Faults:
@@ -151,6 +176,14 @@ def test_soak(c):
     c.until(lambda: len([g for g in c.status().fields.get("groups", []) if g["state"] == "ready"]) == 4, "the groups")
     crowd = Crowd(c, reference(c))
     c.until(lambda: c.status().live == 0, "the reference to be over")
+    for _ in range(OFFENDERS // 20 + 1 if LONG else 0):
+        peers = [c.client("other") for _ in range(20)]
+        for peer in peers:
+            peer.socket.send(b"\xc1")
+        bad = c.status().bad_frames_total
+        c.until(lambda: c.status().bad_frames_total >= bad, "the offenders to be remembered")
+        for peer in peers:
+            peer.socket.close()
     files, threads = c.files_open(), c.threads()
     start = now = time.monotonic()
     next_fault, memory, next_second = start + FAULT_S, [], start
@@ -174,15 +207,20 @@ def test_soak(c):
         time.sleep(0.002)
     faults.calm()
     c.until(lambda: c.status().live == 0, "everything to be over")
-    for client in crowd.clients:
+    for client in crowd.clients + ([Client(crowd.vandal)] if crowd.vandal else []):
         client.peer.close()
     c.until(lambda: c.files_open() <= files + 3 * len(GROUPS), "the descriptors to return")
     assert c.threads() == threads, (c.threads(), threads)
     note("refusals: %r" % crowd.refusals)
-    late = [m for m in memory if m[0] > start + min(120, SECONDS / 2)]
+    late = [m for m in memory if start + min(120, SECONDS / 2) < m[0] < start + SECONDS]
     note("%d streams in %.0f s: %r; worst gap %.1f s; faults %r; memory %d to %d KiB, slope %.0f KiB/min"
          % (crowd.number, SECONDS, crowd.counts, crowd.worst, faults.done, memory[0][1], memory[-1][1], slope(late)))
+    note("memory every 30 s: %s KiB" % " ".join("%d" % kib for _, kib in memory[::30]))
+    assert not LONG or slope(late) <= MOST_SLOPE, slope(late)
+    c.until(lambda: [g["running"] + g["waiting"] + g["pages_used"] + g["assigned"] for g in c.status().groups if g["state"] == "ready"]
+            == [0] * len(GROUPS), "all groups to be ready and every page to be free")
     assert crowd.counts["complete"] > STREAMS and crowd.counts["cancelled"] > 0, crowd.counts
+    assert crowd.counts["cut"] > 0 and crowd.counts["malformed"] > 0.03 * crowd.number, crowd.counts
     assert crowd.counts["failed"] == 0 and crowd.counts["refused"] < crowd.number / 10, crowd.counts
     status = c.status()
     assert status.accepted_total == status.completed_total + status.failed_total + status.cancelled_total, status
