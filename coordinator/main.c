@@ -121,7 +121,7 @@ static const struct config_option options[] = {
     TEXT(prefix_belief, "auto", "PERCENT",
          "How far the index of cached prefixes is believed: 5 to 100, or auto: as groups find their caches."),
     TEXT(admins, NULL, "NAME,NAME",
-         "The clients that may change such settings at run time (lepton tune), by the names of their keys."),
+         "The clients that may run lepton tune, drain and undrain, by the names of their keys."),
     NUMBER(prefix_places, 0, 268435456, "65536",
            "Places of prompts, 32 bytes each, in the index of which group has which prefix cached; 0: none."),
     TEXT(prefix_snapshot, NULL, "PATH",
