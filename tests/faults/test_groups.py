@@ -250,7 +250,8 @@ def test_frozen_while_idle(c):
          % (lost[0], lost[0] + lost[1], back))
 
 
-@with_options(model=None, groups=2, stages=1)
+# The signal is what is wanted here: no sanitizer may make an exit of it.
+@with_options(model=None, groups=2, stages=1, environment=dict(ASAN_OPTIONS="handle_segv=0:" + os.environ.get("ASAN_OPTIONS", "")))
 def test_poison(c):
     """a request under which groups crash is tried alone and refused with the reason; after it both groups serve as before"""
     reference, watch, client = undisturbed(c), Watch(c), Client(c.client())
@@ -291,23 +292,19 @@ def refused(c, **request):
     return client.log.error("poison"), took
 
 
-def preload(**variables):
-    library = os.path.abspath(BUILD + "/tests/faults/memory.so")
-    return dict(variables, LD_PRELOAD=library)
-
-
 BIASES = 997  # eight bytes each: a size that nothing else has
 FAILPOINT = "/tmp/lepton-test-failpoint-%d" % os.getpid()
 
 
-def without_sanitizer():
+def make_failing(**options):
+    """A cluster whose workers die of one allocation while FAILPOINT is there."""
     if os.path.basename(BUILD) != "release":
         raise Skip("a sanitizer allocates in malloc's place")
+    return make_cluster(environment=dict(MEMORY=FAILPOINT, LD_PRELOAD=os.path.abspath(BUILD + "/tests/faults/memory.so")), **options)
 
 
 def poison_of(c, how, expected):
     """A worker that allocates what the biases of one request take dies there by `how`; that request is named for it."""
-    without_sanitizer()
     reference = undisturbed(c)
     with open(FAILPOINT, "w") as f:
         f.write("%s %d" % (how, 8 * BIASES))
@@ -320,19 +317,19 @@ def poison_of(c, how, expected):
     note("row 29: %s: refused after three groups in %.1f s: %s" % (how, took, error.message))
 
 
-@with_options(model=None, groups=2, stages=1, environment=preload(MEMORY=FAILPOINT))
+@with_options(model=None, groups=2, stages=1, make=make_failing)
 def test_poison_memory(c):
     """a request for which a worker cannot allocate is found out (out of memory), refused alone, and both groups serve on"""
     poison_of(c, "null", "out of memory")
 
 
-@with_options(model=None, groups=2, stages=1, environment=preload(MEMORY=FAILPOINT))
+@with_options(model=None, groups=2, stages=1, make=make_failing)
 def test_poison_abort(c):
     """a request under which workers abort is found out (SIGABRT), refused alone, and both groups serve on"""
     poison_of(c, "abort", "SIGABRT")
 
 
-@with_options(model=None, groups=2, stages=2, environment=preload(MEMORY=FAILPOINT))
+@with_options(model=None, groups=2, stages=2, make=make_failing)
 def test_poison_crash(c):
     """a request under which leaders of two stages crash is found out (SIGSEGV) through their launchers, and refused alone"""
     poison_of(c, "segv", "SIGSEGV")
