@@ -118,6 +118,7 @@ static int submit(struct dispatch *d, struct request *q, const struct wire_gener
                                               .bytes = q->prompt_bytes,
                                               .choices = (uint32_t)q->sampling.n,
                                               .max_tokens = q->max_tokens,
+                                              .exact = q->sampling.ignore_eos && q->sampling.stop_count == 0,
                                               .deadline_ms = now_us / 1000 + timeout_ms,
                                               .prefix = &prefix};
     prefix_key_make(&prefix, prefix_salt(q->client.name), q->prompt, q->prompt_bytes);

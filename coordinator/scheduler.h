@@ -100,6 +100,7 @@ struct scheduler_submission {
     uint64_t bytes;      /* of the prompt */
     uint32_t choices;    /* answers over the one prompt: so many places at a group; 0: 1 */
     uint64_t max_tokens; /* of each; 0: unknown */
+    bool exact;          /* so many will come: nothing ends an answer before */
     uint64_t deadline_ms;
     const struct prefix_key *prefix; /* NULL: nothing is known of the prompt */
 };

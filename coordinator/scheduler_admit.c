@@ -130,7 +130,7 @@ static int admit_wait(struct scheduler *s, const struct pool *p, const struct en
     if (limit && out->wait_ms > limit)
         return refuse_wait(s, out, limit, err);
     uint64_t prefill_ms = e->prompt_tokens * 1000 / pool_prefill_rate(p);
-    uint64_t decode_ms = e->output_tokens * p->token_us / 1000;
+    uint64_t decode_ms = entry_decode_us(p, e) / 1000;
     uint64_t needed_ms = prefill_ms + decode_ms;
     if (p->token_us == 0 || now_ms + out->wait_ms + needed_ms <= e->deadline_ms) {
         /* The wait is an estimate: a queue that uses up what the deadlines leave ends in work done for
@@ -170,6 +170,7 @@ int scheduler_submit(struct scheduler *s, const struct scheduler_submission *in,
                                                                .choices = in->choices ? in->choices : 1,
                                                                .bytes = in->bytes,
                                                                .max_tokens = in->max_tokens,
+                                                               .exact = in->exact && in->max_tokens,
                                                                .submitted_ms = now_ms,
                                                                .deadline_ms = in->deadline_ms};
     ASSERT(e->state == FREE);

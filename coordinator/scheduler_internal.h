@@ -22,6 +22,7 @@ struct entry {
     bool victim, due; /* in its pool's list; in the heap of due times */
     bool alone;       /* a group is, or will be, kept for it */
     bool ending;      /* LOST: its client has its outcome */
+    bool exact;       /* max_tokens come */
     bool moved;       /* QUEUED, and before that at a group that is gone or drains: it goes first */
     uint64_t numeric; /* class of the groups that generated its tokens; 0: none yet */
     uint8_t class, preemptions;
@@ -93,10 +94,11 @@ struct pool {
     uint64_t bytes_per_256_tokens;      /* estimates, learned */
     uint64_t output_tokens_x16;
     uint64_t cached_expected,
-        cached_found;  /* tokens, of requests lately: how far the index is to be believed */
-    uint64_t token_us; /* of one sequence between two tokens; 0: unknown */
-    bool assignable;   /* something changed since nothing could be assigned */
-    uint32_t round;    /* next group of BALANCER_NEXT */
+        cached_found;      /* tokens, of requests lately: how far the index is to be believed */
+    uint64_t token_us;     /* of one sequence between two tokens; 0: unknown */
+    uint64_t token_dev_us; /* how far answers of some length are from it, in the mean */
+    bool assignable;       /* something changed since nothing could be assigned */
+    uint32_t round;        /* next group of BALANCER_NEXT */
 };
 
 struct group {
@@ -181,6 +183,9 @@ void entry_estimate(struct scheduler *s, struct entry *e);
 uint64_t pool_wait_us(const struct scheduler *s, const struct pool *p, const struct entry *e);
 /* How much of what the index expects to be cached is found to be, in percent. */
 uint64_t pool_prefix_percent(const struct scheduler *s, const struct pool *p);
+/* Until the entry's last expected token is out, from its first on. A length that is known is met with some
+ * certainty, so that what is let in comes in time; one that is guessed is not worth the margin. */
+uint64_t entry_decode_us(const struct pool *p, const struct entry *e);
 /* Mean rates of a group of the pool, never 0. */
 uint64_t pool_prefill_rate(const struct pool *p);
 uint64_t pool_decode_rate(const struct pool *p);

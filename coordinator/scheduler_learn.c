@@ -4,6 +4,8 @@
 
 /* What is learned moves by a sixteenth of the difference: about the last sixteen requests count. */
 #define LEARN 16
+/* Answers of so many tokens say how far one is from another. */
+#define DEVIATION_TOKENS 32
 /* Tokens expected in caches after which older ones count half. */
 #define PREFIX_MEMORY 1000000
 
@@ -56,6 +58,19 @@ void assume_rates(struct scheduler *s, uint32_t pool)
     }
 }
 
+/* What lies between two tokens, in the mean of an answer, and how far answers are from it: of short ones,
+ * chance has more to say than the group. */
+static void learn_token(struct pool *p, uint64_t each_us, uint64_t output)
+{
+    if (p->token_us == 0) {
+        p->token_us = each_us ? each_us : 1;
+        return;
+    }
+    if (output >= DEVIATION_TOKENS)
+        learn(&p->token_dev_us, each_us > p->token_us ? each_us - p->token_us : p->token_us - each_us);
+    learn(&p->token_us, each_us);
+}
+
 /* The prefill's rate includes its wait inside the group, so a short prompt behind others looks slow: only
  * prompts that the group had for itself, or long ones, say how fast it is. */
 static void learn_group(struct scheduler *s, struct entry *e, const struct scheduler_usage *u)
@@ -68,10 +83,7 @@ static void learn_group(struct scheduler *s, struct entry *e, const struct sched
     if (u->decode_us > 0 && u->output_tokens / e->choices > 4) {
         uint64_t output = u->output_tokens / e->choices; /* of each, side by side */
         uint64_t each_us = u->decode_us / (output - 1);
-        if (p->token_us == 0)
-            p->token_us = each_us ? each_us : 1;
-        else
-            learn(&p->token_us, each_us);
+        learn_token(p, each_us, output);
         if (each_us)
             learn_rate(&p->decode_rate, &g->view.decode_rate, g->measured,
                        g->view.assigned * 1000000 / each_us);

@@ -5,13 +5,15 @@
 #include <string.h>
 #include <xxhash.h>
 
-#define STANDARD_RATE   1000  /* tokens/s of a group that has not reported anything */
-#define STANDARD_OUTPUT 128   /* tokens, before any request of the model has ended */
-#define OUTPUT_WEIGHT   2     /* a generated token costs this many of a prompt (Sheng et al.) */
-#define PREFIX_ENOUGH   10000 /* tokens expected in a cache, before what was found there counts */
-#define DRAIN_FIRST_MS  500   /* after so long a backlog says how fast it drains */
-#define DRAIN_WINDOW_MS 2000
-#define EQUAL_TOKENS    4096 /* tenants this near to each other go by deadline */
+/* Mean deviations that a known length is given: nearly all answers end within three. */
+#define MARGIN_DEVIATIONS 3
+#define STANDARD_RATE     1000  /* tokens/s of a group that has not reported anything */
+#define STANDARD_OUTPUT   128   /* tokens, before any request of the model has ended */
+#define OUTPUT_WEIGHT     2     /* a generated token costs this many of a prompt (Sheng et al.) */
+#define PREFIX_ENOUGH     10000 /* tokens expected in a cache, before what was found there counts */
+#define DRAIN_FIRST_MS    500   /* after so long a backlog says how fast it drains */
+#define DRAIN_WINDOW_MS   2000
+#define EQUAL_TOKENS      4096 /* tenants this near to each other go by deadline */
 
 struct entry *scheduler_entry(struct scheduler *s, uint32_t request)
 {
@@ -394,7 +396,8 @@ void entry_estimate(struct scheduler *s, struct entry *e)
     const struct pool *p = &s->pools[s->flows[e->flow].pool];
     uint64_t output = p->output_tokens_x16 / 16;
     e->prompt_tokens = e->bytes * 256 / p->bytes_per_256_tokens + 1;
-    e->output_tokens = e->max_tokens && e->max_tokens < output ? e->max_tokens : output;
+    bool most = e->exact || (e->max_tokens && e->max_tokens < output);
+    e->output_tokens = most ? e->max_tokens : output;
     if (e->output_tokens == 0)
         e->output_tokens = 1;
     uint64_t generated = e->choices * e->output_tokens;
@@ -404,6 +407,11 @@ void entry_estimate(struct scheduler *s, struct entry *e)
     uint64_t room = 2 * e->output_tokens > 64 ? 2 * e->output_tokens : 64;
     room = e->max_tokens && e->max_tokens < room ? e->max_tokens : room;
     e->kv_tokens = e->prompt_tokens + e->choices * room; /* the choices share the prompt's pages */
+}
+
+uint64_t entry_decode_us(const struct pool *p, const struct entry *e)
+{
+    return e->output_tokens * (p->token_us + (e->exact ? MARGIN_DEVIATIONS * p->token_dev_us : 0));
 }
 
 /* Microseconds of work that the class begins in a millisecond. */

@@ -338,8 +338,7 @@ static bool too_late(const struct scheduler *s, const struct pool *p, const stru
     if (p->token_us == 0 || e->produced > 0 || e->moved)
         return false;
     uint64_t fresh = e->prompt_tokens - (cached < e->prompt_tokens ? cached : e->prompt_tokens);
-    uint64_t need_us =
-        (g->prefill_tokens + fresh) * 1000000 / g->prefill_rate + e->output_tokens * p->token_us;
+    uint64_t need_us = (g->prefill_tokens + fresh) * 1000000 / g->prefill_rate + entry_decode_us(p, e);
     return now_ms + need_us / 1000 > e->deadline_ms;
 }
 

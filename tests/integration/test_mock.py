@@ -106,6 +106,23 @@ def test_choices(c):
     assert mocks.stop() == [0]
 
 
+def test_hopeless_length(c):
+    """an answer whose known length cannot come before its deadline is refused at once; a mere bound is let in"""
+    mocks = Mocks(c, ("g0",), FAST.replace("base_us = 2000.0", "base_us = 20000.0"))
+    client = c.client()
+    for _ in range(3):  # now it is known how fast the group is
+        client.send("generate", request="first", prompt="Once", max_tokens=20, ignore_eos=True)
+        while client.expect("accepted", "token", "done").name != "done":
+            pass
+    client.send("generate", request="long", prompt="Once", max_tokens=10000, ignore_eos=True, timeout_ms=20000)
+    refusal = client.expect("accepted", "error")
+    assert refusal.name == "error" and refusal.code == 408 and "generation" in refusal.message, refusal
+    client.send("generate", request="bound", prompt="Once", max_tokens=10000, timeout_ms=20000)
+    client.expect("accepted")
+    client.close()
+    assert mocks.stop() == [0]
+
+
 def tune(c, *args, key="client"):
     return subprocess.run([BUILD + "/lepton", "tune", "--endpoint", c.endpoint, "--server-key", c.path("keys/coordinator.pub"), "--key",
                            c.path("keys/%s.key" % key), *args], capture_output=True, text=True, timeout=30)

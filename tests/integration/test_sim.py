@@ -82,6 +82,16 @@ def _():
     assert batch["output_tokens"] >= 0.05 * r["all"]["output_tokens"], (batch["output_tokens"], r["all"]["output_tokens"])
 
 
+@test("three times too much, lengths known: realtime requests that are let in come in time, the others hear so at once")
+def _():
+    r = report(*OVERLOAD, "--duration-s", 600, "--load", 3, "--announced")
+    realtime = r["classes"][0]
+    admitted = realtime["requests"] - realtime["refused"]
+    assert realtime["requests"] > 8000 and realtime["missed"] <= admitted // 500, realtime
+    assert realtime["refused"] < realtime["requests"] // 5 and realtime["refusal_ms"]["p99"] <= 50, realtime
+    assert realtime["ttft_ms"]["p99"] < 10000
+
+
 @test("a greedy tenant harms nobody's p99 by more than a tenth")
 def _():
     others = []

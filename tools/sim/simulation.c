@@ -206,6 +206,7 @@ static void arrive(struct simulation *m)
                                       .bytes = (uint64_t)item.prompt_tokens * WORKLOAD_TOKEN_BYTES,
                                       .choices = item.choices,
                                       .max_tokens = m->o->announced ? item.output_tokens : 0,
+                                      .exact = m->o->announced,
                                       .deadline_ms = (item.arrival_us + item.deadline_us) / 1000,
                                       .prefix = &key};
     uint64_t entered = enter();

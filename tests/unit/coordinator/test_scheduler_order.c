@@ -254,6 +254,24 @@ static void test_hopeless_deadlines_are_refused(void)
     scheduler_free(&s);
 }
 
+static void test_a_known_length_is_held_against_the_deadline(void)
+{
+    struct scheduler *s = fresh();
+    ready(s, 0, 1);
+    teach_speed(s);
+    struct scheduler_submission in = ask(1, INTERACTIVE, "t");
+    in.max_tokens = 300; /* at most; some hundred are usual: two seconds may well do */
+    in.deadline_ms = 2000;
+    CHECK_INT(submit(s, &in), 0);
+    in.request = 2;
+    in.exact = true; /* three seconds of generation */
+    CHECK_INT(submit(s, &in), 408);
+    in.max_tokens = 100;
+    in.deadline_ms = 60000;
+    CHECK_INT(submit(s, &in), 0);
+    scheduler_free(&s);
+}
+
 static void test_late_in_the_queue(void)
 {
     struct scheduler *s = fresh();
@@ -531,6 +549,8 @@ int main(void)
     TEST(test_greedy_tenant_is_shed, "in a full queue the greediest tenant makes room");
     TEST(test_lesser_classes_leave_room, "a lesser class leaves room in the queue for those before it");
     TEST(test_hopeless_deadlines_are_refused, "what cannot meet its deadline is refused at once");
+    TEST(test_a_known_length_is_held_against_the_deadline,
+         "a length that is known is held against the deadline, one that is a bound is not");
     TEST(test_late_in_the_queue, "what can no longer meet its deadline is not run");
     TEST(test_long_waits_are_refused, "too long a wait is refused, with the time to try again");
     TEST(test_realtime_preempts_batch, "realtime takes the place of the batch request that began last");
