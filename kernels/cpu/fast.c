@@ -159,6 +159,7 @@ static void use_avx2(struct device_ops *ops)
 {
     ops->pack = fast_pack;
     ops->matmul = avx2_matmul;
+    ops->attention = avx2_attention;
 }
 
 static bool is_amd(void)

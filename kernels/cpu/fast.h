@@ -4,7 +4,7 @@
  *
  *   cpu-reference   runs anywhere; written order of additions without fused multiply-add
  *   cpu-avx2        AVX2, FMA and F16C: integer dot products for quantised weights, fused multiply-add for
- *                   the others, and the reference's attention
+ *                   the others; products with quantised weights and attention have the bits of AVX-512
  *   cpu-avx512vnni  AVX-512 with VNNI: integer dot products for quantised weights, fused multiply-add
  *                   elsewhere
  *   cpu-avx512bf16  the same, but BF16 weights multiply with VDPBF16PS, which rounds x to BF16; with
@@ -41,6 +41,9 @@ void fast_matmul_bf16(struct stream *s, const struct tensor *x, const struct mat
 void fast_matmul_float(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
                        int count);
 
+void avx2_attention(struct stream *s, struct tensor *out, const struct tensor *q, const struct tensor *k,
+                    const struct tensor *v, const struct seq_view *view,
+                    const struct attention_options *options);
 void avx2_matmul_panels(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
                         int count);
 void avx2_matmul_float(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,

@@ -305,19 +305,56 @@ static void test_block_types_follow_it_too(void)
     HEAD_LENGTH = 20;
 }
 
-/* The same behaviours of the fastest set that this processor has, at head lengths of whole registers and
- * others.
- */
-static void run_fast(void)
+static bool is_here(const char *set)
+{
+    struct device *device = NULL;
+    struct err err;
+    bool here =
+        device_open(&device, "cpu", &(struct device_options){.threads = 1, .kernels = set}, &err) == 0;
+    device_close(&device);
+    return here;
+}
+
+/* AVX2 has the bits of AVX-512: over pages of every type, in chunks and alone, with windows and caps. */
+static void test_sets_have_the_same_bits(void)
+{
+    static const int LENGTH[] = {64, 20, 3, 112};
+    if (!is_here("avx2") || !is_here("avx512vnni"))
+        return;
+    for (size_t n = 0; n < ARRAY_LEN(LENGTH); n++)
+        for (size_t o = 0; o < ARRAY_LEN(OPTIONS); o++)
+            for (size_t t = 0; t < ARRAY_LEN(TYPES); t++) {
+                struct rig r[2];
+                struct tensor out[2];
+                HEAD_LENGTH = LENGTH[n];
+                if (TYPES[t] == DTYPE_Q8_0 && HEAD_LENGTH % 32)
+                    continue;
+                for (int set = 0; set < 2; set++) {
+                    struct story s;
+                    rig_kernels = set ? "avx512vnni" : "avx2";
+                    rig_open(&r[set], 2);
+                    story_fill(&s, &r[set]);
+                    out[set] = run_story(&r[set], &s, TYPES[t], 16, 1 + 40 * (int)(o % 2), &OPTIONS[o]);
+                }
+                CHECK(memcmp(out[0].data, out[1].data, tensor_bytes(&out[0])) == 0);
+                rig_close(&r[0]);
+                rig_close(&r[1]);
+            }
+    HEAD_LENGTH = 20;
+}
+
+/* The same behaviours of a fast set, at head lengths of whole registers and others. */
+static void run_fast(const char *set, const char *name)
 {
     static const int LENGTH[] = {16, 48, 64, 112, 20, 3, 128};
     char sentence[200];
-    rig_kernels = "auto";
-    TEST(test_long_chunks_do_not_show, "the fastest set: chunks of many blocks do not show in any bit");
+    rig_kernels = set;
+    snprintf(sentence, sizeof(sentence), "%s: chunks of many blocks do not show in any bit", name);
+    TEST(test_long_chunks_do_not_show, sentence);
     for (size_t i = 0; i < ARRAY_LEN(LENGTH); i++) {
         HEAD_LENGTH = LENGTH[i];
-#define FAST(function, words)                                                                     \
-    snprintf(sentence, sizeof(sentence), "the fastest set, heads of %d: %s", HEAD_LENGTH, words); \
+#define FAST(function, words)                                                              \
+    snprintf(sentence, sizeof(sentence), "%s, heads of %d: %s", name, HEAD_LENGTH, words); \
     TEST(function, sentence)
         FAST(test_attention_follows_the_definition, "attention follows the definition");
         FAST(test_pages_chunks_and_threads_do_not_show, "pages, chunks and threads do not show in any bit");
@@ -338,6 +375,9 @@ int main(void)
     TEST(test_long_chunks_do_not_show, "chunks of many blocks do not show in any bit");
     TEST(test_pages_move_in_order, "pages are copied and zeroed in order");
     TEST(test_block_types_follow_it_too, "with heads of whole blocks so do pages of block types");
-    run_fast();
+    if (is_here("avx2"))
+        run_fast("avx2", "AVX2");
+    run_fast("auto", "the fastest set");
+    TEST(test_sets_have_the_same_bits, "AVX2 has the bits of AVX-512");
     return test_result();
 }
