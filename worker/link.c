@@ -196,6 +196,9 @@ static int open_socket(struct link *l, struct err *err)
     zmq_setsockopt(l->socket, ZMQ_HEARTBEAT_IVL, &heartbeat, sizeof(heartbeat));
     zmq_setsockopt(l->socket, ZMQ_HEARTBEAT_TIMEOUT, &timeout, sizeof(timeout));
     zmq_setsockopt(l->socket, ZMQ_HEARTBEAT_TTL, &timeout, sizeof(timeout));
+    /* Input is never stopped: libzmq 4.3.4 aborts when a heartbeat is due on a connection that broke while it
+     * was. The coordinator sends what the group has room for, and an answer to each heartbeat. */
+    zmq_setsockopt(l->socket, ZMQ_RCVHWM, &zero, sizeof(zero));
     int hwm = MAILBOX_MAX_EVENTS;
     zmq_setsockopt(l->socket, ZMQ_SNDHWM, &hwm, sizeof(hwm));
     if (curve_client(l->socket, l->o.key, l->o.server_key, err))

@@ -1,10 +1,13 @@
 #!/usr/bin/python3
 """Mock groups and lepton load: the real coordinator, worker link and client, answers without a model."""
 import atexit
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
 from coordinator_harness import BUILD, run  # noqa: E402
@@ -171,6 +174,27 @@ def test_killed_mock(c):
 
 
 test_killed_mock.options = dict(lease_ms=1000)
+
+
+def test_blocked_client(c):
+    """a client that nobody reads from outlives its coordinator, and says so once it is read"""
+    mocks = Mocks(c, ("g0",), FAST.replace("base_us = 2000.0", "base_us = 100.0").replace("20000", "200000"))
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    p = subprocess.Popen([BUILD + "/lepton", "generate", "--endpoint", c.endpoint, "--server-key", c.path("keys/coordinator.pub"),
+                          "--key", c.path("keys/client.key"), "--retry-ms", "0", "--tokens", "60000", "--ignore-eos", "--prompt", "Once"],
+                         stdout=write, stderr=subprocess.PIPE, text=True)
+    atexit.register(p.kill)
+    os.close(write)
+    c.until(lambda: groups(c)[0]["tokens_generated"] > 20000, "more tokens than the pipe and a socket's queue hold")
+    c.process.kill()
+    time.sleep(4)  # its socket sends a heartbeat each second
+    assert p.poll() is None, "it ended with %s" % p.returncode
+    with os.fdopen(read, "rb") as out:
+        while out.read(65536):
+            pass
+    assert p.wait(20) == 3 and "connection" in p.stderr.read(), p.returncode
+    mocks.processes["g0"].kill()
 
 
 def test_bad_input(c):
