@@ -106,6 +106,15 @@ def _():
     assert others[1] <= 1.1 * others[0], others
 
 
+@test("speeds that are learned lead where those that are told do: prefill as well as decoding")
+def _():
+    args = ("--groups", 4, "--rate", 28, "--requests", 2000, "--prompt-tokens", 200, "--output-tokens", 60, "--turns", 3,
+            "--think-s", 1, "--tenants", 1, "--announced")
+    told, learned = report(*args), report(*args, "--measured")
+    p99 = learned["all"]["ttft_ms"]["p99"] / told["all"]["ttft_ms"]["p99"]
+    assert 0.8 < p99 < 1.25, p99
+
+
 @test("groups of different speed: the slow ones get less")
 def _():
     args = ("--requests", 20000, "--groups", 8, "--slow", 0.5, "--slow-factor", 3, "--load", 0.7)

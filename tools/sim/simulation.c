@@ -23,6 +23,7 @@ struct live {
     bool cut;                             /* a choice was cancelled */
     struct workload_item item;
     uint32_t group;
+    uint64_t given_us; /* to the group that has it */
     uint64_t first_us; /* its first token; 0: none yet */
     uint32_t cached, progress;
     uint32_t choices_left;  /* that its group has not ended */
@@ -125,6 +126,7 @@ static void give(struct simulation *m, uint32_t slot, uint32_t group)
     q->choices_left = q->item.choices;
     q->begun = q->tokens < q->item.output_tokens ? q->tokens : q->item.output_tokens - 1;
     q->order = ++m->orders;
+    q->given_us = m->now_us;
     engine_submit(m->groups[group].engine,
                   &(struct engine_request){.id = engine_id(m, slot),
                                            .prompt_tokens = q->item.prompt_tokens + q->begun,
@@ -227,10 +229,12 @@ static void arrive(struct simulation *m)
 static void finished(struct simulation *m, uint32_t slot)
 {
     struct live *q = &m->live[slot];
+    bool whole = q->first_us && !q->begun; /* all of it came from this group, whose times these are */
     struct scheduler_usage u = {.prompt_tokens = q->item.prompt_tokens,
                                 .cached_tokens = q->cached,
                                 .output_tokens = q->produced + q->item.choices * q->begun,
-                                .decode_us = q->first_us && !q->begun ? m->now_us - q->first_us : 0};
+                                .prefill_us = whole ? q->first_us - q->given_us : 0,
+                                .decode_us = whole ? m->now_us - q->first_us : 0};
     uint64_t entered = enter();
     scheduler_used(m->s, slot, &u);
     scheduler_finished(m->s, slot);
