@@ -193,40 +193,66 @@ TILE_KIND(halves_addends, 2, true)
 
 /* ---- a few rows of x: the codes are multiplied as they are spread */
 
+/* How far ahead of its use a panel is asked for, in bytes: the hardware looks no further than a page. First
+ * into the second-level cache and then, since the way from there limits too, into the first. */
+#define AHEAD      6144
+#define AHEAD_NEAR 2048
+
 /* Integer sums of a step: four blocks of two parts at most. */
 struct few {
     __m512i isum[4][2][FEW]; /* [block][half]: two chains of four, also where a block is one part */
     const int32_t *numbers;  /* of the step's first block */
     int64_t next_block;      /* numbers from there to the next block's */
-    int rows, parts;
+    int rows, step;
+    const char *piece; /* where the step's share of a block's pieces begins, `share` of them */
+    int share;
 };
 
+/* A product, and what there is to ask memory for with it: asked for all together, the pieces of a long block
+ * would wait for each other and keep the step from its instructions. */
 INLINE void emit_dot(void *to, int block, int j, const lanes_u32 *codes)
 {
     struct few *f = to;
+    const int products = SPREAD_CODES * f->step, product = j * f->step + block;
     __m512i four = _mm512_loadu_si512(codes);
+#pragma GCC unroll 4
+    for (int i = product * f->share / products; i < (product + 1) * f->share / products; i++) {
+        _mm_prefetch(f->piece + i * PANEL_PIECE + AHEAD, _MM_HINT_T1);
+        _mm_prefetch(f->piece + i * PANEL_PIECE + AHEAD_NEAR, _MM_HINT_T0);
+    }
 #pragma GCC unroll 4
     for (int t = 0; t < f->rows; t++)
         f->isum[block][j / 4][t] = _mm512_dpbusd_epi32(
             f->isum[block][j / 4][t], four, _mm512_set1_epi32(f->numbers[block * f->next_block + t * 8 + j]));
 }
 
-/* How far ahead of its use a panel is asked for, in bytes: the hardware looks no further than a page. First
- * into the second-level cache; where the instructions of a block are few, it is the way from there that
- * limits, and it is asked for again into the first level. */
-#define AHEAD      6144
-#define AHEAD_NEAR 2048
-
-/* Asks for the `pieces` pieces ahead of this one. A few before each step: asked for together, those of a long
- * block would wait for each other and keep the step from its instructions. */
-INLINE void ask_ahead(const char *piece, const int pieces, const bool near)
+/* Sums begin with what the codes' offset adds. */
+INLINE void begin_few(struct few *f, const int parts, const bool has_addends)
 {
-#pragma GCC unroll 32
-    for (int i = 0; i < pieces; i++) {
-        _mm_prefetch(piece + i * PANEL_PIECE + AHEAD, _MM_HINT_T1);
-        if (near)
-            _mm_prefetch(piece + i * PANEL_PIECE + AHEAD_NEAR, _MM_HINT_T0);
-    }
+#pragma GCC unroll 4
+    for (int i = 0; i < f->step; i++)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++)
+#pragma GCC unroll 4
+            for (int t = 0; t < f->rows; t++) {
+                const int32_t *offsets = f->numbers + i * f->next_block + f->rows * 8;
+                f->isum[i][half][t] = has_addends || half >= parts
+                                          ? _mm512_setzero_si512()
+                                          : _mm512_set1_epi32(offsets[half * f->rows + t]);
+            }
+}
+
+/* Sums of raw codes become those of codes: exactly, and where a chain has an offset its codes are not raw. */
+INLINE void settle_few(struct few *f, const enum dtype type)
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < f->step; i++)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++)
+#pragma GCC unroll 4
+            for (int t = 0; t < f->rows; t++)
+                if (spread_shift(type, i, half))
+                    f->isum[i][half][t] = _mm512_srai_epi32(f->isum[i][half][t], spread_shift(type, i, half));
 }
 
 /* One panel by `rows` rows, all of K; all but the numbers of blocks are constants where this is inlined. */
@@ -248,22 +274,15 @@ INLINE void panel_few(const struct panel_layout *l, const char *panel, const cha
             _mm_prefetch((const char *)apart + l->panel_bytes, _MM_HINT_T0);
         spread_scales(type, piece, apart, scales, addends);
         for (int s = 0; s < each; s += step) {
-            ask_ahead((const char *)(piece + s / step * share), share, each == 1);
             struct few f = {.numbers = (const int32_t *)(const void *)x,
                             .next_block = (int64_t)(x_bytes / 4),
                             .rows = rows,
-                            .parts = parts};
-#pragma GCC unroll 4
-            for (int i = 0; i < step; i++)
-#pragma GCC unroll 2
-                for (int half = 0; half < 2; half++)
-#pragma GCC unroll 4
-                    for (int t = 0; t < rows; t++)
-                        f.isum[i][half][t] =
-                            has_addends || half >= parts
-                                ? _mm512_setzero_si512()
-                                : _mm512_set1_epi32(f.numbers[i * f.next_block + rows * 8 + half * rows + t]);
-            spread_codes(type, piece, s / step, emit_dot, &f);
+                            .step = step,
+                            .piece = (const char *)(piece + s / step * share),
+                            .share = share};
+            begin_few(&f, parts, has_addends);
+            spread_codes(type, piece, s / step, true, emit_dot, &f);
+            settle_few(&f, type);
 #pragma GCC unroll 4
             for (int i = 0; i < step; i++, x += x_bytes) {
                 const float *x_sums = (const float *)(const void *)(x + rows * PANEL_BLOCK),

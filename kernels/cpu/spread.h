@@ -6,7 +6,8 @@
  *   scales, addends    [block of 32][parts][16 rows]:  value = scale * (code - offset) + addend
  *
  * Where the bits of a type stand is told in quant.c. Codes are not returned but handed to an `emit` function,
- * which stores them or multiplies them at once, in steps: as many blocks of 32 as share bytes. Scales are
+ * which stores them or multiplies them at once, in steps: as many blocks of 32 as share bytes. Who multiplies
+ * may take codes `raw`, where they stand in their bytes: 1 << spread_shift() times as large. Scales are
  * exact; addends are rounded once, as everywhere. A set may define, before it includes this, SPREAD_TARGET,
  * the attribute of its instructions, and SPREAD_WIDEN(bits, out): sixteen F16, each in the low half of a
  * 32-bit lane whose upper half is zero, as floats. */
@@ -66,12 +67,12 @@ SPREAD_INLINE void spread_codes_bytes(const lanes_u32 *q, spread_emit *emit, voi
 }
 
 /* Elements 0 to 15 in the low halves, 16 to 31 in the high ones. */
-SPREAD_INLINE void spread_codes_halves(const lanes_u32 *q, spread_emit *emit, void *to)
+SPREAD_INLINE void spread_codes_halves(const lanes_u32 *q, const bool raw, spread_emit *emit, void *to)
 {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
         EMIT(0, j, q[j] & 0x0F0F0F0F);
-        EMIT(0, j + 4, q[j] >> 4 & 0x0F0F0F0F);
+        EMIT(0, j + 4, raw ? q[j] & 0xF0F0F0F0 : q[j] >> 4 & 0x0F0F0F0F);
     }
 }
 
@@ -106,13 +107,14 @@ SPREAD_INLINE void spread_scales_k(const lanes_u32 *piece, lanes_f32 *scales, la
 }
 
 /* Step p of four: a pair of blocks in the halves of eight pieces. */
-SPREAD_INLINE void spread_codes_q4_k(const lanes_u32 *piece, int64_t p, spread_emit *emit, void *to)
+SPREAD_INLINE void spread_codes_q4_k(const lanes_u32 *piece, int64_t p, const bool raw, spread_emit *emit,
+                                     void *to)
 {
     const lanes_u32 *q = piece + 4 + p * 8;
 #pragma GCC unroll 8
     for (int j = 0; j < 8; j++) {
         EMIT(0, j, q[j] & 0x0F0F0F0F);
-        EMIT(1, j, q[j] >> 4 & 0x0F0F0F0F);
+        EMIT(1, j, raw ? q[j] & 0xF0F0F0F0 : q[j] >> 4 & 0x0F0F0F0F);
     }
 }
 
@@ -163,14 +165,15 @@ SPREAD_INLINE void spread_scales_q2_k(const lanes_u32 *piece, lanes_f32 *scales,
     }
 }
 
-SPREAD_INLINE void spread_codes_q2_k(const lanes_u32 *piece, int64_t h, spread_emit *emit, void *to)
+SPREAD_INLINE void spread_codes_q2_k(const lanes_u32 *piece, int64_t h, const bool raw, spread_emit *emit,
+                                     void *to)
 {
     const lanes_u32 *q = piece + 4 + h * 8;
 #pragma GCC unroll 8
     for (int j = 0; j < 8; j++)
 #pragma GCC unroll 4
         for (int plane = 0; plane < 4; plane++)
-            EMIT(plane, j, q[j] >> (2 * plane) & 0x03030303);
+            EMIT(plane, j, raw ? q[j] & 0x03030303u << (2 * plane) : q[j] >> (2 * plane) & 0x03030303);
 }
 
 SPREAD_INLINE void spread_scales_q3_k(const lanes_u32 *piece, const uint16_t *apart, lanes_f32 *scales)
@@ -267,22 +270,31 @@ SPREAD_INLINE void spread_scales(const enum dtype type, const lanes_u32 *piece, 
         spread_scales_q2_k(piece, scales, addends);
 }
 
+/* By how many bits the codes of a block of a step are raw too far left; half 1: registers 4 to 7. */
+SPREAD_INLINE int spread_shift(const enum dtype type, const int block, const int half)
+{
+    return type == DTYPE_Q4_0 || type == DTYPE_Q4_1 ? 4 * half
+           : type == DTYPE_Q4_K                     ? 4 * block
+           : type == DTYPE_Q2_K                     ? 2 * block
+                                                    : 0;
+}
+
 /* The codes of step `step` of a block of the file. */
-SPREAD_INLINE void spread_codes(const enum dtype type, const lanes_u32 *piece, int64_t step,
+SPREAD_INLINE void spread_codes(const enum dtype type, const lanes_u32 *piece, int64_t step, const bool raw,
                                 spread_emit *emit, void *to)
 {
     if (type == DTYPE_Q8_0)
         spread_codes_bytes(piece, emit, to);
     else if (type == DTYPE_Q4_0)
-        spread_codes_halves(piece, emit, to);
+        spread_codes_halves(piece, raw, emit, to);
     else if (type == DTYPE_Q4_1)
-        spread_codes_halves(piece + 1, emit, to);
+        spread_codes_halves(piece + 1, raw, emit, to);
     else if (type == DTYPE_Q5_0)
         spread_codes_fifths(piece, emit, to);
     else if (type == DTYPE_Q5_1)
         spread_codes_fifths(piece + 1, emit, to);
     else if (type == DTYPE_Q4_K)
-        spread_codes_q4_k(piece, step, emit, to);
+        spread_codes_q4_k(piece, step, raw, emit, to);
     else if (type == DTYPE_Q5_K)
         spread_codes_q5_k(piece, step, emit, to);
     else if (type == DTYPE_Q6_K)
@@ -290,7 +302,7 @@ SPREAD_INLINE void spread_codes(const enum dtype type, const lanes_u32 *piece, i
     else if (type == DTYPE_Q3_K)
         spread_codes_q3_k(piece, step, emit, to);
     else
-        spread_codes_q2_k(piece, step, emit, to);
+        spread_codes_q2_k(piece, step, raw, emit, to);
 }
 
 /* ---- a run of blocks, stored */
@@ -312,7 +324,7 @@ SPREAD_INLINE struct spread spread_run(const enum dtype type, const int parts, c
         const uint16_t *apart = spread_apart_at(type, l, panel, first);
         spread_scales(type, piece, apart, room->scales + b * parts, room->addends + b * parts);
         for (int64_t step = 0; step < each / spread_step(type) && type != DTYPE_Q8_0; step++)
-            spread_codes(type, piece, step, spread_store,
+            spread_codes(type, piece, step, false, spread_store,
                          room->codes + (b + step * spread_step(type)) * SPREAD_CODES);
     }
     if (type == DTYPE_Q8_0)
