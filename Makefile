@@ -171,8 +171,7 @@ INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/t
 FAULTS := $(sort $(wildcard tests/faults/test_*.py))
 FAULTS_MOCK := $(filter-out %/test_groups.py %/test_kills.py,$(FAULTS))
 # Those that take seconds, in every run of the tests; the others with `make faults` alone.
-FAULTS_SHORT := tests/faults/test_hold.py tests/faults/test_peers.py tests/faults/test_remembered.py tests/faults/test_resume.py tests/faults/test_store.py \
-    tests/faults/test_store_disk.py
+FAULTS_SHORT := $(patsubst %,tests/faults/test_%.py,audit hold peers remembered resume store store_disk)
 
 # What ThreadSanitizer cannot see into.
 ifeq ($(VARIANT),tsan)

@@ -307,6 +307,7 @@ static void cut(struct dispatch *d, struct request *q, struct request_reader *re
     reader->stalled_ms = now_ms;
     log_warn("dispatch", "request %s of client %s is cut: the client does not read", q->id,
              reader->client.name);
+    dispatch_audit(d, "cut", reader->client.name, "request %s: the client does not read", q->client_request);
     if (!request_is_read(q))
         abandon(d, q, 408, "the client did not read");
 }
@@ -366,6 +367,7 @@ uint64_t dispatch_due_ms(const struct dispatch *d)
 void dispatch_drain(struct dispatch *d, uint64_t timeout_ms)
 {
     d->drain_deadline_ms = clock_now_ms() + timeout_ms;
+    dispatch_audit(d, "drain", "coordinator", "it was told to end");
     scheduler_drain(d->scheduler, d->drain_deadline_ms);
     for (uint32_t i = 0; i < cluster_slots(d->cluster); i++) {
         struct group *g = cluster_group(d->cluster, i);

@@ -136,6 +136,7 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
         return;
     if (dispatch_is_poison(d, from, in, &err)) {
         log_warn("dispatch", "audit: a request of client %s is refused: %s", from->name, err.message);
+        dispatch_audit(d, "poison", from->name, "%s", err.message);
         reject(d, from, in->request, &err, 0);
         return;
     }
@@ -213,9 +214,11 @@ void dispatch_revoked(struct dispatch *d, const struct peer *from, const struct 
     struct err err;
     uint32_t suppressed;
     err_set_code(&err, 401, "the key of client %s is not authorized any more", from->name);
-    if (throttle_allows(&d->revoked_log, clock_now_ms(), 10, &suppressed))
+    if (throttle_allows(&d->revoked_log, clock_now_ms(), 10, &suppressed)) {
         log_warn("dispatch", "audit: refused %s of client %s: its key was revoked", wire_type_name(m->type),
                  from->name);
+        dispatch_audit(d, "refused", from->name, "%s: its key was revoked", wire_type_name(m->type));
+    }
     if (m->type == WIRE_GENERATE)
         reject(d, from, m->generate.request, &err, 0);
     else
@@ -382,6 +385,8 @@ void dispatch_tune(struct dispatch *d, const struct peer *from, const struct wir
     log_info("dispatch", "audit: client %s tunes %s to %llu%s: %s", from->name, name,
              (unsigned long long)in->value, in->automatic ? " (automatic)" : "",
              err.code ? err.message : "done");
+    dispatch_audit(d, "tune", from->name, "%.64s to %llu%s: %s", name, (unsigned long long)in->value,
+                   in->automatic ? " (automatic)" : "", err.code ? err.message : "done");
     free(name);
 }
 
@@ -422,4 +427,6 @@ void dispatch_hold(struct dispatch *d, const struct peer *from, const struct wir
     answer_unless_waits(d, from, tag, &err);
     log_info("dispatch", "audit: client %s %ss group %.*s: %s", from->name, what, (int)in->group.size,
              in->group.data, err.code ? err.message : "done");
+    dispatch_audit(d, what, from->name, "group %.*s: %s", (int)in->group.size, in->group.data,
+                   err.code ? err.message : "done");
 }

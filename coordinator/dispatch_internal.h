@@ -40,7 +40,8 @@ struct dispatch {
     uint64_t answers;                     /* rows of the store that were given to answers */
     uint64_t epoch_ceiling, epochs_asked; /* 0: not asked */
     uint64_t accepted, completed, failed, cancelled, rejected;
-    struct throttle stale_log, token_log, revoked_log;
+    struct throttle stale_log, token_log, revoked_log, audit;
+    uint64_t refused_peers; /* as many as were audited */
 };
 
 /* Sends the client what its request has for it; forgets the request when nothing is left to do. *q may be
@@ -81,6 +82,10 @@ void dispatch_tick_store(struct dispatch *d);
 uint64_t dispatch_wait_tag(struct dispatch *d, const struct peer *client);
 /* The change was not taken: nobody waits for it. */
 void dispatch_wait_no_more(struct dispatch *d, uint64_t tag);
+
+/* A row of the audit log: what kind, who did it, what happened. No prompts. */
+void dispatch_audit(struct dispatch *d, const char *kind, const char *who, const char *fmt, ...)
+    PRINTF_LIKE(4, 5);
 
 /* ---- dispatch_memory.c ---- */
 /* What the store knows of groups, suspects and settings. */

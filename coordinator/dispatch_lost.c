@@ -15,6 +15,7 @@ static void refuse(struct dispatch *d, struct request *q)
         n += snprintf(why + n, sizeof(why) - (size_t)n, "%s%s%s", i ? ", " : ": ",
                       s->loss[i].ended[0] ? s->loss[i].ended : "unknown", s->loss[i].alone ? " (alone)" : "");
     log_error("dispatch", "audit: request %s of client %s is refused: %s", q->id, q->client.name, why);
+    dispatch_audit(d, "poison", q->client.name, "request %s: %s", q->client_request, why);
     dispatch_suspected(d, q, why);
     dispatch_fail(d, q, 500, why);
 }

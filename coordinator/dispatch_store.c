@@ -84,6 +84,38 @@ static void epochs_done(struct dispatch *d, const struct store_done *done)
     cluster_epochs(d->cluster, store_run(d->options.store).epoch_floor, d->epoch_ceiling);
 }
 
+/* Rows that others can provoke: as many a second, those that are left out are counted in the next. */
+#define AUDITS_PER_SECOND 50
+
+void dispatch_audit(struct dispatch *d, const char *kind, const char *who, const char *fmt, ...)
+{
+    char text[600];
+    uint32_t left_out = 0;
+    struct err err;
+    va_list args;
+    va_start(args, fmt);
+    int n = vsnprintf(text, sizeof(text), fmt, args);
+    va_end(args);
+    if (!d->options.store || !throttle_allows(&d->audit, clock_now_ms(), AUDITS_PER_SECOND, &left_out))
+        return;
+    if (left_out && n > 0 && (size_t)n < sizeof(text) - 40)
+        snprintf(text + n, sizeof(text) - (size_t)n, " (%u rows left out before)", left_out);
+    if (store_audit(d->options.store, kind, who, text, &err))
+        log_warn("dispatch", "not in the audit log: %s", err.message);
+}
+
+/* Handshakes that were refused: libzmq and the ZAP handler name the peers in the log, here they are counted.
+ */
+static void audit_refused_peers(struct dispatch *d)
+{
+    uint64_t now = router_refused_peers(d->router);
+    if (now == d->refused_peers)
+        return;
+    dispatch_audit(d, "refused", "unknown peers", "%llu handshakes",
+                   (unsigned long long)(now - d->refused_peers));
+    d->refused_peers = now;
+}
+
 uint64_t dispatch_wait_tag(struct dispatch *d, const struct peer *client)
 {
     for (uint32_t i = 0; d->options.store && i < DISPATCH_ADMINS; i++)
@@ -128,8 +160,10 @@ void dispatch_tick_store(struct dispatch *d)
         else
             waiter_done(d, &done);
     }
-    if (s)
+    if (s) {
         more_epochs(d);
+        audit_refused_peers(d);
+    }
     while (s && requests_forgotten(d->requests, &row))
         if (store_answer_gone(s, row, &err)) {
             log_warn("dispatch", "an answer that is over stays in the store: %s", err.message);
@@ -173,5 +207,6 @@ int dispatch_restore(struct dispatch *d, struct err *err)
              "run %llu of this store: %u answers, %u groups and %u suspects are known from before",
              (unsigned long long)run.number, requests_kept(d->requests), cluster_slots(d->cluster),
              poisons_count(d->poisons));
+    dispatch_audit(d, "begin", "coordinator", "run %llu", (unsigned long long)run.number);
     return 0;
 }

@@ -34,6 +34,8 @@ void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wi
     if (!router_allows(d->router, from)) {
         log_warn("cluster", "audit: refused group %.*s: the key of worker %s was revoked",
                  (int)in->group.size, in->group.data, from->name);
+        dispatch_audit(d, "refused", from->name, "group %.*s: its key was revoked", (int)in->group.size,
+                       in->group.data);
         about.code = 401;
         router_refuse(d->router, from, &about, "key \"%s\" is not authorized any more", from->name);
         return;
@@ -46,6 +48,8 @@ void dispatch_hello(struct dispatch *d, const struct peer *from, const struct wi
     if (cluster_hello(d->cluster, from, in, now_ms, &g, &was_live, &forgotten, &err) != 0) {
         log_warn("cluster", "audit: refused group %.*s of worker %s: %s", (int)in->group.size, in->group.data,
                  from->name, err.message);
+        dispatch_audit(d, "refused", from->name, "group %.*s: %d %s", (int)in->group.size, in->group.data,
+                       err.code, err.message);
         about.code = (uint64_t)err.code;
         router_refuse(d->router, from, &about, "%s", err.message);
         return;
@@ -129,6 +133,7 @@ static void revoked(struct dispatch *d, const struct peer *from, struct group *g
                     const struct wire_heartbeat *in)
 {
     log_warn("cluster", "audit: the key of worker %s was revoked", from->name);
+    dispatch_audit(d, "revoked", from->name, "group %s ends", g->name);
     dispatch_group_lost(d, g, "its key was revoked");
     router_refuse(d->router, from, &(struct wire_error){.code = 409, .group = in->group, .epoch = in->epoch},
                   "heartbeat: key \"%s\" is not authorized any more", from->name);

@@ -31,7 +31,7 @@ struct settings {
         drain_timeout_ms;
     int64_t queue_requests, queue_bytes, queue_wait_ms, live_requests, max_groups, max_connections;
     int64_t prefix_places, prefix_weight_low, prefix_weight_high, replay_bytes, replay_ms, store_bytes,
-        suspect_ms;
+        audit_rows, suspect_ms;
 };
 
 #define TEXT(member, preset, example, sentence)                                              \
@@ -106,6 +106,8 @@ static const struct config_option options[] = {
          "does."),
     NUMBER(store_bytes, 0, 1e15, "0",
            "Most bytes of that database, at least replay_bytes and 16 MiB; 0: what the disk holds."),
+    NUMBER(audit_rows, 1000, 1e9, "1000000",
+           "Most rows of the audit log in that database, about; the oldest go."),
     NUMBER(drain_timeout_ms, 0, 86400000, "30000",
            "Milliseconds that running requests get to finish after SIGTERM."),
     NUMBER(max_connections, 0, 1 << 20, "0",
@@ -362,7 +364,8 @@ int main(int argc, char **argv)
         err_set(&err, "%s: expected a key of role coordinator, found %s", s.key, curve_role_name(key.role));
         goto fail;
     }
-    struct store_options so = {.path = s.store, .max_bytes = (uint64_t)s.store_bytes};
+    struct store_options so = {
+        .path = s.store, .max_bytes = (uint64_t)s.store_bytes, .audit_rows = (uint64_t)s.audit_rows};
     if (s.store && store_open(&store, &so, &err) != 0)
         goto fail;
     if (router_open(&router, &ro, &err) != 0)

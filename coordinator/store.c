@@ -163,6 +163,8 @@ static int open_database(struct store *s, const struct store_options *o, struct 
         log_error("store", "%s: the disk is full: its log cannot be written back", s->path);
     else if (rc != SQLITE_OK)
         return store_failed(s->db, s->path, "its log cannot be written back", err);
+    if (store_audit_begin(s, o->audit_rows, err))
+        return -1;
     return begin_run(s, err);
 }
 
@@ -296,9 +298,11 @@ static int control(struct store *s, enum control which)
     return rc == SQLITE_DONE ? end : rc;
 }
 
-static int write_change(struct store *s, const struct change *c)
+static int write_change(struct store *s, struct change *c)
 {
     sqlite3_stmt *statement;
+    if (c->kind == CHANGE_AUDIT)
+        store_audit_next(s, c);
     int rc = store_bind(s, c, &statement);
     if (rc == SQLITE_OK && (rc = sqlite3_step(statement)) == SQLITE_DONE)
         rc = SQLITE_OK;
@@ -312,6 +316,9 @@ static int write_change(struct store *s, const struct change *c)
 /* Changes `first` up to `end` in one transaction: all of them, or none. */
 static int transaction(struct store *s, struct change *first, const struct change *end)
 {
+    uint64_t audited = s->audit_sequence;
+    uint8_t hash[STORE_AUDIT_HASH];
+    memcpy(hash, s->audit_hash, sizeof(hash));
     FAILPOINT("store.begin");
     int rc = control(s, CONTROL_BEGIN);
     for (struct change *c = first; c != end && rc == SQLITE_OK; c = c->next) {
@@ -326,6 +333,8 @@ static int transaction(struct store *s, struct change *first, const struct chang
         FAILPOINT("store.committed");
         return 0;
     }
+    s->audit_sequence = audited; /* the chain goes on where it is on the disk */
+    memcpy(s->audit_hash, hash, sizeof(hash));
     int code = refusal(s, rc);
     char message[sizeof(first->done.message)];
     snprintf(message, sizeof(message), "%s: %s",
@@ -396,6 +405,9 @@ static void write_batch(struct store *s, struct change *first)
     }
     if (full || code == 0)
         set_full(s, full);
+    int rc = store_audit_trim(s);
+    if (rc != SQLITE_OK)
+        refusal(s, rc); /* the next commit tries again */
     checkpoint(s, false);
 }
 

@@ -30,8 +30,9 @@
 struct store;
 
 struct store_options {
-    const char *path;   /* of the database; PATH-wal, PATH-shm and PATH.lock lie beside it */
-    uint64_t max_bytes; /* of the database; 0: what the disk holds */
+    const char *path;    /* of the database; PATH-wal, PATH-shm and PATH.lock lie beside it */
+    uint64_t max_bytes;  /* of the database; 0: what the disk holds */
+    uint64_t audit_rows; /* most that are kept, about; 0: all */
 };
 
 /* Opens or makes the database: takes PATH.lock (one coordinator at a time), checks every page, brings the
@@ -122,5 +123,18 @@ int store_setting(struct store *s, const struct store_setting *in, uint64_t tag,
 int store_setting_gone(struct store *s, const char *name, struct err *err);
 int store_each_setting(struct store *s, void (*each)(void *context, const struct store_setting *in),
                        void *context, struct err *err);
+
+/* ---- the audit log (store_audit.c): rows in a chain of hashes, without prompts ---- */
+#define STORE_AUDIT_HASH 32
+struct store_audit {
+    uint64_t sequence, at_ms; /* 1, 2, ...; by the wall clock */
+    const char *kind, *who, *what;
+    uint8_t hash[STORE_AUDIT_HASH]; /* of this row and the one before; read only */
+};
+int store_audit(struct store *s, const char *kind, const char *who, const char *what, struct err *err);
+/* For another process: every row in order. *broken: the first that does not follow from the one before it; 0:
+ * the chain is whole. */
+int store_audit_read(const char *path, void (*each)(void *context, const struct store_audit *row),
+                     void *context, uint64_t *broken, struct err *err);
 
 #endif

@@ -21,6 +21,7 @@ enum change_kind {
     CHANGE_SUSPECT_GONE,
     CHANGE_SETTING,
     CHANGE_SETTING_GONE,
+    CHANGE_AUDIT,
     CHANGE_KINDS,
 };
 
@@ -50,6 +51,8 @@ struct store {
     sqlite3_stmt *controls[CONTROLS];
     int wal_pages; /* the writer's: in the log since the last checkpoint */
     struct store_run run;
+    uint64_t audit_sequence, audit_most; /* the writer's, with the next: the end of the chain */
+    uint8_t audit_hash[STORE_AUDIT_HASH];
     pthread_t writer;
     bool started;
 
@@ -76,6 +79,16 @@ int store_sync_directory(const char *path, struct err *err);
 /* ---- store_rows.c ---- */
 /* The statement of this kind, prepared and bound. An SQLite result. */
 int store_bind(struct store *s, const struct change *c, sqlite3_stmt **out);
+
+uint64_t store_wall_ms(void);
+
+/* ---- store_audit.c ---- */
+/* Finds the end of the chain and checks what leads to it. */
+int store_audit_begin(struct store *s, uint64_t most, struct err *err);
+/* Makes this change the next row of the chain. */
+void store_audit_next(struct store *s, struct change *c);
+/* Drops the oldest rows when there are too many. An SQLite result. */
+int store_audit_trim(struct store *s);
 
 /* ---- store_schema.c ---- */
 #define STORE_VERSION (store_versions())

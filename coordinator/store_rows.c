@@ -22,11 +22,12 @@ static const char *const statements[CHANGE_KINDS] = {
     [CHANGE_SUSPECT_GONE] = "DELETE FROM suspects WHERE owner = ?9 AND digest = ?13",
     [CHANGE_SETTING] = "INSERT OR REPLACE INTO settings(automatic, value, configured, name) "
                        "VALUES(?1, ?2, ?3, ?9)",
+    [CHANGE_AUDIT] = "INSERT INTO audit(seq, at_ms, kind, who, what, hash) VALUES(?1, ?2, ?9, ?10, ?11, ?14)",
     [CHANGE_SETTING_GONE] = "DELETE FROM settings WHERE name = ?9",
 };
 
 /* For people and for ages that outlive a process; nothing is ever decided by it within a run. */
-static uint64_t wall_ms(void)
+uint64_t store_wall_ms(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
@@ -63,7 +64,7 @@ int store_answer(struct store *s, const struct store_answer *a, uint64_t tag, st
 {
     struct change c = {.kind = CHANGE_ANSWER,
                        .tag = tag,
-                       .numbers = {a->row, wall_ms()},
+                       .numbers = {a->row, store_wall_ms()},
                        .texts = {a->owner, a->request},
                        .bytes = (void *)(uintptr_t)a->bytes,
                        .size = a->size};
@@ -78,7 +79,7 @@ int store_answer_gone(struct store *s, uint64_t row, struct err *err)
 
 int store_group(struct store *s, const struct store_group *g, uint64_t tag, struct err *err)
 {
-    uint64_t now = wall_ms();
+    uint64_t now = store_wall_ms();
     struct change c = {.kind = CHANGE_GROUP,
                        .tag = tag,
                        .numbers = {g->epoch, g->incarnation, g->lost_soon, g->lost, g->held,
@@ -95,7 +96,7 @@ int store_group_gone(struct store *s, const char *name, struct err *err)
 int store_suspect(struct store *s, const struct store_suspect *in, struct err *err)
 {
     struct change c = {.kind = CHANGE_SUSPECT,
-                       .numbers = {in->tokens, wall_ms()},
+                       .numbers = {in->tokens, store_wall_ms()},
                        .texts = {in->owner, in->refused},
                        .bytes = (void *)(uintptr_t)in->losses,
                        .size = in->size};
@@ -129,7 +130,7 @@ int store_setting_gone(struct store *s, const char *name, struct err *err)
 /* A wall clock that was set back makes nothing older than it is. */
 static uint64_t age_ms(sqlite3_stmt *row, int column)
 {
-    uint64_t then = (uint64_t)sqlite3_column_int64(row, column), now = wall_ms();
+    uint64_t then = (uint64_t)sqlite3_column_int64(row, column), now = store_wall_ms();
     return now > then ? now - then : 0;
 }
 

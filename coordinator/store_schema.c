@@ -29,6 +29,16 @@ static const char *const steps[] = {
     "  PRIMARY KEY(owner, digest)) WITHOUT ROWID;"
     "CREATE TABLE settings(name TEXT PRIMARY KEY, automatic INTEGER NOT NULL, value INTEGER NOT NULL,"
     "  configured INTEGER NOT NULL) WITHOUT ROWID;",
+
+    "INSERT INTO state VALUES('audit_gone', 0);"
+    "CREATE TABLE audit(seq INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, kind TEXT NOT NULL, who TEXT NOT "
+    "NULL,"
+    "  what TEXT NOT NULL, hash BLOB NOT NULL);"
+    "CREATE TRIGGER audit_stays BEFORE UPDATE ON audit"
+    "  BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;"
+    "CREATE TRIGGER audit_is_kept BEFORE DELETE ON audit"
+    "  WHEN OLD.seq > (SELECT value FROM state WHERE name = 'audit_gone')"
+    "  BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;",
 };
 
 int store_versions(void)

@@ -37,6 +37,7 @@
     X(undrain, "put groups back into service")                                           \
     X(backup, "copy what a coordinator keeps on its disk, while it runs")                \
     X(restore, "put such a copy back in its place")                                      \
+    X(audit, "show who was refused, cut or changed something, and check the chain")      \
     X(load, "put a running cluster under load: generated requests, or a trace")          \
     X(devices, "list the devices that kernels can run on")                               \
     X(keygen, "make the CURVE key pair of a coordinator, worker or client")              \
