@@ -142,10 +142,25 @@ bool dispatch_is_poison(struct dispatch *d, const struct peer *from, const struc
     return true;
 }
 
+/* The request that the entry is about lives: another one that asks for the same stands for itself. */
+static bool lives(struct dispatch *d, const struct poison *p)
+{
+    uint8_t digest[REQUEST_DIGEST];
+    for (uint32_t i = 0; i < requests_limit(d->requests); i++) {
+        const struct request *q = requests_at(d->requests, i);
+        if (!q || !q->remembered || strcmp(q->client.name, p->owner) != 0)
+            continue;
+        request_digest_of(q, digest);
+        if (memcmp(digest, p->digest, sizeof(digest)) == 0)
+            return true;
+    }
+    return false;
+}
+
 void dispatch_recall(struct dispatch *d, struct request *q, const struct wire_generate *in)
 {
     const struct poison *p = known(d, q->client.name, in);
-    if (!p)
+    if (!p || lives(d, p))
         return;
     q->remembered = true;
     q->suspicion.tokens = p->tokens;
