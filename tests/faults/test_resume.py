@@ -144,7 +144,7 @@ def test_killed_coordinator(c):
             c.until(lambda: c.status().live == 6 and c.status().queued == 0, "the streams to be assigned")
         else:
             least = 40 * 6 if point == "in mid-stream" else 60 * 6
-            c.until(lambda: (c.group("g0") or {}).get("tokens_generated", 0) > least, "tokens")
+            c.until(lambda: c.status().live == 6 and (c.group("g0") or {}).get("tokens_generated", 0) > least, "tokens")
         took = restart(c, 0.2)
         assert took < 1, took
         note("row 2: killed with %s; the next one listened after %.0f ms" % (point, 1e3 * took))
