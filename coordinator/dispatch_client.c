@@ -59,16 +59,6 @@ static int check_asked(const struct wire_generate *in, struct err *err)
     return check_biases(s, err);
 }
 
-static bool send_accepted(struct dispatch *d, const struct peer *to, const struct request *q, uint64_t queued)
-{
-    struct wire_message m;
-    wire_init(&m, WIRE_ACCEPTED);
-    m.accepted.request = wire_string(q->client_request);
-    m.accepted.seed = q->sampling.seed;
-    m.accepted.queued = queued;
-    return router_send(d->router, to, &m) == ROUTER_SENT;
-}
-
 /* An idempotent id that is known: true when that is the answer, good or bad. *q may be gone. */
 static bool join(struct dispatch *d, const struct peer *from, const struct wire_generate *in)
 {
@@ -93,8 +83,7 @@ static bool join(struct dispatch *d, const struct peer *from, const struct wire_
     }
     log_debug("dispatch", "request %s of client %s is %s another connection", q->id, from->name,
               q->kept ? "replayed to" : "joined by");
-    if (!send_accepted(d, from, q, 0))
-        request_reader_of(q, from)->gone = true;
+    request_reader_of(q, from)->unaccepted = true;
     dispatch_flush(d, q);
     return true;
 }
@@ -165,16 +154,17 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
         reject(d, from, in->request, &err, admission.retry_after_ms);
         return;
     }
-    if (!send_accepted(d, from, q, admission.queued)) { /* who does not read this reads no stream either */
-        scheduler_finished(d->scheduler, q->slot);
-        requests_remove(d->requests, q);
-        d->rejected++;
-        return;
-    }
     d->accepted++;
     log_debug("dispatch", "request %s of client %s: %u prompt bytes, up to %llu tokens", q->id, from->name,
               q->prompt_bytes, (unsigned long long)q->max_tokens);
-    dispatch_recall(d, q, in);
+    /* As the first message of its stream: a client that is behind with others hears of it when it reads
+     * again. */
+    uint32_t slot = q->slot;
+    q->readers[0].unaccepted = true;
+    q->readers[0].queued = admission.queued;
+    dispatch_flush(d, q);
+    if (requests_at(d->requests, slot)) /* its client may have left */
+        dispatch_recall(d, q, in);
 }
 
 void dispatch_cancel_waiting(struct dispatch *d, struct request *q)

@@ -71,6 +71,8 @@ struct request_reader {
     bool gone;
     bool cut; /* too slow: nothing but an error is left for it */
     bool outcome_sent;
+    bool unaccepted; /* it is to be told first that the request was taken, and how many waited before it */
+    uint64_t queued;
     uint64_t credit;     /* tokens that it has room for; UINT64_MAX: whatever comes */
     uint64_t stalled_ms; /* since when it is behind, and how much it took is counted; 0 = it is not */
     uint32_t taken;      /* messages since then */

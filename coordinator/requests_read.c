@@ -188,6 +188,13 @@ bool request_next(const struct request *q, const struct request_reader *reader, 
         out->wire.error.message = wire_string("the client did not read: the stream is cut");
         return true;
     }
+    if (reader->unaccepted) {
+        wire_init(&out->wire, WIRE_ACCEPTED);
+        out->wire.accepted.request = wire_string(q->client_request);
+        out->wire.accepted.seed = q->sampling.seed;
+        out->wire.accepted.queued = reader->queued;
+        return true;
+    }
     for (uint64_t i = 0; i < q->sampling.n; i++) {
         const struct request_choice *c = &q->choices[i];
         const struct request_cursor *at = &reader->cursors[i];
@@ -211,6 +218,10 @@ bool request_next(const struct request *q, const struct request_reader *reader, 
 
 void request_sent(const struct request *q, struct request_reader *reader, const struct request_message *m)
 {
+    if (m->wire.type == WIRE_ACCEPTED) {
+        reader->unaccepted = false;
+        return;
+    }
     if (m->wire.type == WIRE_TOKEN) {
         reader->cursors[m->wire.token.choice].sent++;
         reader->credit -= reader->credit != UINT64_MAX;

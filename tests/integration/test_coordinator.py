@@ -668,6 +668,35 @@ def test_slow_reader(c):
     bystander.finish()
 
 
+def test_accepted_waits_its_turn(c):
+    """a client that is behind with one stream is still told that its next request was taken"""
+    worker = c.worker().join()
+    slow = Peer.__new__(Peer)
+    slow.socket = c.context.socket(zmq.DEALER)
+    slow.socket.linger = 0
+    slow.socket.rcvhwm = 1
+    slow.socket.setsockopt(zmq.RCVBUF, 4096)
+    slow.socket.curve_serverkey = public_key(c.path("keys/coordinator.pub"))
+    slow.socket.curve_publickey = public_key(c.path("keys/client.key"))
+    slow.socket.curve_secretkey = secret_key(c.path("keys/client.key"))
+    slow.socket.connect(c.endpoint)
+    slow.send("generate", request="first", prompt="Once", max_tokens=100000)
+    assign = worker.expect("assign")
+    for index in range(4000):  # 16 MB: more than sockets and queues hold
+        worker.token(assign, index, text="x" * 4096)
+        if index % 500 == 0:
+            worker.beat()
+    slow.send("generate", request="second", prompt="Once")
+    while worker.expect("assign", "cancel").name == "cancel":  # the first one is cut, sooner or later
+        pass
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        m = slow.receive(1)
+        if m and m.name == "accepted" and m.request == "second":
+            return
+    raise AssertionError("the second request was never heard of")
+
+
 def test_drain(c):
     """SIGTERM drains: new requests get 503, running ones finish, groups are told, exit code 0"""
     worker, client = c.worker().join(sequences=1), c.client()
