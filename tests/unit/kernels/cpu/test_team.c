@@ -19,7 +19,7 @@ static struct team *team_of(int threads)
 
 struct cover {
     _Atomic int *times; /* [count] how often each index was run */
-    _Atomic int strange;
+    _Atomic int strange, pieces;
     int64_t count, grain;
     int threads;
 };
@@ -73,6 +73,40 @@ static void test_thousands_of_jobs_lose_none(void)
     for (int i = 0; i < 64; i++)
         wrong += times[i] != 3000;
     CHECK_INT(wrong, 0);
+    team_free(&team);
+}
+
+static void slow_first_body(void *context, int64_t begin, int64_t end, int member)
+{
+    struct cover *c = context;
+    if (begin == 0)
+        usleep(200000); /* whoever has the first chunk: the rest of its part is for the others to take */
+    cover_body(context, begin, end, member);
+    atomic_fetch_add(&c->pieces, 1);
+}
+
+/* A member that is held up holds one chunk, not its part: the others take what it has not begun. */
+static void test_what_a_slow_member_has_not_begun_is_taken(void)
+{
+    struct team *team = team_of(4);
+    static _Atomic int times[4000];
+    struct cover c = {.times = times, .count = 4000, .grain = 1, .threads = 4};
+    team_for(team, 4000, 1, slow_first_body, &c);
+    int wrong = c.strange;
+    for (int i = 0; i < 4000; i++)
+        wrong += times[i] != 1;
+    CHECK_INT(wrong, 0);
+    CHECK(c.pieces > 4);
+    team_free(&team);
+}
+
+static void test_a_grain_makes_as_many_pieces_as_asked(void)
+{
+    struct team *team = team_of(2);
+    CHECK_INT(team_grain(team, 320, 16), 10);
+    CHECK_INT(team_grain(team, 321, 16), 11);
+    CHECK_INT(team_grain(team, 5, 16), 1);
+    CHECK_INT(team_grain(team, 1, 16), 1);
     team_free(&team);
 }
 
@@ -172,6 +206,8 @@ static void test_too_many_threads_are_refused(void)
 int main(void)
 {
     TEST(test_every_index_is_run_once, "every index of a range is run once, in whole grains");
+    TEST(test_what_a_slow_member_has_not_begun_is_taken, "what a slow member has not begun is taken from it");
+    TEST(test_a_grain_makes_as_many_pieces_as_asked, "a grain makes as many pieces as asked");
     TEST(test_thousands_of_jobs_lose_none, "thousands of short jobs lose no index and no wake-up");
     TEST(test_callers_of_several_threads_take_turns, "callers of several threads take turns");
     TEST(test_nested_use_is_refused, "a body that calls the team again is refused");
