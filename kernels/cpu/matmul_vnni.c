@@ -215,7 +215,6 @@ INLINE void emit_dot(void *to, int block, int j, const lanes_u32 *codes)
     struct few *f = to;
     const int products = SPREAD_CODES * f->step, product = j * f->step + block;
     __m512i four = _mm512_loadu_si512(codes);
-#pragma GCC unroll 4
     for (int i = product * f->share / products; i < (product + 1) * f->share / products; i++) {
         _mm_prefetch(f->piece + i * PANEL_PIECE + AHEAD, _MM_HINT_T1);
         _mm_prefetch(f->piece + i * PANEL_PIECE + AHEAD_NEAR, _MM_HINT_T0);
