@@ -86,29 +86,7 @@ INLINE void load_block_of(const enum dtype type, const struct attention *a, cons
     {                                                                                                    \
         load_block_of(DTYPE_##TYPE, a, keys, next, room);                                                \
     }
-LOAD(F32)
-LOAD(F16)
-LOAD(BF16)
-LOAD(Q8_0)
-
-static void load_block(const struct attention *a, const struct attention_keys *keys,
-                       const struct attention_keys *next, const struct attention_room *room)
-{
-    switch (a->k->dtype) {
-    case DTYPE_F32:
-        load_F32(a, keys, next, room);
-        break;
-    case DTYPE_BF16:
-        load_BF16(a, keys, next, room);
-        break;
-    case DTYPE_Q8_0:
-        load_Q8_0(a, keys, next, room);
-        break;
-    default:
-        load_F16(a, keys, next, room);
-        break;
-    }
-}
+ATTENTION_TYPES(LOAD)
 
 /* Scores of all keys of the block, into p, for queries [from, from + rows) of the batch. rows is a constant
  * where this is inlined. */
@@ -366,7 +344,7 @@ TARGET static void finish_item(const struct attention *a, const struct attention
 }
 
 static const struct attention_set SET = {.begin = begin_item,
-                                         .load = load_block,
+                                         .load = {ATTENTION_TYPES(ATTENTION_LOAD)},
                                          .finish = finish_item,
                                          .batches = {{12, whole_12, parts_12},
                                                      {8, whole_8, parts_8},

@@ -85,7 +85,7 @@ static void run_item(const struct attention *a, const struct attention_item *it,
         while (end < it->rows && oldest_of(a, positions[end]) < base + ATTENTION_KEYS)
             end++;
         find_block(a, it, g, base + ATTENTION_KEYS, last, &keys[turn ^ 1]);
-        a->set->load(a, &keys[turn], &keys[turn ^ 1], room);
+        a->set->load[a->k->dtype](a, &keys[turn], &keys[turn ^ 1], room);
         attend_block(a, it, begin * a->heads, end * a->heads, base, room);
     }
     a->set->finish(a, it, g, room);

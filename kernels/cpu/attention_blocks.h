@@ -75,13 +75,19 @@ struct attention_batch {
 typedef void attention_body(const struct attention *a, struct attention_batch *b,
                             const struct attention_room *room);
 
+/* The types that pages have. A set has a load_TYPE for each. */
+#define ATTENTION_TYPES(X)   X(F32) X(F16) X(BF16) X(Q8_0)
+#define ATTENTION_LOAD(TYPE) [DTYPE_##TYPE] = load_##TYPE,
+
+typedef void attention_load(const struct attention *a, const struct attention_keys *keys,
+                            const struct attention_keys *next, const struct attention_room *room);
+
 struct attention_set {
     /* The queries of an item as the scores want them, and their softmaxes at the start. */
     void (*begin)(const struct attention *a, const struct attention_item *it, int64_t g,
                   const struct attention_room *room);
     /* A block's keys, turned, and its values; keys behind the n are zeros. What comes next is asked for. */
-    void (*load)(const struct attention *a, const struct attention_keys *keys,
-                 const struct attention_keys *next, const struct attention_room *room);
+    attention_load *load[DTYPE_COUNT];
     /* The outputs of an item. */
     void (*finish)(const struct attention *a, const struct attention_item *it, int64_t g,
                    const struct attention_room *room);
