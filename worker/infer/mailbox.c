@@ -149,11 +149,13 @@ void mailbox_wait_until(struct mailbox *m, uint64_t until_us)
 
 void mailbox_emit(struct mailbox *m, const struct event *event)
 {
+    struct event stamped = *event;
+    stamped.emitted_us = clock_now_us();
     pthread_mutex_lock(&m->lock);
     while (m->events.count >= MAILBOX_MAX_EVENTS)
         pthread_cond_wait(&m->event_room, &m->lock);
     bool first = m->events.count == 0; /* of the others the reader hears with it */
-    ring_push(&m->events, event);
+    ring_push(&m->events, &stamped);
     pthread_mutex_unlock(&m->lock);
     uint64_t one = 1;
     if (first && write(m->event_fd, &one, sizeof(one)) != (ssize_t)sizeof(one))

@@ -72,6 +72,7 @@ struct event {
     int32_t cached_tokens;                   /* of the prompt: their pages were there already */
     int32_t drafted_tokens, accepted_tokens; /* by speculation */
     uint64_t prefill_us, decode_us;
+    uint64_t emitted_us; /* set by mailbox_emit(), monotonic: when the step thread knew it */
 };
 
 /* Read by the link for heartbeats; written by the step thread. */
