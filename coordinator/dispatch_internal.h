@@ -1,5 +1,5 @@
-/* dispatch_internal: what dispatch.c (requests and actions), dispatch_client.c and dispatch_worker.c (one
- * function per message) share. Nobody else includes it. */
+/* dispatch_internal: what dispatch.c (requests and actions), dispatch_client.c, dispatch_admin.c and
+ * dispatch_worker.c (one function per message) share. Nobody else includes it. */
 #ifndef LEPTON_COORDINATOR_DISPATCH_INTERNAL_H
 #define LEPTON_COORDINATOR_DISPATCH_INTERNAL_H
 
@@ -18,8 +18,10 @@
 #define DISPATCH_ADMINS 64
 
 struct dispatch_waiter {
-    uint64_t tag; /* 0: nobody */
+    uint64_t tag;     /* 0: nobody */
+    uint32_t pending; /* changes with the tag that the store has not done yet */
     struct peer client;
+    struct err refused; /* what it is told then; code 0: nothing is wrong */
 };
 
 struct dispatch {
@@ -78,14 +80,19 @@ bool dispatch_store_outcome(struct dispatch *d, struct request *q);
 bool dispatch_may_promise(struct dispatch *d, const struct wire_generate *in, struct err *err);
 /* What has become durable; what is to be forgotten. */
 void dispatch_tick_store(struct dispatch *d);
-/* A tag for a change of which the client is told when it is durable; 0: nothing is, or too many wait. */
-uint64_t dispatch_wait_tag(struct dispatch *d, const struct peer *client);
-/* The change was not taken: nobody waits for it. */
-void dispatch_wait_no_more(struct dispatch *d, uint64_t tag);
+/* A new tag for changes that somebody waits for: each comes back to dispatch_waiter_done. */
+uint64_t dispatch_waiter_tag(struct dispatch *d);
 
 /* A row of the audit log: what kind, who did it, what happened. No prompts. */
 void dispatch_audit(struct dispatch *d, const char *kind, const char *who, const char *fmt, ...)
     PRINTF_LIKE(4, 5);
+/* One that somebody waits for: it is never left out. */
+int dispatch_audit_durably(struct dispatch *d, uint64_t tag, const char *kind, const char *who,
+                           struct err *err, const char *fmt, ...) PRINTF_LIKE(6, 7);
+
+/* ---- dispatch_admin.c ---- */
+/* A change with a waiter's tag is durable, or refused. */
+void dispatch_waiter_done(struct dispatch *d, const struct store_done *done);
 
 /* ---- dispatch_memory.c ---- */
 /* What the store knows of groups, suspects and settings. */
@@ -112,8 +119,6 @@ int dispatch_tuned(struct dispatch *d, const char *name, bool automatic, uint64_
 void dispatch_ready(struct dispatch *d, const struct group *g);
 
 /* ---- dispatch_client.c ---- */
-/* To a client that changed something: how things are now, or why it was refused. */
-void dispatch_answer_admin(struct dispatch *d, const struct peer *from, struct err *refused);
 /* The key of a client is not authorized any more: it gets no more than what it has begun. */
 void dispatch_revoked(struct dispatch *d, const struct peer *from, const struct wire_message *m);
 

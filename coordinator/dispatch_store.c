@@ -100,8 +100,19 @@ void dispatch_audit(struct dispatch *d, const char *kind, const char *who, const
         return;
     if (left_out && n > 0 && (size_t)n < sizeof(text) - 40)
         snprintf(text + n, sizeof(text) - (size_t)n, " (%u rows left out before)", left_out);
-    if (store_audit(d->options.store, kind, who, text, &err))
+    if (store_audit(d->options.store, kind, who, text, 0, &err))
         log_warn("dispatch", "not in the audit log: %s", err.message);
+}
+
+int dispatch_audit_durably(struct dispatch *d, uint64_t tag, const char *kind, const char *who,
+                           struct err *err, const char *fmt, ...)
+{
+    char text[600];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof(text), fmt, args);
+    va_end(args);
+    return store_audit(d->options.store, kind, who, text, tag, err);
 }
 
 /* Handshakes that were refused: libzmq and the ZAP handler name the peers in the log, here they are counted.
@@ -116,33 +127,9 @@ static void audit_refused_peers(struct dispatch *d)
     d->refused_peers = now;
 }
 
-uint64_t dispatch_wait_tag(struct dispatch *d, const struct peer *client)
+uint64_t dispatch_waiter_tag(struct dispatch *d)
 {
-    for (uint32_t i = 0; d->options.store && i < DISPATCH_ADMINS; i++)
-        if (!d->waiters[i].tag) {
-            d->waiters[i].client = *client;
-            return d->waiters[i].tag = TAG_WAITER | ++d->waited;
-        }
-    return 0;
-}
-
-void dispatch_wait_no_more(struct dispatch *d, uint64_t tag)
-{
-    for (uint32_t i = 0; i < DISPATCH_ADMINS; i++)
-        if (d->waiters[i].tag == tag)
-            d->waiters[i].tag = 0;
-}
-
-static void waiter_done(struct dispatch *d, const struct store_done *done)
-{
-    struct err err = {0};
-    if (done->code)
-        err_set_code(&err, done->code, "it is so now, but will not outlive this run: %s", done->message);
-    for (uint32_t i = 0; i < DISPATCH_ADMINS; i++)
-        if (d->waiters[i].tag == done->tag) {
-            d->waiters[i].tag = 0;
-            dispatch_answer_admin(d, &d->waiters[i].client, &err);
-        }
+    return TAG_WAITER | ++d->waited;
 }
 
 void dispatch_tick_store(struct dispatch *d)
@@ -158,7 +145,7 @@ void dispatch_tick_store(struct dispatch *d)
         else if (done.tag == TAG_EPOCHS)
             epochs_done(d, &done);
         else
-            waiter_done(d, &done);
+            dispatch_waiter_done(d, &done);
     }
     if (s) {
         more_epochs(d);

@@ -131,7 +131,8 @@ struct store_audit {
     const char *kind, *who, *what;
     uint8_t hash[STORE_AUDIT_HASH]; /* of this row and the one before; read only */
 };
-int store_audit(struct store *s, const char *kind, const char *who, const char *what, struct err *err);
+int store_audit(struct store *s, const char *kind, const char *who, const char *what, uint64_t tag,
+                struct err *err);
 /* For another process: every row in order. *broken: the first that does not follow from the one before it; 0:
  * the chain is whole. */
 int store_audit_read(const char *path, void (*each)(void *context, const struct store_audit *row),

@@ -37,9 +37,11 @@ static void chain(const uint8_t before[STORE_AUDIT_HASH], const struct store_aud
     crypto_generichash_final(&h, out, STORE_AUDIT_HASH);
 }
 
-int store_audit(struct store *s, const char *kind, const char *who, const char *what, struct err *err)
+int store_audit(struct store *s, const char *kind, const char *who, const char *what, uint64_t tag,
+                struct err *err)
 {
     struct change c = {.kind = CHANGE_AUDIT,
+                       .tag = tag,
                        .numbers = {0, store_wall_ms()},
                        .texts = {kind, who, what},
                        .bytes = malloc(STORE_AUDIT_HASH),

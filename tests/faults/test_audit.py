@@ -4,11 +4,12 @@ the faults to survive: refused and audited)."""
 import os
 import sqlite3
 import sys
+import time
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from faults import Client, Peer, kill, main, with_options  # noqa: E402
+from faults import Client, Peer, kill, main, note, with_options  # noqa: E402
 from test_resume import generate, restart  # noqa: E402
-from test_store import command  # noqa: E402
+from test_store import FAILING, POINTS, command  # noqa: E402
 
 SECRET = "nobody may read this"
 
@@ -118,6 +119,77 @@ def test_bounded(c):
     client.finish()
     c.until(lambda: len(audit(c)[1]) < 1200, "the oldest rows to go")
     assert audit(c)[0] == 0 and len(audit(c)[1]) >= 1000
+
+
+def until_killed(c, point, at, words):
+    """Asks for one thing after the other, 32 under way, until kill -9 hits; how many were answered, and with what."""
+    replies, sent = [], 0
+    c.command[0], c.environment["LEPTON_FAILPOINT"] = FAILING, "%s:%d" % (point, at)
+    restart(c)
+    del c.environment["LEPTON_FAILPOINT"]
+    admin, worker = c.client(), c.worker("g0", "g0", incarnation=7)
+    worker.hello()
+    start = time.monotonic()
+    while c.process.poll() is None:
+        assert time.monotonic() < start + 20, "%s:%d is never reached" % (point, at)
+        while sent < min(len(replies) + 32, len(words)):
+            admin.send(words[sent][0], **words[sent][1])
+            sent += 1
+        reply = admin.receive(0.02)
+        replies += [reply] if reply else []
+    assert c.process.wait(10) == -9, point
+    while reply := admin.receive(0.1):  # what was on its way
+        replies.append(reply)
+    admin.close()
+    worker.close()
+    c.launch()
+    return replies
+
+
+@with_options(store="@/state.db", admins="client")
+def test_answered_is_audited(c):
+    """a tune or drain that was answered is in force and in the audit log after kill -9 at any commit point"""
+    answers = 0
+    for point in POINTS[:-1]:  # the last is about answers to generate
+        for at in (3, 6, 12, 24):
+            words = [("tune", dict(name="prefix_weight", value=n)) if n % 2 else
+                     ("hold", dict(group="g0", release=n % 4 == 0)) for n in range(2000)]
+            before = len(audit(c)[1])
+            replies, tuned = until_killed(c, point, at, words), None
+            code, rows, _ = audit(c)
+            rows = rows[before:]
+            assert code == 0
+            for (kind, fields), reply in zip(words, replies):
+                assert reply.name == "status_reply" or kind == "hold" and reply.code == 404, reply
+                if kind == "tune":
+                    tuned = fields["value"]
+                    assert ["tune", "client", "prefix_weight to %d: done" % tuned] in rows, (point, at, tuned, rows)
+            held = sum(reply.name == "status_reply" for (kind, _), reply in zip(words, replies) if kind == "hold")
+            done = sum(what == "group g0: done" for _, _, what in rows)
+            assert done >= held, (point, at, done, held)
+            value = next(s for s in c.status().settings if s["name"] == "prefix_weight")["value"]
+            assert tuned is None or value >= tuned, (point, at, value, tuned)
+            answers += len(replies)
+    assert answers > 100, answers
+    note("%d answers to tune and drain before %d kills: each in the audit log" % (answers, 4 * len(POINTS[:-1])))
+
+
+@with_options(store="@/state.db", admins="client")
+def test_too_many_wait(c):
+    """what could not be waited for is not begun: the 65th that waits for the disk is refused with 503, the others are answered"""
+    db = sqlite3.connect(c.path("state.db"), isolation_level=None)
+    db.execute("BEGIN IMMEDIATE")  # the writer waits for this
+    admin = c.client()
+    for n in range(65):
+        admin.send("tune", name="prefix_weight", value=200 + n)
+    refused = admin.expect("error")
+    assert refused.code == 503 and "wait for the disk" in refused.message, refused
+    assert admin.receive(0.1) is None
+    db.execute("ROLLBACK")
+    for n in range(64):
+        reply = admin.expect("status_reply")
+    assert next(s for s in reply.settings if s["name"] == "prefix_weight")["value"] == 263
+    assert audited(c, "tune", "client", "prefix_weight to 263: done") and not audited(c, "tune", "client", "to 264: done")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_drained(c):
     again = streams(c, 8, 10, "again")
     again.finish()
     assert again.log.check() == 8 and c.group("g1")["tokens_generated"] > generated
-    assert "audit: client client drains group g1: done" in c.log() and "undrains group g1: done" in c.log()
+    assert "audit: client client: drain group g1: done" in c.log() and "client: undrain group g1: done" in c.log()
     note("lepton drain: %d streams moved, empty after %.2f s, worst gap %.2f s"
          % (before["assigned"], took, max(client.log.worst_gap(r) for r in client.log.events)))
 

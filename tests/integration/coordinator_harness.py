@@ -24,7 +24,7 @@ TYPES = {
 NAMES = {number: name for name, number in TYPES.items()}
 
 
-def encode(name, **fields):
+def encode(name, /, **fields):
     return msgpack.packb([1, TYPES[name], fields])
 
 
@@ -74,7 +74,7 @@ class Peer:
             self.socket.curve_secretkey = secret_key(key)
         self.socket.connect(coordinator.endpoint)
 
-    def send(self, name, **fields):
+    def send(self, name, /, **fields):
         self.socket.send(encode(name, **fields))
 
     def receive(self, timeout_s=WAIT_S):
