@@ -169,7 +169,7 @@ $(FAILING):
 HOUSE := $(wildcard tests/house/*.sh)
 INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/test_*.py))
 FAULTS := $(sort $(wildcard tests/faults/test_*.py))
-FAULTS_MOCK := $(filter-out %/test_groups.py %/test_kills.py,$(FAULTS))
+FAULTS_MOCK := $(filter-out %/test_groups.py %/test_kills.py %/test_run.py,$(FAULTS))
 # Those that take seconds, in every run of the tests; the others with `make faults` alone.
 FAULTS_SHORT := $(patsubst %,tests/faults/test_%.py,audit hold peers remembered resume store store_disk)
 

@@ -212,6 +212,7 @@ int bench_group_open(struct bench_target **out, const struct bench_target_option
         .run = group_run, .resident = group_resident, .times = group_times, .close = group_close};
     struct local_options local = {.model = o->model,
                                   .models = o->models,
+                                  .store = "none",
                                   .groups = 1,
                                   .stages = o->stages,
                                   .tensor = o->tensor,

@@ -146,7 +146,8 @@ int command_demo(int argc, char **argv)
     bool interrupted = false;
     int code = EXIT_FAILED;
     config_main(&table, &s, argc, argv, NULL, 0);
-    struct local_options o = {.model = "demo", .groups = (int)s.groups, .stages = (int)s.stages};
+    struct local_options o = {
+        .model = "demo", .store = "none", .groups = (int)s.groups, .stages = (int)s.stages};
     int interrupt_fd = prompt_open_interrupt();
     uint64_t begun_ms = clock_now_ms();
     printf("Starting a coordinator and %d groups of %d stages each ...\n", o.groups, o.stages);

@@ -264,15 +264,36 @@ static int start(struct local *l, struct process *p, const char *log, const char
     return code;
 }
 
+/* What outlives a coordinator that dies: by default as long as this run. NULL: nothing. */
+static char *store_of(const struct local *l)
+{
+    if (!l->o.store)
+        return below(l, "state.db");
+    return strcmp(l->o.store, "none") == 0 ? NULL : xstrdup(l->o.store);
+}
+
 static int start_coordinator(struct local *l, struct err *err)
 {
-    char *key = below(l, "keys/coordinator.key"), *authorized = below(l, "authorized");
-    const char *words[] = {
-        "--endpoint", l->endpoint,   "--endpoint-file", l->endpoint_file, "--key",  key, "--authorized",
-        authorized,   "--log-level", l->o.log_level,    "--admins",       "client", NULL};
+    char *key = below(l, "keys/coordinator.key"), *authorized = below(l, "authorized"), *store = store_of(l);
+    const char *words[] = {"--endpoint",
+                           l->endpoint,
+                           "--endpoint-file",
+                           l->endpoint_file,
+                           "--key",
+                           key,
+                           "--authorized",
+                           authorized,
+                           "--log-level",
+                           l->o.log_level,
+                           "--admins",
+                           "client",
+                           store ? "--store" : NULL,
+                           store,
+                           NULL};
     unlink(l->endpoint_file);
     int code = start(l, &l->coordinator, "coordinator.log", "lepton-coordinator", words, err);
     l->coordinator_begun_ms = clock_now_ms();
+    free(store);
     free(key);
     free(authorized);
     return code;

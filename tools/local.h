@@ -12,9 +12,10 @@ struct local_options {
     const char *const *more; /* further models, NULL-terminated, each with groups of its own; may be NULL */
     const char *models;      /* the registry's directory; NULL = the default */
     const char *endpoint;    /* NULL = a free port on loopback */
-    int groups, stages;      /* of each model */
-    int tensor;              /* tensor slots of a stage; 0 = 1 */
-    int threads;             /* per rank; 0 = the processors shared out */
+    const char *store;  /* the coordinator's database: NULL = in the private directory, "none", or a path */
+    int groups, stages; /* of each model */
+    int tensor;         /* tensor slots of a stage; 0 = 1 */
+    int threads;        /* per rank; 0 = the processors shared out */
     int64_t context, max_sequences; /* 0 = the worker's default */
     const char *log_level;
     const char *const *worker_arguments; /* further options of lepton-worker, NULL-terminated; may be NULL */

@@ -13,7 +13,7 @@
 
 struct run_settings {
     struct prompt_settings prompt;
-    char *endpoint, *log_level, *models;
+    char *endpoint, *log_level, *models, *store;
     int64_t groups, stages, tensor, threads, context, max_sequences, start_ms, drain_ms;
 };
 
@@ -35,6 +35,10 @@ static const struct config_option options[] = {
      "sequences that a group runs at once", false},
     {"endpoint", 0, CONFIG_STRING, OPTION(endpoint), 0, 0, NULL, "tcp://ADDRESS:PORT", NULL,
      "where clients connect (default: a free port on loopback)", false},
+    {"store", 0, CONFIG_STRING, OPTION(store), 0, 0, "auto", "PATH", NULL,
+     "the coordinator's database: what it keeps when it dies and is started again; auto = in the run's own "
+     "directory, removed at its end (with a prompt: none); none = nothing is kept; a PATH outlives the run",
+     false},
     PROMPT_OPTIONS(struct run_settings, prompt),
     {"start_ms", 0, CONFIG_INT, OPTION(start_ms), 100, 86400000, "120000", "MS", NULL,
      "most time for the groups to become ready", false},
@@ -99,11 +103,14 @@ static int split_words(const struct run_settings *s, char **argv, const char **w
 static struct local_options cluster_options(const struct run_settings *s, const char *const *models,
                                             const char *const *worker, bool publish)
 {
+    /* A single generation ends with its coordinator: there is nothing to keep. */
+    const char *automatic = publish ? NULL : "none";
     return (struct local_options){.model = models[0],
                                   .more = models + 1,
                                   .models = s->models,
                                   .worker_arguments = worker,
                                   .endpoint = s->endpoint,
+                                  .store = strcmp(s->store, "auto") == 0 ? automatic : s->store,
                                   .groups = (int)s->groups,
                                   .stages = (int)s->stages,
                                   .tensor = (int)s->tensor,

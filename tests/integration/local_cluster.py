@@ -45,12 +45,12 @@ def cpu_s(pid):
 
 
 class LocalCluster:
-    def __init__(self, model="demo", groups=1, stages=1, threads=1, worker=(), environment=None, **options):
+    def __init__(self, model="demo", groups=1, stages=1, threads=1, worker=(), environment=None, program=BUILD + "/lepton", **options):
         self.home = tempfile.mkdtemp(prefix="lepton-test-")
         self.context = zmq.Context()
         self.environment = dict(os.environ, LEPTON_HOME=self.home, **(environment or {}))
         models = [model] if isinstance(model, str) else model
-        command = [BUILD + "/lepton", "run", *models, "--groups", str(groups), "--stages", str(stages), "--threads",
+        command = [program, "run", *models, "--groups", str(groups), "--stages", str(stages), "--threads",
                    str(threads)]
         for name, value in options.items():
             command += ["--" + name.replace("_", "-"), str(value)]
