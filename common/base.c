@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/last_words.h"
+
 static void err_vset(struct err *e, int code, const char *fmt, va_list ap)
 {
     if (!e)
@@ -55,6 +57,7 @@ void die_at(const char *file, int line, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(message, sizeof(message), fmt, ap);
     va_end(ap);
+    last_words_say("exit 70");
     fprintf(stderr, "lepton: fatal: %s (%s:%d)\n", message, file, line);
     fflush(NULL);
     _Exit(EXIT_DIE);
@@ -69,6 +72,7 @@ void assert_failed(const char *file, int line, const char *cond)
 
 void no_memory(size_t count, size_t bytes)
 {
+    last_words_say("out of memory");
     fprintf(stderr, "lepton: fatal: out of memory: %zu x %zu bytes\n", count, bytes);
     fflush(NULL);
     _Exit(EXIT_NO_MEMORY);

@@ -10,12 +10,15 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/last_words.h"
 #include "common/log.h"
 #include "tools/command.h"
 #include "tools/process.h"
 
 #define MAX_ARGUMENTS 256
-#define EXIT_CONFIG   78 /* of lepton-worker: starting again does not help */
+#define EXIT_CONFIG   78    /* of lepton-worker: starting again does not help */
+#define EXIT_GROUP    72    /* the same: another rank is gone, and is the cause */
+#define LOOK_MS       10000 /* between two looks at how often memory ran out */
 
 struct group_settings {
     char *config, *hostfile, *launcher, *launcher_arguments, *worker, *log_level, *log_format;
@@ -128,7 +131,7 @@ static bool use_none(const struct group_settings *s)
 }
 
 static void build_command(struct arguments *a, const struct group_settings *s, const char *const *worker,
-                          int count, const char *ended)
+                          int count, const char *ended, const char *last_words)
 {
     char number[32];
     snprintf(number, sizeof(number), "%lld", (long long)rank_count(s));
@@ -169,6 +172,10 @@ static void build_command(struct arguments *a, const struct group_settings *s, c
         add(a, "--ended");
         add(a, ended);
     }
+    if (last_words[0]) {
+        add(a, "--last-words");
+        add(a, last_words);
+    }
 }
 
 /* How often the kernel has ended a process of this host for want of memory. */
@@ -184,21 +191,21 @@ static uint64_t count_oom_kills(void)
     return count;
 }
 
-/* How the job ended, in a word for the coordinator: a launcher passes a rank's signal on as 128 + its number.
+/* How the job ended, in a word for the coordinator: what a rank said it dies of, else what the launcher makes
+ * of it, which passes a rank's signal on as 128 + its number. `memory`: the kernel has just ended something.
  */
-static void describe_end(int code, bool memory, char out[33])
+static void describe_end(int code, bool memory, const char *said, char out[LAST_WORDS_MOST])
 {
-    static const struct {
-        int number;
-        const char *name;
-    } names[] = {{SIGSEGV, "SIGSEGV"}, {SIGABRT, "SIGABRT"}, {SIGBUS, "SIGBUS"},   {SIGFPE, "SIGFPE"},
-                 {SIGILL, "SIGILL"},   {SIGKILL, "SIGKILL"}, {SIGTERM, "SIGTERM"}, {SIGINT, "SIGINT"}};
-    snprintf(out, 33, "exit %d", code);
-    for (size_t i = 0; i < ARRAY_LEN(names); i++)
-        if (code == 128 + names[i].number)
-            snprintf(out, 33, "%s", names[i].name);
-    if (code == EXIT_NO_MEMORY || (code == 128 + SIGKILL && memory))
-        snprintf(out, 33, "out of memory");
+    const char *signal = last_words_signal(code - 128);
+    bool killed = code == 128 + SIGKILL || code == EXIT_GROUP;
+    if (said[0])
+        snprintf(out, LAST_WORDS_MOST, "%s", said);
+    else if (code == EXIT_NO_MEMORY || (killed && memory))
+        snprintf(out, LAST_WORDS_MOST, "out of memory");
+    else if (signal)
+        snprintf(out, LAST_WORDS_MOST, "%s", signal);
+    else
+        snprintf(out, LAST_WORDS_MOST, "exit %d", code);
 }
 
 /* What a signal asks for. The launcher ends its ranks hard on SIGTERM; SIGUSR2 it passes on, and the leader
@@ -230,38 +237,64 @@ static void take_signals(struct supervisor *v, int timeout_ms)
     }
 }
 
-/* Until the job has ended. */
-static void watch_job(struct supervisor *v)
+/* Until the job has ended; true when the kernel has ended something for want of memory shortly before. */
+static bool watch_job(struct supervisor *v)
 {
+    uint64_t kills = count_oom_kills(), before = kills, looked_ms = clock_now_ms();
     while (process_running(&v->job)) {
-        take_signals(v, v->asked ? 100 : 60000); /* SIGCHLD ends the wait at once */
+        take_signals(v, v->asked ? 100 : LOOK_MS); /* SIGCHLD ends the wait at once */
         if (v->asked && clock_now_ms() >= v->drain_until_ms)
             process_stop(&v->job, SIGTERM, 5000);
+        if (clock_now_ms() - looked_ms >= LOOK_MS) {
+            before = kills;
+            kills = count_oom_kills();
+            looked_ms = clock_now_ms();
+        }
     }
+    return count_oom_kills() > before;
+}
+
+/* Runs the job once. Returns its exit code, and in `ended` how that came about; -1: it cannot be started. */
+static int run_job(struct supervisor *v, const char *const *worker, int count, char ended[LAST_WORDS_MOST])
+{
+    struct arguments a = {0};
+    struct err err;
+    char address[LAST_WORDS_ADDRESS] = "", said[LAST_WORDS_MOST] = "";
+    int words = -1;
+    if (!use_none(v->s) && (words = last_words_listen(address, &err)) < 0) {
+        address[0] = '\0';
+        log_warn("group", "%s: what a rank dies of is taken from the launcher", err.message);
+    }
+    build_command(&a, v->s, worker, count, ended, address);
+    int code = process_start(&v->job, a.word, NULL, &err);
+    if (code)
+        log_error("group", "%s", err.message);
+    else
+        log_info("group", "job started: %lld ranks under %s (pid %d)", (long long)rank_count(v->s), a.word[0],
+                 (int)v->job.pid);
+    release_arguments(&a);
+    if (code == 0) {
+        bool memory = watch_job(v);
+        code = process_exit_code(&v->job);
+        if (words >= 0)
+            last_words_heard(words, said);
+        describe_end(code, memory, said, ended);
+    }
+    if (words >= 0)
+        close(words);
+    return code;
 }
 
 static int supervise(struct supervisor *v, const char *const *worker, int count)
 {
     const struct group_settings *s = v->s;
-    struct err err;
     uint64_t back_off_ms = (uint64_t)s->back_off_ms;
-    char ended[33] = "";
+    char ended[LAST_WORDS_MOST] = "";
     for (int64_t starts = 0;; starts++) {
-        struct arguments a = {0};
-        uint64_t begun_ms = clock_now_ms(), oom_kills = count_oom_kills();
-        build_command(&a, s, worker, count, ended);
-        int started = process_start(&v->job, a.word, NULL, &err);
-        if (started == 0)
-            log_info("group", "job started: %lld ranks under %s (pid %d)", (long long)rank_count(s),
-                     a.word[0], (int)v->job.pid);
-        release_arguments(&a);
-        if (started) {
-            log_error("group", "%s", err.message);
+        uint64_t begun_ms = clock_now_ms();
+        int code = run_job(v, worker, count, ended);
+        if (code < 0)
             return EXIT_FAILED;
-        }
-        watch_job(v);
-        int code = process_exit_code(&v->job);
-        describe_end(code, count_oom_kills() > oom_kills, ended);
         if (code == 0 || v->asked) {
             log_info("group", "job ended with %d", code);
             return code == 0 ? EXIT_OK : EXIT_FAILED;
@@ -272,7 +305,7 @@ static int supervise(struct supervisor *v, const char *const *worker, int count)
             return EXIT_CONFIG;
         }
         if (s->restarts >= 0 && starts >= s->restarts) {
-            log_error("group", "job ended with %d; no restart is left", code);
+            log_error("group", "job ended with %d (%s); no restart is left", code, ended);
             return EXIT_FAILED;
         }
         if (clock_now_ms() - begun_ms >= (uint64_t)s->steady_ms)

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/last_words.h"
 #include "common/log.h"
 #include "worker/comm_mpi.h"
 #include "worker/comm_nccl.h"
@@ -505,6 +506,8 @@ int main(int argc, char **argv)
     }
     install_signals();
     start_mpi(&w);
+    if (w.settings.last_words)
+        last_words_open(w.settings.last_words); /* behind MPI, which catches the same signals */
     setup_log(&w.settings, w.rank);
     uint64_t begun_ms = clock_now_ms();
     if (place_rank(&w, &err) || open_model(&w, &err) || (w.rank == 0 && open_leader(&w, &err)))

@@ -87,6 +87,10 @@ static const struct config_option options[] = {
      "this process is the whole group: it starts without MPI (`lepton group` says so where it can)", true},
     {"ended", 0, CONFIG_STRING, OPTION(ended), 0, 0, NULL, "HOW", NULL,
      "how the job before this one ended (`lepton group` says so): what kills groups is found by it", true},
+    {"last_words", 0, CONFIG_STRING, OPTION(last_words), 0, 0, NULL, "ADDRESS", NULL,
+     "where `lepton group` listens for what this rank dies of: its launcher's exit code may be another "
+     "rank's",
+     true},
     {"step_limit_ms", 0, CONFIG_INT, OPTION(step_limit_ms), 100, 86400000, "20000", "MS", NULL,
      "a rank that makes no progress inside a step for so long ends, and a group of which no rank moves",
      false},

@@ -7,8 +7,9 @@
 #include "worker/infer/execute.h"
 
 struct worker_settings {
-    char *config, *mock, *model, *models, *verify, *model_name, *group, *ended, *endpoint, *server_key, *key,
-        *device, *kernels, *kv_type, *speculation, *comm, *nccl_library, *load_file, *log_level, *log_format;
+    char *config, *mock, *model, *models, *verify, *model_name, *group, *ended, *last_words, *endpoint,
+        *server_key, *key, *device, *kernels, *kv_type, *speculation, *comm, *nccl_library, *load_file,
+        *log_level, *log_format;
     int64_t threads, tensor, context, max_sequences, step_tokens, mixed_tokens, page_tokens, kv_bytes,
         speculation_tokens, priority_step_ms;
     bool prefix_cache, f16_as_bf16, alone;

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/last_words.h"
 #include "common/log.h"
 
 #define LOOK_MS   250  /* between two looks while busy */
@@ -143,6 +144,7 @@ static void check(struct watchdog *w, uint64_t now_ms)
         return; /* others move: this rank waits for them in good health */
     name_culprit(w, now_ms, text);
     log_error("watchdog", "%s: no progress for %llu ms; leaving", text, (unsigned long long)age);
+    last_words_say("exit 71");
     _exit(EXIT_STUCK);
 }
 

@@ -335,6 +335,45 @@ def test_poison_crash(c):
     poison_of(c, "segv", "SIGSEGV")
 
 
+def launchers(c):
+    found = []
+    for pid in processes(c.home):
+        with open("/proc/%d/cmdline" % pid) as f:
+            words = f.read().split("\0")
+        if os.path.basename(words[0]) in ("mpirun", "orterun", "prterun"):
+            found.append(pid)
+    return found
+
+
+def gone(pid):
+    try:
+        with open("/proc/%d/stat" % pid) as f:
+            return f.read().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@with_options(groups=1, stages=2)
+def test_root_cause(c):
+    """of two ranks that are gone at once the supervisor tells what killed the first, not that the other noticed"""
+    watch = Watch(c)
+    for turn, (stage, number) in enumerate(((0, signal.SIGSEGV), (1, signal.SIGABRT), (1, signal.SIGSEGV), (0, signal.SIGABRT))):
+        group, (launcher,) = watch.group("g-0"), launchers(c)
+        os.kill(launcher, signal.SIGSTOP)  # it will find both dead, and may believe either
+        try:
+            os.kill(pid_of(group, stage), number)
+            c.until(lambda: gone(pid_of(group, stage)), "its end", 20)
+            if stage == 1:
+                c.until(lambda: gone(pid_of(group, 0)), "the leader's end", 20)
+            else:
+                time.sleep(0.3)  # the follower asks the launcher to end the job, and waits for that
+        finally:
+            os.kill(launcher, signal.SIGCONT)
+        watch.back("g-0", group["epoch"])
+        ends = [line for line in c.log().splitlines() if "job ended with" in line]
+        assert len(ends) == turn + 1 and "(%s)" % number.name in ends[-1], (stage, number, ends)
+
+
 NAN_TOKEN = 1234
 
 
