@@ -191,6 +191,7 @@ static int open_signals(void)
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
     sigprocmask(SIG_BLOCK, &set, NULL); /* before ZeroMQ's threads, which inherit it */
+    signal(SIGPIPE, SIG_IGN);           /* who read the log may be gone: that ends nobody's stream */
     int fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
     if (fd < 0)
         die("signalfd: %s", strerror(errno));

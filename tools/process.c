@@ -27,6 +27,7 @@ static _Noreturn void run_child(char *const argv[], int in, int out, int report,
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL); /* as a program expects it, whatever we do */
     execvp(argv[0], argv);
     int code = errno;
     ssize_t n = write(report, &code, sizeof(code));

@@ -135,9 +135,10 @@ class Faults(Coordinator):
         """The same, not waited for."""
         with open(self.path("speed.cfg"), "w") as f:
             f.write(speed)
+        popen = dict(dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), **popen)
         return self.start([*before, BUILD + "/lepton-worker", "--mock", self.path("speed.cfg"), "--group", name, "--endpoint",
                               endpoint or self.endpoint, "--server-key", self.path("keys/coordinator.pub"), "--key",
-                              self.path("keys/%s.key" % name.split("-")[0])], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **popen)
+                              self.path("keys/%s.key" % name.split("-")[0])], **popen)
 
     def group(self, name):
         return next((g for g in self.status().fields.get("groups", []) if g["group"] == name), None)

@@ -11,7 +11,7 @@ import time
 import zmq
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from faults import (BUILD, PRELOADED, Client, Skip, encode, main, note, public_key, secret_key, with_options, within)  # noqa: E402
+from faults import (BUILD, PRELOADED, Client, Skip, encode, kill, main, note, public_key, secret_key, with_options, within)  # noqa: E402
 
 ONE_SLOW = "base_us = 1000.0; prefill_us = 2000.0; step_tokens = 64; max_sequences = 1; kv_tokens = 200000;"
 
@@ -20,6 +20,38 @@ def free(c, name="g0"):
     """Nothing runs, waits or holds a page in the group, and nothing is live at the coordinator."""
     group = c.group(name)
     return group["assigned"] == group["running"] == group["waiting"] == 0 and c.status().live == 0
+
+
+def unread_pipe():
+    """The end of a pipe that nobody reads from any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+def test_log_cannot_be_written(c):
+    """a log whose disk is full, or whose reader is gone, ends nobody's stream: coordinator and group serve on (row 11)"""
+    c.mock()
+    want = Client(c.client())
+    want.generate("q", max_tokens=60, seed=4)
+    want.finish()
+    kill(c.started[-1])
+    for log in (os.open("/dev/full", os.O_WRONLY), unread_pipe()):
+        c.stop()
+        c.log_to = log
+        c.launch()
+        mock = c.mock_later(stderr=log)
+        c.until(lambda: c.group("g0") and c.group("g0")["state"] == "ready", "the group")
+        client = Client(c.client())
+        for i in range(8):  # each is a line in the log
+            client.generate("q%d" % i, max_tokens=60, seed=4)
+        stranger = c.client("stranger")
+        stranger.send("status")
+        client.finish()
+        assert client.log.check({"q%d" % i: want.log.ids("q") for i in range(8)}) == 8
+        assert c.process.poll() is None and mock.poll() is None
+        kill(mock)
+        os.close(log)
 
 
 def test_killed_client(c):

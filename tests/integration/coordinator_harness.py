@@ -150,6 +150,8 @@ def delivered(assign):
 
 
 class Coordinator:
+    log_to = None  # a descriptor in the place of the log
+
     def __init__(self, config=None, **options):
         self.directory = tempfile.mkdtemp(prefix="lepton-test-")
         self.context = zmq.Context()
@@ -182,8 +184,8 @@ class Coordinator:
             if self.files:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (self.files, self.files))
         with open(self.path("log"), "ab") as log:
-            self.process = subprocess.Popen([*self.command, "--endpoint", self.endpoint], stderr=log, env=self.environment,
-                                            preexec_fn=limit)
+            self.process = subprocess.Popen([*self.command, "--endpoint", self.endpoint], stderr=self.log_to or log,
+                                            env=self.environment, preexec_fn=limit)
         self.until(lambda: os.path.exists(self.path("endpoint")), "the coordinator to start")
         with open(self.path("endpoint")) as f:
             self.endpoint = f.read().strip()
