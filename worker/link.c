@@ -13,6 +13,7 @@
 #include "worker/admit.h"
 #include "worker/canary.h"
 #include "worker/live.h"
+#include "worker/token_batch.h"
 
 #define HELLO_UNSENT_MS  500  /* no connection yet */
 #define HELLO_RETRY_MS   2000 /* sent, not answered: each hello that arrives ends the epoch before it */
@@ -32,14 +33,6 @@ struct backlog {
     uint32_t first, count;
 };
 
-/* Tokens that wait for the others of their step: what they borrow is copied, for the live table has one
- * place for it. */
-struct batch {
-    struct wire_token item[WIRE_MAX_TOKENS];
-    uint32_t count;
-    struct buffer text; /* of each: the request's id, then the token's text */
-};
-
 struct link {
     struct link_options o;
     pthread_t thread;
@@ -55,7 +48,7 @@ struct link {
     bool lost;           /* a message about a request could not be sent */
     bool draining, left, stop, refused_logged;
     struct backlog backlog;
-    struct batch batch;
+    struct token_batch batch;
     struct live_table live;
     struct buffer encoded;
     struct admit admit;
@@ -215,8 +208,7 @@ static void drop_work(struct link *l)
     mailbox_send(l->o.mailbox, &c);
     live_drop_all(&l->live);
     canary_void(&l->canary);
-    l->batch.count = 0;
-    l->batch.text.size = 0;
+    token_batch_drop(&l->batch);
     l->epoch = 0;
     l->lost = false;
 }
@@ -397,47 +389,21 @@ static void handle_backlog(struct link *l)
 /* ---- events of the step thread
  * ------------------------------------------------------------------------------------- */
 
-/* Sends what waits, if anything does. */
+/* Sends the tokens that wait, if any do. */
 static void send_batch(struct link *l)
 {
-    struct batch *b = &l->batch;
     struct wire_message m;
-    const char *at = (const char *)b->text.data;
-    for (uint32_t i = 0; i < b->count; i++) {
-        b->item[i].request.data = at;
-        at += b->item[i].request.size;
-        b->item[i].text.data = at;
-        at += b->item[i].text.size;
-    }
-    if (b->count == 1) {
-        wire_init(&m, WIRE_TOKEN);
-        m.token = b->item[0];
-        m.token.group = group_name(l);
-        m.token.epoch = l->epoch;
+    if (token_batch_take(&l->batch, group_name(l), l->epoch, &m))
         send_message(l, &m);
-    } else if (b->count > 1) {
-        wire_init(&m, WIRE_TOKENS);
-        m.tokens = (struct wire_tokens){
-            .items = b->item, .item_count = b->count, .group = group_name(l), .epoch = l->epoch};
-        send_message(l, &m);
-    }
-    b->count = 0;
-    b->text.size = 0;
 }
 
-/* A token without log-probabilities waits until all that the step thread has said was heard: true. */
+/* A token waits until all that the step thread has said was heard, unless it is one that goes alone: false.
+ */
 static bool batch_token(struct link *l, const struct wire_token *t)
 {
-    struct batch *b = &l->batch;
-    if (t->piece.size > 0 || t->top_count > 0 || t->logprob != 0)
-        return false;
-    if (b->count == WIRE_MAX_TOKENS)
+    if (token_batch_full(&l->batch))
         send_batch(l);
-    b->item[b->count++] = *t;
-    buffer_append(&b->text, t->request.data, t->request.size);
-    if (t->text.size > 0)
-        buffer_append(&b->text, t->text.data, t->text.size);
-    return true;
+    return token_batch_add(&l->batch, t);
 }
 
 static void handle_event(struct link *l, const struct event *e)
@@ -574,7 +540,7 @@ static void link_release(struct link *l)
     clear_backlog(&l->backlog);
     live_table_release(&l->live);
     buffer_release(&l->encoded);
-    buffer_release(&l->batch.text);
+    token_batch_release(&l->batch);
     token_ids_release(&l->ids);
     free(l);
 }

@@ -218,28 +218,28 @@ static void note(int fd)
 }
 
 /* ---- the calls ---- */
+/* Before a synchronisation: -1 when it fails. */
+static int synchronise(int fd)
+{
+    if (!fails("fsync", fd)) {
+        note(fd);
+        return 0;
+    }
+    count_hit();
+    errno = EIO;
+    return -1;
+}
+
 int fsync(int fd)
 {
     REAL(fsync, int, int);
-    if (fails("fsync", fd)) {
-        count_hit();
-        errno = EIO;
-        return -1;
-    }
-    note(fd);
-    return real(fd);
+    return synchronise(fd) ? -1 : real(fd);
 }
 
 int fdatasync(int fd)
 {
     REAL(fdatasync, int, int);
-    if (fails("fsync", fd)) {
-        count_hit();
-        errno = EIO;
-        return -1;
-    }
-    note(fd);
-    return real(fd);
+    return synchronise(fd) ? -1 : real(fd);
 }
 
 static int refuses(int fd)
