@@ -107,61 +107,95 @@ static void store_sums(const struct product *w, const float *sums, int64_t t, in
             int64_t n = (p + i) * PANEL_ROWS;
             int here = at_most(w->N - n, PANEL_ROWS);
             float *out = w->out + (t + r) * w->N + n;
-            memcpy(out, sums, (size_t)here * sizeof(float));
+            if (here == PANEL_ROWS) /* a length that the compiler knows */
+                memcpy(out, sums, PANEL_ROWS * sizeof(float));
+            else
+                memcpy(out, sums, (size_t)here * sizeof(float));
             for (int j = 0; w->bias && j < here; j++)
                 out[j] += w->bias[n + j];
         }
 }
 
+/* `panels` panels from panel p on by rows [t, t + rows): what a member does at a time. */
+struct piece {
+    const struct product *w;
+    const struct room *room;
+    int64_t p, t, rows;
+    int panels;
+};
+
 /* Of how many tiles of a run asks the next one's bytes are spread over: as long as that few tiles compute,
  * memory is the slower of the two. */
 #define ASKING 4
 
-/* What tile `i` of `tiles` asks for while panels from p on are at the run of `blocks` blocks from block b on.
- */
-static struct ask next_run(const struct job *m, const struct product *w, int64_t p, int panels, int64_t b,
-                           int64_t blocks, int64_t i, int64_t tiles)
+/* What is to be asked for while the piece is at the run of `blocks` blocks from block b on: the first of
+ * `shares` shares of the next run, each `*share` bytes of each panel. */
+static struct ask next_run(const struct job *m, const struct piece *a, int64_t b, int64_t blocks,
+                           int64_t shares, size_t *share)
 {
-    struct ask ask = {.block_bytes = 0};
-    int64_t shares = tiles < ASKING ? tiles : ASKING;
-    const struct panel_layout *l = &w->layout;
-    const char *panel = w->packed + (size_t)p * l->panel_bytes;
+    const struct panel_layout *l = &a->w->layout;
+    const char *panel = a->w->packed + (size_t)a->p * l->panel_bytes;
     size_t bytes = (size_t)(blocks * l->blocks / m->blocks) * (l->group_bytes / (size_t)l->group);
-    size_t share = round_up_u64((bytes + (size_t)shares - 1) / (size_t)shares, 64), from = 0;
-    if (b + blocks < m->blocks)
-        from = panel_pieces_at(l, (b + blocks) * l->blocks / m->blocks);
-    else
-        from = (size_t)panels * l->panel_bytes; /* the beginning of the next panels */
-    if (i >= shares)
-        return ask;
-    for (int k = 0; k < panels; k++)
-        ask.at[k] = panel + (size_t)k * l->panel_bytes + from + (size_t)i * share;
-    ask.block_bytes = (share + (size_t)blocks - 1) / (size_t)blocks;
+    size_t from = b + blocks < m->blocks
+                      ? panel_pieces_at(l, (b + blocks) * l->blocks / m->blocks)
+                      : (size_t)a->panels * l->panel_bytes; /* the next panels' beginning */
+    *share = round_up_u64((bytes + (size_t)shares - 1) / (size_t)shares, 64);
+    struct ask ask = {.block_bytes = (*share + (size_t)blocks - 1) / (size_t)blocks};
+    for (int k = 0; k < a->panels; k++)
+        ask.at[k] = panel + (size_t)k * l->panel_bytes + from;
     return ask;
 }
 
-/* `panels` panels from panel p on by rows [t, t + rows). */
-static void panels_by_group(const struct job *m, const struct product *w, const struct room *room, int64_t p,
-                            int panels, int64_t t, int64_t rows, int64_t run)
+/* Asks for the outputs of rows [t, t + rows): the rows lie pages apart, which no prefetcher follows. */
+static void ask_outputs(const struct piece *a, int64_t t, int64_t rows)
+{
+    for (int64_t r = t; r < t + rows; r++)
+        for (int k = 0; k < a->panels; k++)
+            __builtin_prefetch(a->w->out + r * a->w->N + (a->p + k) * PANEL_ROWS, 1);
+}
+
+/* The run of `blocks` blocks from block b on, spread, by all tiles. Sums begin with the first run and are
+ * stored with the last, tile by tile: all at the end they would have to come from and go to memory at once.
+ */
+static void run_by_tiles(const struct job *m, const struct piece *a, const struct spread *spread, int64_t b,
+                         int64_t blocks)
+{
+    const int64_t each = m->tiles->rows, count = (a->rows + each - 1) / each;
+    const int64_t shares = count < ASKING ? count : ASKING;
+    const bool last_run = b + blocks == m->blocks;
+    size_t share = 0;
+    struct ask ask = next_run(m, a, b, blocks, shares, &share);
+    float *sums = a->room->sums;
+    for (int64_t i = 0; i < count; i++, sums += each * a->panels * PANEL_ROWS) {
+        int64_t t = a->t + i * each;
+        int here = at_most(a->t + a->rows - t, (int)each);
+        const char *x = tile_at(m, t) + (size_t)b * TILE_BLOCK_BYTES(here, m->type->parts);
+        ask.next_x = i < count - 1 ? (size_t)m->blocks * TILE_BLOCK_BYTES(each, m->type->parts) : 0;
+        if (i == shares)
+            ask.block_bytes = 0;
+        if (b == 0)
+            memset(sums, 0, (size_t)(here * a->panels * PANEL_ROWS) * sizeof(float));
+        if (last_run)
+            ask_outputs(a, t, here);
+        m->functions->by_rows[a->panels - 1][here](spread, &ask, x, blocks, sums);
+        if (last_run)
+            store_sums(a->w, sums, t, here, a->p, a->panels);
+        for (int k = 0; k < a->panels; k++)
+            ask.at[k] += share;
+    }
+}
+
+static void piece_by_runs(const struct job *m, const struct piece *a, int64_t run)
 {
     struct spread spread[BLOCK_MAX_SIDE];
-    int64_t each = m->tiles->rows, count = (rows + each - 1) / each;
-    tile_function *const *by_rows = m->functions->by_rows[panels - 1];
-    memset(room->sums, 0, (size_t)(rows * panels * PANEL_ROWS) * sizeof(float));
+    const struct panel_layout *l = &a->w->layout;
     for (int64_t b = 0; b < m->blocks; b += run) {
         int64_t blocks = m->blocks - b < run ? m->blocks - b : run;
-        for (int i = 0; i < panels; i++)
-            spread[i] = m->functions->spread(&w->layout, w->packed + (size_t)(p + i) * w->layout.panel_bytes,
-                                             b, blocks, &room->spread[i]);
-        for (int64_t i = 0; i < count; i++) {
-            int here = at_most(rows - i * each, (int)each);
-            struct ask ask = next_run(m, w, p, panels, b, blocks, i, count);
-            by_rows[here](spread, &ask,
-                          tile_at(m, t + i * each) + (size_t)b * TILE_BLOCK_BYTES(here, m->type->parts),
-                          blocks, room->sums + i * each * panels * PANEL_ROWS);
-        }
+        for (int i = 0; i < a->panels; i++)
+            spread[i] = m->functions->spread(l, a->w->packed + (size_t)(a->p + i) * l->panel_bytes, b, blocks,
+                                             &a->room->spread[i]);
+        run_by_tiles(m, a, spread, b, blocks);
     }
-    store_sums(w, room->sums, t, rows, p, panels);
 }
 
 /* Panels [begin, end) by the rows of x, which are few. */
@@ -197,9 +231,12 @@ static void many_body(void *context, int64_t begin, int64_t end, int member)
         if (!products_part(&m->products, i, begin, end, &from, &to))
             continue;
         for (int64_t t = 0; t < m->T; t += m->group)
-            for (int64_t p = from * side; p < to * side && p < w->layout.panels; p += side)
-                panels_by_group(m, w, &room, p, at_most(w->layout.panels - p, side), t,
-                                m->T - t < m->group ? m->T - t : m->group, run);
+            for (int64_t p = from * side; p < to * side && p < w->layout.panels; p += side) {
+                struct piece a = {.w = w, .room = &room, .p = p, .t = t};
+                a.panels = at_most(w->layout.panels - p, side);
+                a.rows = m->T - t < m->group ? m->T - t : m->group;
+                piece_by_runs(m, &a, run);
+            }
     }
 }
 

@@ -55,10 +55,11 @@ struct spread_room {
     lanes_f32 *scales, *addends;
 };
 
-/* What a tile asks memory for while it computes: its share of the next run. */
+/* What a tile asks memory for while it computes: its share of the next run, and the next tile's x. */
 struct ask {
     const char *at[BLOCK_MAX_SIDE];
     size_t block_bytes; /* of each panel, for each block of the tile's run */
+    size_t next_x;      /* from the tile's x to the next tile's */
 };
 
 /* What quantising sixteen blocks of a row gives. */

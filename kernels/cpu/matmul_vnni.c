@@ -99,6 +99,14 @@ TARGET static void quantise_blocks(const float *x, int blocks, int parts, struct
 
 /* ---- tiles */
 
+/* sum + codes . four numbers of x, which the instruction itself takes to all lanes: the compiler would load
+ * them apart, and that the front end has to carry is what limits a tile (3 % of it). */
+INLINE __m512i dot_spread(__m512i sum, __m512i codes, const int32_t *four)
+{
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*four));
+    return sum;
+}
+
 /* sums[rows][panels][16] += a run of `blocks` blocks; all but the run's length are constants where this is
  * inlined. */
 INLINE void tile(const struct spread *w, const struct ask *ask, const char *x, int64_t blocks, float *sums,
@@ -117,6 +125,8 @@ INLINE void tile(const struct spread *w, const struct ask *ask, const char *x, i
         for (; asked < (size_t)(b + 1) * ask->block_bytes; asked += 64)
             for (int p = 0; p < panels; p++)
                 _mm_prefetch(ask->at[p] + asked, _MM_HINT_T1);
+        for (int i = 0; i < (int)TILE_BLOCK_BYTES(rows, parts); i += 64)
+            _mm_prefetch(x + ask->next_x + i, _MM_HINT_T0);
 #pragma GCC unroll 2
         for (int part = 0; part < parts; part++) {
             __m512i isum[TILE][PAIR];
@@ -134,10 +144,9 @@ INLINE void tile(const struct spread *w, const struct ask *ask, const char *x, i
                     codes[p] = _mm512_loadu_si512(w[p].codes + b * SPREAD_CODES + j);
 #pragma GCC unroll 6
                 for (int t = 0; t < rows; t++) {
-                    __m512i four = _mm512_set1_epi32(numbers[t * 8 + j]);
 #pragma GCC unroll 2
                     for (int p = 0; p < panels; p++)
-                        isum[t][p] = _mm512_dpbusd_epi32(isum[t][p], codes[p], four);
+                        isum[t][p] = dot_spread(isum[t][p], codes[p], &numbers[t * 8 + j]);
                 }
             }
 #pragma GCC unroll 2
