@@ -3,9 +3,10 @@
 #include "kernels/cpu/fast.h"
 #include "kernels/cpu/products.h"
 
-/* Panels whose outputs stay in the second-level cache while K is gone through, and their rows of x with them.
- */
+/* Panels, and tiles of rows, whose outputs stay in the second-level cache while K is gone through, and a
+ * block of K of those rows with them. */
 #define GROUP_PANELS 16
+#define GROUP_TILES  22
 /* Pieces of a member's share where rows are many. */
 #define MANY_CHUNKS 16
 
@@ -90,11 +91,12 @@ static void few_body(void *context, int64_t begin, int64_t end, int member)
     }
 }
 
-/* All tiles of rows against `side` panels and one block of K. Meanwhile the block that is next, `after` and
- * the panels beside it, comes from memory, a part with each tile. */
-static void block_of_panels(const struct job *m, const struct product *w, int64_t panel, int side, int64_t k,
-                            const char *after, float *room)
+/* Tiles [begin, end) of rows against `side` panels and one block of K. Meanwhile the block that is next,
+ * `after` and the panels beside it, comes from memory, a part with each tile. */
+static void block_of_panels(const struct job *m, const struct product *w, int64_t panel, int64_t k,
+                            int64_t begin, int64_t end, const char *after, float *room)
 {
+    int side = m->tiles->side[m->tiles->max_rows];
     int64_t parts = FLOAT_BLOCK * (int64_t)m->element_bytes / FLOAT_AHEAD; /* of a panel's block */
     const struct float_tiles *tiles = m->tiles->widened ? m->tiles->widened : m->tiles;
     struct float_tile tile = new_tile(m, w, panel, k);
@@ -106,29 +108,41 @@ static void block_of_panels(const struct job *m, const struct product *w, int64_
             tile.panel[p] = wide;
         }
     }
-    for (int64_t i = 0; i < m->tile_count; i++) {
+    for (int64_t i = begin; i < end; i++) {
+        int64_t part = i - begin;
         int rows = tile_rows(m, i);
         tile.x = laid_tile(m, i, k);
         tile.out = w->out + tile_begin(m, i) * w->N + panel * PANEL_ROWS;
-        tile.ahead = i < side * parts
-                         ? after + (size_t)(i / parts) * w->layout.panel_bytes + i % parts * FLOAT_AHEAD
+        tile.ahead = part < side * parts
+                         ? after + (size_t)(part / parts) * w->layout.panel_bytes + part % parts * FLOAT_AHEAD
                          : tile.x;
+        for (int64_t r = 0; r < rows; r++) /* pages apart, which no prefetcher follows */
+            for (int p = 0; p < side; p++)
+                __builtin_prefetch(tile.out + r * w->N + p * PANEL_ROWS, 1);
         tiles->by_rows[rows](&tile);
     }
+}
+
+/* Panels [group, end) of one product by a group of tiles of rows. */
+static void group_of_panels(const struct job *m, const struct product *w, int64_t group, int64_t end,
+                            int64_t tile, float *room)
+{
+    int side = m->tiles->side[m->tiles->max_rows];
+    int64_t behind = tile + GROUP_TILES < m->tile_count ? tile + GROUP_TILES : m->tile_count;
+    for (int64_t k = 0; k < m->K_even; k += FLOAT_BLOCK)
+        for (int64_t p = group; p < end; p += side) {
+            const char *after =
+                p + side < end ? panel_at(m, w, p + side, k) : panel_at(m, w, group, k + FLOAT_BLOCK);
+            block_of_panels(m, w, p, k, tile, behind, after, room);
+        }
 }
 
 /* Panels [begin, end) of one product, a group at a time. */
 static void many_panels(const struct job *m, const struct product *w, int64_t begin, int64_t end, float *room)
 {
-    int side = m->tiles->side[m->tiles->max_rows];
     for (int64_t group = begin; group < end; group += GROUP_PANELS)
-        for (int64_t k = 0; k < m->K_even; k += FLOAT_BLOCK)
-            for (int64_t p = group; p < group + GROUP_PANELS && p < end; p += side) {
-                bool last = p + side >= group + GROUP_PANELS || p + side >= end;
-                const char *after =
-                    last ? panel_at(m, w, group, k + FLOAT_BLOCK) : panel_at(m, w, p + side, k);
-                block_of_panels(m, w, p, side, k, after, room);
-            }
+        for (int64_t tile = 0; tile < m->tile_count; tile += GROUP_TILES)
+            group_of_panels(m, w, group, group + GROUP_PANELS < end ? group + GROUP_PANELS : end, tile, room);
 }
 
 static void many_body(void *context, int64_t begin, int64_t end, int member)
