@@ -146,6 +146,45 @@ def test_seen_is_durable(c):
     assert ends > 0
 
 
+def answer_large(c, worker, request):
+    """Runs one idempotent request with an answer of about 300 KB; its ids, or None when the coordinator died before its end."""
+    client = Client(c.client())
+    generate(client, request, max_tokens=1000)
+    assign = unless_gone(c, worker, "assign")
+    for index in range(5 if assign else 0):
+        worker.token(assign, index, text=chr(97 + index) * 60000)
+    if assign:
+        worker.done(assign, 5)
+    client.pump(lambda: client.log.over(request) or c.process.poll() is not None, "its end, or the coordinator's")
+    client.pump(lambda: client.log.over(request) or not client.peer.socket.poll(100), "what was on the way")
+    client.peer.close()
+    assert not client.log.error(request), client.log.error(request)
+    return client.log.text(request) if client.log.over(request) else None
+
+
+@with_options(store="@/state.db", lease_ms=1500)
+def test_killed_while_the_log_is_written_back(c):
+    """kill -9 before, while and after the log goes into the database: whoever saw an end gets the same again (row 2)"""
+    for point in ("store.checkpoint", "store.checkpointed"):
+        c.command[0], c.environment["LEPTON_FAILPOINT"] = FAILING, point
+        restart(c)
+        del c.environment["LEPTON_FAILPOINT"]
+        worker, seen = c.worker(incarnation=7).join(), {}
+        for i in range(60):
+            text = answer_large(c, worker, "%s-%d" % (point, i))
+            if text is None or c.process.poll() is not None:
+                break
+            seen["%s-%d" % (point, i)] = text
+        assert c.process.wait(10) == -9 and len(seen) > 5, (point, len(seen))
+        c.launch()
+        assert rows(c, "PRAGMA integrity_check") == [("ok",)]
+        again = Client(c.client())
+        for q in seen:
+            generate(again, q, max_tokens=1000)
+        again.finish()
+        assert {q: again.log.text(q) for q in seen} == seen and c.status().accepted_total == 0
+
+
 @with_options(store="@/state.db")
 def test_killed_while_it_opens(c):
     """kill -9 while the store is made, brought up to date or opened: the next start goes on"""
