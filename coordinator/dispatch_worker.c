@@ -258,15 +258,23 @@ void dispatch_token(struct dispatch *d, const struct peer *from, const struct wi
         dispatch_flush(d, q);
 }
 
+/* The requests that a message brought tokens for: NULL when there is nothing (more) to do for one. */
+struct told {
+    struct request *requests[WIRE_MAX_TOKENS];
+    bool left[WIRE_MAX_TOKENS]; /* something may be left to tell of it, or it is over */
+    uint32_t count;
+};
+
 /* Requests of one client, each with the one token that it is to be told next. */
 struct parcel {
     struct request *requests[WIRE_MAX_TOKENS];
+    uint32_t places[WIRE_MAX_TOKENS]; /* in struct told */
     struct wire_token items[WIRE_MAX_TOKENS];
     uint32_t count;
 };
 
 /* Adds the request's next message when it is a token that goes to this client alone. */
-static void pack(struct parcel *p, const struct peer *client, struct request *q)
+static void pack(struct parcel *p, const struct peer *client, struct request *q, uint32_t place)
 {
     struct request_message m;
     if (q->packed || q->reader_count != 1 || q->readers[0].gone || q->readers[0].stalled_ms ||
@@ -277,11 +285,19 @@ static void pack(struct parcel *p, const struct peer *client, struct request *q)
         return;
     q->packed = true; /* the next one of it follows by itself */
     p->requests[p->count] = q;
+    p->places[p->count] = place;
     p->items[p->count++] = m.wire.token;
 }
 
+/* Whether its one reader, who was sent a token just now, has all there is of it. */
+static bool told_all(const struct request *q)
+{
+    return q->sampling.n == 1 && q->outcome == OUTCOME_NONE && !q->choices[0].ended &&
+           q->readers[0].cursors[0].sent == q->choices[0].token_count;
+}
+
 /* Sends them as one message when they are more than one. What is not sent stays for dispatch_flush. */
-static void send_parcel(struct dispatch *d, const struct peer *client, struct parcel *p)
+static void send_parcel(struct dispatch *d, const struct peer *client, struct parcel *p, struct told *t)
 {
     struct wire_message m;
     struct request_message sent; /* large: of a token nothing else is looked at */
@@ -291,38 +307,53 @@ static void send_parcel(struct dispatch *d, const struct peer *client, struct pa
     bool gone_out = p->count > 1 && router_send(d->router, client, &m) == ROUTER_SENT;
     sent.wire.type = WIRE_TOKEN;
     for (uint32_t i = 0; i < p->count; i++) {
-        p->requests[i]->packed = false;
+        struct request *q = p->requests[i];
+        q->packed = false;
         sent.wire.token = p->items[i];
-        if (gone_out)
-            request_sent(p->requests[i], &p->requests[i]->readers[0], &sent);
+        if (!gone_out)
+            continue;
+        request_sent(q, &q->readers[0], &sent);
+        t->left[p->places[i]] = !told_all(q);
+    }
+}
+
+/* What goes to the client of request `first`, and to it alone, in one message. */
+static void tell_client(struct dispatch *d, struct told *t, uint32_t first)
+{
+    struct peer client = t->requests[first]->readers[0].client;
+    struct parcel p; /* large: not cleared */
+    p.count = 0;
+    for (uint32_t i = first; i < t->count; i++)
+        if (t->requests[i])
+            pack(&p, &client, t->requests[i], i);
+    send_parcel(d, &client, &p, t);
+    for (uint32_t i = first; p.count > 1 && i < t->count; i++) {
+        struct request *q = t->requests[i];
+        if (q && q->reader_count == 1 && peer_equal(&q->readers[0].client, &client))
+            t->requests[i] = NULL;
     }
 }
 
 void dispatch_tokens(struct dispatch *d, const struct peer *from, const struct wire_tokens *in)
 {
     struct group *g = current(d, from, "tokens", in->group, in->epoch, (struct wire_str){NULL, 0});
-    struct request *told[WIRE_MAX_TOKENS];
+    struct told t;
     bool all = true;
-    for (uint32_t i = 0; g && i < in->item_count; i++)
-        all &= (told[i] = take_token(d, from, g, &in->items[i])) != NULL;
-    for (uint32_t i = 0; g && !all && i < in->item_count; i++) /* a broken one may have ended others */
-        told[i] = requests_of_group(d->requests, in->items[i].request);
-    for (uint32_t i = 0; g && i < in->item_count; i++) {
-        if (!told[i] || told[i]->reader_count != 1)
-            continue;
-        struct peer client = told[i]->readers[0].client;
-        struct parcel p; /* large: not cleared */
-        p.count = 0;
-        for (uint32_t k = i; k < in->item_count; k++)
-            if (told[k])
-                pack(&p, &client, told[k]);
-        send_parcel(d, &client, &p);
-        for (uint32_t k = i; p.count > 1 && k < in->item_count; k++)
-            if (told[k] && told[k]->reader_count == 1 && peer_equal(&told[k]->readers[0].client, &client))
-                told[k] = NULL;
+    if (!g)
+        return;
+    requests_ahead(d->requests, in->items, in->item_count);
+    for (t.count = 0; t.count < in->item_count; t.count++) {
+        t.requests[t.count] = take_token(d, from, g, &in->items[t.count]);
+        t.left[t.count] = true;
+        all &= t.requests[t.count] != NULL;
     }
-    for (uint32_t i = 0; g && i < in->item_count; i++) { /* what is left, and those that are over */
-        struct request *q = requests_of_group(d->requests, in->items[i].request);
+    for (uint32_t i = 0; !all && i < t.count; i++) /* a broken one may have ended others */
+        t.requests[i] = requests_of_group(d->requests, in->items[i].request);
+    for (uint32_t i = 0; i < t.count; i++)
+        if (t.requests[i] && t.requests[i]->reader_count == 1)
+            tell_client(d, &t, i);
+    for (uint32_t i = 0; i < t.count; i++) {
+        struct request *q = t.left[i] ? requests_of_group(d->requests, in->items[i].request) : NULL;
         if (q)
             dispatch_flush(d, q);
     }

@@ -80,8 +80,8 @@ struct request *requests_of_client(struct requests *r, const struct peer *client
     return q && !q->kept ? q : NULL;
 }
 
-/* "r" + (round * limit + slot): the slot is in the number, and no number comes twice. */
-struct request *requests_of_group(struct requests *r, struct wire_str id)
+/* "r" + (round * limit + slot): the slot is in the number, and no number comes twice. NULL: no such id. */
+static struct request *slot_of(const struct requests *r, struct wire_str id)
 {
     if (id.size < 2 || id.size > 20 || id.data[0] != 'r')
         return NULL;
@@ -91,8 +91,50 @@ struct request *requests_of_group(struct requests *r, struct wire_str id)
             return NULL;
         number = number * 10 + (uint64_t)(id.data[i] - '0');
     }
-    struct request *q = &r->slots[number % r->limit];
-    return q->used && wire_str_is(id, q->id) ? q : NULL;
+    return &r->slots[number % r->limit];
+}
+
+struct request *requests_of_group(struct requests *r, struct wire_str id)
+{
+    struct request *q = slot_of(r, id);
+    return q && q->used && wire_str_is(id, q->id) ? q : NULL;
+}
+
+static inline void fetch(const void *memory, size_t bytes)
+{
+    for (size_t i = 0; i < bytes + 63; i += 64)
+        __builtin_prefetch((const char *)memory + i);
+}
+
+/* Three rounds, since what to fetch next stands in what was fetched before. */
+void requests_ahead(const struct requests *r, const struct wire_token *tokens, uint32_t count)
+{
+    const struct request *of[WIRE_MAX_TOKENS];
+    ASSERT(count <= ARRAY_LEN(of));
+    for (uint32_t i = 0; i < count; i++) {
+        of[i] = slot_of(r, tokens[i].request);
+        if (!of[i])
+            continue;
+        fetch(of[i], offsetof(struct request, sampling));
+        fetch(&of[i]->sampling.logprobs, sizeof(of[i]->client_request));
+        fetch(&of[i]->suspicion.count, 1);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        if (!of[i] || !of[i]->used || of[i]->reader_count == 0)
+            of[i] = NULL;
+        if (!of[i])
+            continue;
+        fetch(of[i]->choices, offsetof(struct request_choice, done));
+        fetch(of[i]->readers, offsetof(struct request_reader, client) + sizeof(uint64_t));
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        const struct request_choice *c = of[i] ? &of[i]->choices[0] : NULL;
+        if (!c || !c->tokens)
+            continue;
+        fetch(c->tokens + c->token_count, sizeof(*c->tokens));
+        fetch(c->text.data + c->text.size, 1);
+        fetch(of[i]->readers[0].cursors, sizeof(struct request_cursor));
+    }
 }
 
 /* The same client may ask twice with one id once the first is over for it, though a group still holds it. */

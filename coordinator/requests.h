@@ -159,6 +159,10 @@ struct request *requests_of_key(struct requests *r, const char *name, struct wir
 struct request *requests_any(struct requests *r, uint32_t slot);
 uint32_t requests_slots(const struct requests *r);
 struct request *requests_of_group(struct requests *r, struct wire_str id); /* by "r17" */
+/* Has the memory fetched that logging these tokens and telling their readers will touch, all of it at once:
+ * after a pause between steps little of it is left in caches, and one line after the other takes longer than
+ * the work. Changes nothing. */
+void requests_ahead(const struct requests *r, const struct wire_token *tokens, uint32_t count);
 uint32_t requests_limit(const struct requests *r);
 uint32_t requests_count(const struct requests *r); /* live */
 uint32_t requests_kept(const struct requests *r);

@@ -92,6 +92,33 @@ static void test_old_ids_name_nothing(void)
     requests_free(&r);
 }
 
+/* Of every kind there is: with tokens and without, gone, never there, no id at all. */
+static void test_ahead_of_any_id(void)
+{
+    struct requests *r = requests_new(4, &keep);
+    struct err err = {0};
+    struct request *q[3];
+    struct wire_token tokens[6];
+    static const char *const names[] = {"a", "b", "c"};
+    for (int i = 0; i < 3; i++) {
+        q[i] = add(r, 1, names[i], &err);
+        assign(q[i]);
+    }
+    CHECK_INT(token(q[0], 0, "x"), REQUEST_TOKEN_LOGGED);
+    char gone[sizeof(q[2]->id)];
+    memcpy(gone, q[2]->id, sizeof(gone));
+    requests_remove(r, q[2]);
+    const char *ids[] = {q[0]->id, q[1]->id, gone, "r99", "", "x5"};
+    for (size_t i = 0; i < ARRAY_LEN(ids); i++)
+        tokens[i] = (struct wire_token){.request = wire_string(ids[i])};
+    requests_ahead(r, tokens, ARRAY_LEN(tokens));
+    CHECK_INT(requests_count(r), 2);
+    CHECK_INT(q[0]->choices[0].token_count, 1);
+    CHECK_INT(token(q[0], 1, "y"), REQUEST_TOKEN_LOGGED);
+    CHECK_INT(token(q[1], 0, "z"), REQUEST_TOKEN_LOGGED);
+    requests_free(&r);
+}
+
 static void test_bounded(void)
 {
     struct requests *r = requests_new(2, &keep);
@@ -486,6 +513,7 @@ int main(void)
 {
     TEST(test_ids, "a connection has each id once, and both ids find the request");
     TEST(test_old_ids_name_nothing, "the id of a request that is gone names nothing");
+    TEST(test_ahead_of_any_id, "memory is fetched ahead for whatever ids a message names");
     TEST(test_bounded, "live requests are bounded");
     TEST(test_tokens_in_order_once, "the log takes tokens in order, once, up to max_tokens");
     TEST(test_text_is_bounded, "the text of a stream is bounded");
