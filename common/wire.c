@@ -267,11 +267,25 @@ static void encode_name(msgpack_packer *p, const char *name)
     append(p->data, piece, bytes + 1);
 }
 
+static void encode_list(msgpack_packer *p, const struct wire_record *record, const void *base)
+{
+    uint32_t count = record->field_count;
+    while (count > 0 && !record->fields[count - 1].required && is_default(&record->fields[count - 1], base))
+        count--;
+    msgpack_pack_array(p, count);
+    for (uint32_t i = 0; i < count; i++)
+        encode_value(p, record, &record->fields[i], base);
+}
+
 static void encode_record(msgpack_packer *p, const struct wire_record *record, const void *base)
 {
     uint32_t present = 0;
     if (record->bare) {
         encode_value(p, record, &record->fields[0], base);
+        return;
+    }
+    if (record->listed) {
+        encode_list(p, record, base);
         return;
     }
     for (uint32_t i = 0; i < record->field_count; i++) {

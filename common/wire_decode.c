@@ -309,6 +309,25 @@ static uint32_t field_index(const struct wire_record *record, struct wire_str na
     return record->field_count;
 }
 
+static int decode_list(struct decoder *d, const struct wire_record *record, void *out)
+{
+    msgpack_object list = next_object(d);
+    if (list.type != MSGPACK_OBJECT_ARRAY)
+        return wrong_kind(d, "an array of values", &list);
+    uint32_t count = list.via.array.size;
+    if (count > record->field_count)
+        return err_set_code(d->err, 400, "expected at most %u values, found %u", record->field_count, count);
+    for (uint32_t i = 0; i < count; i++)
+        if (decode_value(d, &record->fields[i], out) < 0)
+            return err_prefix(d->err, "%s", record->fields[i].name);
+    for (uint32_t i = count; i < record->field_count; i++) {
+        if (record->fields[i].required)
+            return err_set_code(d->err, 400, "%s: missing", record->fields[i].name);
+        wire_set_default(&record->fields[i], out);
+    }
+    return 0;
+}
+
 /* `out` is zero. */
 static int decode_record(struct decoder *d, const struct wire_record *record, void *out)
 {
@@ -318,6 +337,8 @@ static int decode_record(struct decoder *d, const struct wire_record *record, vo
     ASSERT(record->field_count <= 64);
     if (record->bare)
         return decode_value(d, &record->fields[0], out);
+    if (record->listed)
+        return decode_list(d, record, out);
     msgpack_object map = next_object(d);
     if (map.type != MSGPACK_OBJECT_MAP)
         return wrong_kind(d, "a map of fields", &map);

@@ -346,12 +346,12 @@ static const struct wire_record alternative_record = {
     .help = "a token that might have been drawn",
 };
 
-#define TOKEN_FIELDS                                                                                \
-    ID_FIELD(wire_token, request, true, "the request"),                                             \
-        UINT_OPT(wire_token, choice, 0, WIRE_MAX_CHOICES - 1, 0, "which of the request's answers"), \
-        UINT(wire_token, index, 0, UINT32_MAX, "0, 1, 2, ... within the choice"),                   \
-        UINT(wire_token, id, 0, UINT32_MAX, "the token's number in the vocabulary"),                \
-        TEXT_OPT(wire_token, text, 65536, "the text it completes; may be empty")
+#define TOKEN_FIELDS                                                                 \
+    ID_FIELD(wire_token, request, true, "the request"),                              \
+        UINT(wire_token, index, 0, UINT32_MAX, "0, 1, 2, ... within the choice"),    \
+        UINT(wire_token, id, 0, UINT32_MAX, "the token's number in the vocabulary"), \
+        TEXT_OPT(wire_token, text, 65536, "the text it completes; may be empty"),    \
+        UINT_OPT(wire_token, choice, 0, WIRE_MAX_CHOICES - 1, 0, "which of the request's answers")
 static const struct wire_field token_fields[] = {
     TOKEN_FIELDS,
     LOGPROB(wire_token,
@@ -369,7 +369,10 @@ static const struct wire_record item_record = {
     .fields = item_fields,
     .field_count = ARRAY_LEN(item_fields),
     .bytes = sizeof(struct wire_token),
-    .help = "one token, without log-probabilities",
+    .listed = true,
+    .help =
+        "one token, without log-probabilities; written as an array of these values in this order, not as a "
+        "map: defaults at its end may be left out",
 };
 static const struct wire_field tokens_fields[] = {
     ARRAY(wire_tokens, items, item_count, true, 1, WIRE_MAX_TOKENS, &item_record, "the tokens, in order"),

@@ -45,6 +45,8 @@ struct wire_record {
     uint32_t field_count; /* at most 64 */
     uint32_t bytes;       /* sizeof of the struct */
     bool bare;            /* an element of one field, written as that value alone and not as a map */
+    bool listed; /* an element written as an array of its values in the table's order, those it requires
+                    first; defaults at the end are left out */
 };
 
 /* All messages in the order of their numbers. */

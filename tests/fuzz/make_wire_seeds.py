@@ -25,7 +25,8 @@ def sample(kind, records):
     if kind.startswith("array of "):
         element = re.match(r"array of (\w+)", kind).group(1)
         whole = fields(records[element], records)
-        return [next(iter(whole.values())) if element in bare else whole] * 2
+        values = list(whole.values())
+        return [values[0] if element in bare else values if element in listed else whole] * 2
     return kind.split(" or ")[0] if " or " in kind else "a1"
 
 
@@ -34,12 +35,14 @@ def fields(rows, records):
         {"code": 429} if any(name == "code" for name, _ in rows) else {})
 
 
-records, numbers, bare = {}, {}, set()
+records, numbers, bare, listed = {}, {}, set(), set()
 for block in protocol.split("### ")[1:]:
     title = re.match(r"(?:(\d+)|element) `(\w+)`", block)
     records[title.group(2)] = re.findall(r"^\| `(\w+)` \| ([^|]*?) \|", block, re.M)
     if "as the bare" in block:
         bare.add(title.group(2))
+    if "as an array of these values" in block:
+        listed.add(title.group(2))
     if title.group(1):
         numbers[title.group(2)] = int(title.group(1))
 os.makedirs(f"{here}/seeds/fuzz_wire", exist_ok=True)

@@ -52,12 +52,15 @@ class Message:
         return "%s%r" % (self.name, self.fields)
 
 
+ITEM = ("request", "index", "id", "text", "choice")  # the order of an item's values
+
+
 def separate(name, fields):
     """(name, fields) of each message that this one stands for: the single tokens of `tokens`."""
     if name != "tokens":
         return [(name, fields)]
     owner = {k: v for k, v in fields.items() if k != "items"}
-    return [("token", dict(owner, **item)) for item in fields["items"]]
+    return [("token", dict(owner, **dict(zip(ITEM, item)))) for item in fields["items"]]
 
 
 class Peer:

@@ -582,9 +582,9 @@ def test_tokens_together(c):
         assigns.append(worker.expect("assign"))
 
     def item(n, index):
-        return dict(request=assigns[n].request, index=index, id=7, text="%d.%d" % (n, index))
+        return [assigns[n].request, index, 7, "%d.%d" % (n, index)]
     worker.send("tokens", group=worker.group, epoch=worker.epoch, items=[
-        item(0, 0), item(1, 0), item(0, 1), item(2, 0), dict(item(0, 0), request="r1"), dict(item(3, 0), choice=4)])
+        item(0, 0), item(1, 0), item(0, 1), item(2, 0), ["r1", 0, 7, ""], item(3, 0) + [4]])
     assert client.socket.poll(5000)
     error = client.expect("error", "token")
     while error.name == "token":  # the broken one ends at once, the others' tokens need not wait for it
@@ -595,7 +595,7 @@ def test_tokens_together(c):
         assert client.socket.poll(5000)
         version, number, fields = msgpack.unpackb(client.socket.recv())
         frames.append(fields)
-    assert [(i["request"], i["text"]) for i in frames[0]["items"]] == [("a", "0.0"), ("b", "1.0")], frames
+    assert [(i[0], i[3]) for i in frames[0]["items"]] == [("a", "0.0"), ("b", "1.0")], frames
     assert (frames[1]["request"], frames[1]["text"]) == ("a", "0.1")
     assert other.expect("token").text == "2.0"
     worker.send("tokens", group=worker.group, epoch=worker.epoch + 1, items=[item(1, 1)])

@@ -199,6 +199,20 @@ static void pack_record(msgpack_packer *p, const struct wire_record *r)
             pack_good(p, &r->fields[0]);
         return;
     }
+    if (r->listed) {
+        uint32_t last = count - 1;
+        for (uint32_t i = 0; fault == FAULT_MISSING && i < count; i++)
+            if (&r->fields[i] == faulty)
+                count = i; /* it and those behind it */
+        bool more = fault == FAULT_TWICE && &r->fields[last] == faulty;
+        msgpack_pack_array(p, count + more);
+        for (uint32_t i = 0; i < count + more; i++)
+            if (i < count && &r->fields[i] == faulty && !more)
+                pack_faulty(p, &r->fields[i]);
+            else
+                pack_good(p, &r->fields[i < count ? i : last]);
+        return;
+    }
     for (uint32_t i = 0; i < r->field_count; i++)
         if (&r->fields[i] == faulty)
             count += fault == FAULT_TWICE ? 1 : fault == FAULT_MISSING ? -1u : 0;
@@ -241,13 +255,17 @@ static unsigned check_fields(const struct wire_record *message, const struct wir
     unsigned tried = 0;
     for (uint32_t i = 0; i < r->field_count; i++) {
         const struct wire_field *f = &r->fields[i];
+        CHECK(!r->listed || (!f->has_flag && (i == 0 || !f->required || r->fields[i - 1].required)));
         for (fault = FAULT_NONE; fault < FAULTS; fault++) {
             struct err err = {0};
             char place[100];
             if (!applies(f, fault) || (r->bare && (fault == FAULT_MISSING || fault == FAULT_TWICE)))
                 continue;
+            bool surplus = r->listed && fault == FAULT_TWICE; /* a list has no names: one value too many */
+            if (surplus && i + 1 < r->field_count)
+                continue;
             faulty = f;
-            snprintf(place, sizeof(place), "%s: ", r->bare ? "[0]" : f->name);
+            snprintf(place, sizeof(place), "%s: ", r->bare || surplus ? "[0]" : f->name);
             int rc = decode_packed(message, &err);
             faulty = NULL;
             tried++;
