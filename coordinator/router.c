@@ -1,6 +1,7 @@
 #include "coordinator/router.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +29,7 @@ struct offender {
 
 struct router {
     void *context, *socket;
+    int socket_fd, monitor_fd; /* can be read when ZeroMQ has news for the socket, and for its monitor */
     struct curve_zap *zap;
     struct connections *connections;
     char endpoint[512];
@@ -112,9 +114,12 @@ int router_open(struct router **out, const struct router_options *o, struct err 
         err_set(err, "%s: cannot bind: %s", o->endpoint, zmq_strerror(errno));
         goto fail;
     }
-    size_t bytes = sizeof(r->endpoint);
+    size_t bytes = sizeof(r->endpoint), fd_bytes = sizeof(int);
     if (zmq_getsockopt(r->socket, ZMQ_LAST_ENDPOINT, r->endpoint, &bytes) != 0)
         die("%s: no last endpoint: %s", o->endpoint, zmq_strerror(errno));
+    if (zmq_getsockopt(r->socket, ZMQ_FD, &r->socket_fd, &fd_bytes) != 0 ||
+        zmq_getsockopt(connections_events(r->connections), ZMQ_FD, &r->monitor_fd, &fd_bytes) != 0)
+        die("no descriptor of a socket: %s", zmq_strerror(errno));
     *out = r;
     return 0;
 fail:
@@ -156,19 +161,37 @@ uint64_t router_refused_peers(const struct router *r)
     return curve_zap_refused(r->zap);
 }
 
+/* Asks the socket, and so makes its descriptor tell of what comes from now on. */
+static bool readable(void *socket)
+{
+    int events = 0;
+    size_t bytes = sizeof(events);
+    if (zmq_getsockopt(socket, ZMQ_EVENTS, &events, &bytes) == 0)
+        return events & ZMQ_POLLIN;
+    if (errno != EINTR)
+        die("zmq_getsockopt: %s", zmq_strerror(errno));
+    return true; /* not known: whoever looks will see */
+}
+
+/* As zmq_poll does, but for what follows the sleep: there it would ask each socket again, which costs as much
+ * as the message that came. Who is told of nothing finds nothing. */
 bool router_wait(struct router *r, int other_fd, uint64_t timeout_ms)
 {
-    zmq_pollitem_t items[3] = {{.socket = r->socket, .events = ZMQ_POLLIN},
-                               {.fd = other_fd, .events = ZMQ_POLLIN},
-                               {.socket = connections_events(r->connections), .events = ZMQ_POLLIN}};
+    void *monitor = connections_events(r->connections);
+    struct pollfd items[3] = {{.fd = r->socket_fd, .events = POLLIN},
+                              {.fd = other_fd, .events = POLLIN},
+                              {.fd = r->monitor_fd, .events = POLLIN}};
     if (connections_waiting(r->connections) && timeout_ms > 10)
         timeout_ms = 10;
-    long timeout = timeout_ms == UINT64_MAX ? -1 : (long)(timeout_ms > 3600000 ? 3600000 : timeout_ms);
-    if (zmq_poll(items, 3, timeout) < 0 && errno != EINTR)
-        die("zmq_poll: %s", zmq_strerror(errno));
-    if (items[2].revents & ZMQ_POLLIN)
+    int timeout = timeout_ms == UINT64_MAX ? -1 : (int)(timeout_ms > 3600000 ? 3600000 : timeout_ms);
+    bool watched = readable(monitor);
+    if (readable(r->socket) || watched)
+        timeout = 0;
+    if (poll(items, ARRAY_LEN(items), timeout) < 0 && errno != EINTR)
+        die("poll: %s", strerror(errno));
+    if (watched || items[2].revents & POLLIN)
         connections_read(r->connections);
-    return (items[1].revents & ZMQ_POLLIN) != 0;
+    return (items[1].revents & POLLIN) != 0;
 }
 
 /* ---- bad frames ---- */
@@ -239,7 +262,9 @@ static bool identify(struct peer *peer, zmq_msg_t *body)
     if (!user || !key || !curve_user_parse(user, &peer->role, &name))
         return false;
     peer->key = strtoull(key, NULL, 16);
-    snprintf(peer->name, sizeof(peer->name), "%s", name);
+    size_t bytes = strlen(name); /* at most what fits: curve_user_parse saw to it */
+    ASSERT(bytes < sizeof(peer->name));
+    memcpy(peer->name, name, bytes + 1);
     return true;
 }
 
