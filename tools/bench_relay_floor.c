@@ -54,7 +54,7 @@ static void send_tokens(struct sender *s, void *socket, struct buffer *out)
         *t = (struct wire_token){.request = wire_string(names[m.tokens.item_count++]),
                                  .index = (uint64_t)e.index,
                                  .id = (uint64_t)e.id,
-                                 .text = wire_string("t0000")};
+                                 .text = wire_string("t00000")};
     }
     if (m.tokens.item_count == 0)
         return;

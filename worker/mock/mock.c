@@ -25,7 +25,7 @@ static void fill_vocabulary(struct vocabulary *v)
         if (i < MOCK_STAMP)
             snprintf(v->names[i], sizeof(v->names[i]), "<0x%02X>", i >= FIRST_BYTE ? i - FIRST_BYTE : 0);
         else
-            snprintf(v->names[i], sizeof(v->names[i]), "t%04X", (unsigned)(i - MOCK_STAMP) & 0xffff);
+            snprintf(v->names[i], sizeof(v->names[i]), "t%05X", (unsigned)(i - MOCK_STAMP) & 0xfffff);
         v->pieces[i] = v->names[i];
         v->types[i] = i < MOCK_STAMP ? 6 : 1;
     }

@@ -2,8 +2,8 @@
  * its answers come when a group of the given speed would bring them. A prompt counts one token for each four
  * bytes; an answer has max_tokens tokens of letters that follow from the seed, the choice and the index.
  *
- * With stamps its tokens say instead when they were made: id = MOCK_STAMP + (monotonic microseconds / 16)
- * modulo 65536, so that a client on the same machine knows how long each was under way. */
+ * With stamps its tokens say instead when they were made: id = MOCK_STAMP + (monotonic microseconds / 4)
+ * modulo 262144, so that a client on the same machine knows how long each was under way. */
 #ifndef LEPTON_WORKER_MOCK_MOCK_H
 #define LEPTON_WORKER_MOCK_MOCK_H
 
@@ -12,8 +12,8 @@
 #include "worker/model/tokenizer.h"
 
 #define MOCK_STAMP    259
-#define MOCK_STAMPS   65536
-#define MOCK_STAMP_US 16
+#define MOCK_STAMPS   262144
+#define MOCK_STAMP_US 4
 
 /* A vocabulary of bytes: a token for each, behind <unk>, <s> and </s>; with `stamps` the stamps behind them.
  * *gguf holds it and outlives the tokenizer. */
