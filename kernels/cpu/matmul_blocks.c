@@ -19,6 +19,7 @@ struct job {
     const float *x;
     char *quantised; /* x, in tiles */
     int64_t T, K, blocks /* of 32 */, group /* rows of x whose tiles stay in the cache */;
+    int tile_rows;
 };
 
 /* ---- x in bytes */
@@ -57,12 +58,15 @@ static void quantise_body(void *context, int64_t begin, int64_t end, int member)
     struct quantised q;
     (void)member;
     for (int64_t t = begin; t < end; t++) {
-        int64_t first = t / m->tiles->rows * m->tiles->rows;
-        int rows = at_most(m->T - first, m->tiles->rows);
+        int64_t first = t / m->tile_rows * m->tile_rows;
+        int rows = m->T <= m->tiles->few ? m->tile_rows : at_most(m->T - first, m->tile_rows);
         char *tile = tile_at(m, first);
         for (int64_t b = 0; b < m->blocks; b += BLOCK_QUANTISE) {
             int count = at_most(m->blocks - b, BLOCK_QUANTISE);
-            m->tiles->quantise(m->x + t * m->K + b * PANEL_BLOCK, count, m->type->parts, &q);
+            if (t < m->T)
+                m->tiles->quantise(m->x + t * m->K + b * PANEL_BLOCK, count, m->type->parts, &q);
+            else
+                memset(&q, 0, sizeof(q));
             store_quantised(m, &q, tile + (size_t)b * TILE_BLOCK_BYTES(rows, m->type->parts), rows,
                             (int)(t - first), count);
         }
@@ -160,7 +164,7 @@ static void ask_outputs(const struct piece *a, int64_t t, int64_t rows)
 static void run_by_tiles(const struct job *m, const struct piece *a, const struct spread *spread, int64_t b,
                          int64_t blocks)
 {
-    const int64_t each = m->tiles->rows, count = (a->rows + each - 1) / each;
+    const int64_t each = m->tile_rows, count = (a->rows + each - 1) / each;
     const int64_t shares = count < ASKING ? count : ASKING;
     const bool last_run = b + blocks == m->blocks;
     size_t share = 0;
@@ -210,8 +214,8 @@ static void few_body(void *context, int64_t begin, int64_t end, int member)
         if (!products_part(&m->products, i, begin, end, &from, &to))
             continue;
         for (int64_t p = from; p < to; p++) {
-            m->functions->few[m->T](&w->layout, w->packed + (size_t)p * w->layout.panel_bytes, m->quantised,
-                                    sums);
+            m->functions->few[m->tile_rows](&w->layout, w->packed + (size_t)p * w->layout.panel_bytes,
+                                            m->quantised, sums);
             store_sums(w, sums, 0, m->T, p, 1);
         }
     }
@@ -253,12 +257,14 @@ void block_matmul(struct stream *s, const struct tensor *x, const struct matmul_
                     .K = x->dim[1],
                     .blocks = x->dim[1] / PANEL_BLOCK};
     m.products = products_of(outputs, count, m.T <= tiles->few ? 1 : tiles->side);
+    m.tile_rows = m.T <= tiles->few ? tiles->few_rows[m.T] : tiles->rows;
+    const int64_t rows = m.T <= tiles->few ? m.tile_rows : m.T; /* with those of zeros */
     size_t row_bytes = (size_t)m.blocks * TILE_BLOCK_BYTES(1, m.type->parts);
     int64_t in_cache = (int64_t)(GROUP_BYTES / row_bytes);
     m.group = (in_cache < tiles->rows ? tiles->rows : in_cache) / tiles->rows * tiles->rows;
     m.group = m.group > m.T ? m.T : m.group;
-    m.quantised = cpu_stream_scratch(s, (size_t)m.T * row_bytes);
-    team_for(m.team, m.T, tiles->rows, quantise_body, &m);
+    m.quantised = cpu_stream_scratch(s, (size_t)rows * row_bytes);
+    team_for(m.team, rows, tiles->rows, quantise_body, &m);
     if (m.T <= tiles->few)
         team_for(m.team, m.products.total, 1, few_body, &m);
     else /* a member's x passes by once for each chunk */

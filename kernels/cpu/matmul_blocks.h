@@ -27,7 +27,7 @@
 
 #define BLOCK_MAX_ROWS  6  /* of a tile */
 #define BLOCK_MAX_SIDE  2  /* panels that a tile reads side by side */
-#define BLOCK_MAX_FEW   4  /* rows of x for which a set may have functions of their own */
+#define BLOCK_MAX_FEW   16 /* rows of x for which a set may have functions of their own */
 #define BLOCK_MAX_PARTS 2  /* of 32 elements */
 #define BLOCK_QUANTISE  16 /* blocks that are quantised at a time */
 
@@ -81,12 +81,14 @@ typedef void few_function(const struct panel_layout *l, const char *panel, const
 /* The functions of a set for one type. */
 struct block_type {
     spread_function *spread;
-    few_function *few[BLOCK_MAX_FEW + 1];          /* by rows, up to those of the set */
+    few_function *few[BLOCK_MAX_FEW + 1];          /* by rows, those of few_rows */
     tile_function *const *by_rows[BLOCK_MAX_SIDE]; /* [panels - 1][rows] */
 };
 
 struct block_tiles {
     int rows, side, few; /* of a tile; panels side by side; up to how many rows the types have `few` */
+    /* The rows of the `few` function that serves so many, which may be more: rows of zeros are added. */
+    uint8_t few_rows[BLOCK_MAX_FEW + 1];
     /* Blocks of 32 in a run, for as few rows as leave the memory the slower part, and for more. Multiples of
      * the longest block of a type, and short enough that the codes of the panels side by side leave room for
      * x in the first-level cache. */

@@ -2,7 +2,8 @@
  * by signed ones: the codes of weights by the numbers of x.
  *
  * A tile is six rows of x by two panels: twelve integer sums and twelve float ones stay in registers. With up
- * to four rows, where memory is the slower part, the codes are multiplied as they are spread. */
+ * to sixteen rows, where memory is the slower part, each panel is read once, from its first byte to its last,
+ * and the codes are multiplied as they are spread. */
 #include "kernels/cpu/fast.h"
 
 #include <math.h>
@@ -27,9 +28,9 @@ INLINE void widen(const void *halves, void *out)
 #define SPREAD_WIDEN(halves, out) widen(halves, out)
 #include "kernels/cpu/spread.h"
 
-#define TILE  6 /* rows of x whose sums fit the registers, twice for two panels: integers and floats */
-#define PAIR  2 /* panels side by side */
-#define FEW   4 /* rows of x up to which the codes need not be stored */
+#define TILE  6  /* rows of x whose sums fit the registers, twice for two panels: integers and floats */
+#define PAIR  2  /* panels side by side */
+#define FEW   16 /* rows of x up to which a panel is read once, as it lies in memory */
 #define PARTS BLOCK_MAX_PARTS
 
 /* ---- x in bytes */
@@ -200,80 +201,83 @@ TILE_KIND(whole_addends, 1, true)
 TILE_KIND(halves, 2, false)
 TILE_KIND(halves_addends, 2, true)
 
-/* ---- a few rows of x: the codes are multiplied as they are spread */
+/* ---- a few rows of x: the codes are multiplied as they are spread, a block at a time */
 
 /* How far ahead of its use a panel is asked for, in bytes: the hardware looks no further than a page. First
  * into the second-level cache and then, since the way from there limits too, into the first. */
 #define AHEAD      6144
 #define AHEAD_NEAR 2048
+/* Up to so many rows it is cheaper to shift sums than codes. */
+#define RAW_ROWS 4
 
-/* Integer sums of a step: four blocks of two parts at most. */
+/* One part of one block of a step; all but the pointers are constants where this is inlined. */
 struct few {
-    __m512i isum[4][2][FEW]; /* [block][half]: two chains of four, also where a block is one part */
-    const int32_t *numbers;  /* of the step's first block */
-    int64_t next_block;      /* numbers from there to the next block's */
-    int rows, step;
-    const char *piece; /* where the step's share of a block's pieces begins, `share` of them */
-    int share;
+    __m512i isum[FEW];
+    const int32_t *numbers; /* of the block */
+    const char *piece;      /* where the step's share of a block's pieces begins, `share` of them */
+    int rows, share, step;
+    int block, part, parts; /* of the step; of the block; each block's */
 };
 
 /* A product, and what there is to ask memory for with it: asked for all together, the pieces of a long block
- * would wait for each other and keep the step from its instructions. */
+ * would wait for each other and keep the step from its instructions. What is of other blocks and parts is
+ * emitted in vain, which is known when this is compiled. */
 INLINE void emit_dot(void *to, int block, int j, const lanes_u32 *codes)
 {
     struct few *f = to;
-    const int products = SPREAD_CODES * f->step, product = j * f->step + block;
+    if (block != f->block || (f->parts == 2 && j / (SPREAD_CODES / 2) != f->part))
+        return;
+    const int products = SPREAD_CODES * f->step, product = block * SPREAD_CODES + j;
     __m512i four = _mm512_loadu_si512(codes);
     for (int i = product * f->share / products; i < (product + 1) * f->share / products; i++) {
         _mm_prefetch(f->piece + i * PANEL_PIECE + AHEAD, _MM_HINT_T1);
         _mm_prefetch(f->piece + i * PANEL_PIECE + AHEAD_NEAR, _MM_HINT_T0);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int t = 0; t < f->rows; t++)
-        f->isum[block][j / 4][t] = _mm512_dpbusd_epi32(
-            f->isum[block][j / 4][t], four, _mm512_set1_epi32(f->numbers[block * f->next_block + t * 8 + j]));
+        f->isum[t] = dot_spread(f->isum[t], four, &f->numbers[t * SPREAD_CODES + j]);
 }
 
-/* Sums begin with what the codes' offset adds. */
-INLINE void begin_few(struct few *f, const int parts, const bool has_addends)
+/* Integer sums of one part of block `f->block` of step `step`, from what the codes' offset adds. */
+INLINE void dot_few(struct few *f, const enum dtype type, const lanes_u32 *piece, int64_t step,
+                    const bool has_addends)
 {
-#pragma GCC unroll 4
-    for (int i = 0; i < f->step; i++)
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; half++)
-#pragma GCC unroll 4
-            for (int t = 0; t < f->rows; t++) {
-                const int32_t *offsets = f->numbers + i * f->next_block + f->rows * 8;
-                f->isum[i][half][t] = has_addends || half >= parts
-                                          ? _mm512_setzero_si512()
-                                          : _mm512_set1_epi32(offsets[half * f->rows + t]);
-            }
+    const int32_t *offsets = f->numbers + f->rows * SPREAD_CODES + f->part * f->rows;
+    const bool raw = f->rows <= RAW_ROWS && spread_shift(type, 1);
+#pragma GCC unroll 16
+    for (int t = 0; t < f->rows; t++)
+        f->isum[t] = has_addends ? _mm512_setzero_si512() : _mm512_set1_epi32(offsets[t]);
+    spread_codes(type, piece, step, raw, emit_dot, f);
+    for (int t = 0; raw && t < f->rows; t++) /* exactly: such types have no offset */
+        f->isum[t] = _mm512_srai_epi32(f->isum[t], spread_shift(type, f->block));
 }
 
-/* Sums of raw codes become those of codes: exactly, and where a chain has an offset its codes are not raw. */
-INLINE void settle_few(struct few *f, const enum dtype type)
+/* sums[rows][16] += isum by the scales of a part, and the addends by the sums of x. */
+INLINE void add_few(const struct few *f, __m512 scale, __m512 addend, float *sums, const bool has_addends)
 {
-#pragma GCC unroll 4
-    for (int i = 0; i < f->step; i++)
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; half++)
-#pragma GCC unroll 4
-            for (int t = 0; t < f->rows; t++)
-                if (spread_shift(type, i, half))
-                    f->isum[i][half][t] = _mm512_srai_epi32(f->isum[i][half][t], spread_shift(type, i, half));
+    const float *x_sums = (const float *)(const void *)(f->numbers + f->rows * SPREAD_CODES),
+                *x_scales = x_sums + f->parts * f->rows;
+#pragma GCC unroll 16
+    for (int t = 0; t < f->rows; t++) {
+        float *at = sums + t * PANEL_ROWS;
+        __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(f->isum[t]),
+                                     _mm512_mul_ps(scale, _mm512_set1_ps(x_scales[t])), _mm512_loadu_ps(at));
+        if (has_addends)
+            sum = _mm512_fmadd_ps(addend, _mm512_set1_ps(x_sums[f->part * f->rows + t]), sum);
+        _mm512_storeu_ps(at, sum);
+    }
 }
 
-/* One panel by `rows` rows, all of K; all but the numbers of blocks are constants where this is inlined. */
+/* One panel by `rows` rows, all of K; all but the numbers of blocks are constants where this is inlined. The
+ * float sums are in memory, near enough for one visit a block, so that sixteen rows have registers. */
 INLINE void panel_few(const struct panel_layout *l, const char *panel, const char *x, float *sums,
                       const enum dtype type, const int rows, const int parts, const bool has_addends)
 {
     const int each = spread_blocks(type), step = spread_step(type);
     /* Of a block's pieces, with half a line of scales, for each step. */
     const int share = (spread_pieces(type) * step + (spread_in_pairs(type) ? step : 0) + each - 1) / each;
-    const size_t x_bytes = TILE_BLOCK_BYTES(rows, parts);
-    __m512 sum[FEW];
     for (int t = 0; t < rows; t++)
-        sum[t] = _mm512_setzero_ps();
+        _mm512_storeu_ps(sums + t * PANEL_ROWS, _mm512_setzero_ps());
     for (int64_t b = 0; b < l->blocks; b++) {
         const lanes_u32 *piece = spread_piece(type, l, panel, b);
         const uint16_t *apart = spread_apart_at(type, l, panel, b);
@@ -281,42 +285,26 @@ INLINE void panel_few(const struct panel_layout *l, const char *panel, const cha
         if (type == DTYPE_Q8_0) /* the next panel's scales, which stand behind all of its pieces */
             _mm_prefetch((const char *)apart + l->panel_bytes, _MM_HINT_T0);
         spread_scales(type, piece, apart, scales, addends);
-        for (int s = 0; s < each; s += step) {
-            struct few f = {.numbers = (const int32_t *)(const void *)x,
-                            .next_block = (int64_t)(x_bytes / 4),
-                            .rows = rows,
-                            .step = step,
-                            .piece = (const char *)(piece + s / step * share),
-                            .share = share};
-            begin_few(&f, parts, has_addends);
-            spread_codes(type, piece, s / step, true, emit_dot, &f);
-            settle_few(&f, type);
+        for (int s = 0; s < each; s += step)
 #pragma GCC unroll 4
-            for (int i = 0; i < step; i++, x += x_bytes) {
-                const float *x_sums = (const float *)(const void *)(x + rows * PANEL_BLOCK),
-                            *x_scales = x_sums + parts * rows;
+            for (int i = 0; i < step; i++, x += TILE_BLOCK_BYTES(rows, parts))
 #pragma GCC unroll 2
                 for (int part = 0; part < parts; part++) {
-                    __m512 scale = _mm512_loadu_ps((const float *)&scales[(s + i) * parts + part]);
-#pragma GCC unroll 4
-                    for (int t = 0; t < rows; t++)
-                        sum[t] = _mm512_fmadd_ps(
-                            _mm512_cvtepi32_ps(parts == 2
-                                                   ? f.isum[i][part][t]
-                                                   : _mm512_add_epi32(f.isum[i][0][t], f.isum[i][1][t])),
-                            _mm512_mul_ps(scale, _mm512_set1_ps(x_scales[t])), sum[t]);
-                    if (!has_addends)
-                        continue;
-                    __m512 addend = _mm512_loadu_ps((const float *)&addends[(s + i) * parts + part]);
-#pragma GCC unroll 4
-                    for (int t = 0; t < rows; t++)
-                        sum[t] = _mm512_fmadd_ps(addend, _mm512_set1_ps(x_sums[part * rows + t]), sum[t]);
+                    struct few f = {.numbers = (const int32_t *)(const void *)x,
+                                    .piece = (const char *)(piece + s / step * share),
+                                    .rows = rows,
+                                    .share = share,
+                                    .step = step,
+                                    .block = i,
+                                    .part = part,
+                                    .parts = parts};
+                    dot_few(&f, type, piece, s / step, has_addends);
+                    const int at = (s + i) * parts + part;
+                    __m512 scale = _mm512_loadu_ps((const float *)&scales[at]);
+                    add_few(&f, scale, has_addends ? _mm512_loadu_ps((const float *)&addends[at]) : scale,
+                            sums, has_addends);
                 }
-            }
-        }
     }
-    for (int t = 0; t < rows; t++)
-        _mm512_storeu_ps(sums + t * PANEL_ROWS, sum[t]);
 }
 
 /* ---- the types */
@@ -336,7 +324,11 @@ INLINE void panel_few(const struct panel_layout *l, const char *panel, const cha
     FEW_FUNCTION(NAME, TYPE, 1, PARTS_, ADDENDS)                                                             \
     FEW_FUNCTION(NAME, TYPE, 2, PARTS_, ADDENDS)                                                             \
     FEW_FUNCTION(NAME, TYPE, 3, PARTS_, ADDENDS)                                                             \
-    FEW_FUNCTION(NAME, TYPE, 4, PARTS_, ADDENDS)
+    FEW_FUNCTION(NAME, TYPE, 4, PARTS_, ADDENDS)                                                             \
+    FEW_FUNCTION(NAME, TYPE, 6, PARTS_, ADDENDS)                                                             \
+    FEW_FUNCTION(NAME, TYPE, 8, PARTS_, ADDENDS)                                                             \
+    FEW_FUNCTION(NAME, TYPE, 12, PARTS_, ADDENDS)                                                            \
+    FEW_FUNCTION(NAME, TYPE, 16, PARTS_, ADDENDS)
 TYPE_FUNCTIONS(q8_0, DTYPE_Q8_0, 1, false)
 TYPE_FUNCTIONS(q4_0, DTYPE_Q4_0, 1, false)
 TYPE_FUNCTIONS(q4_1, DTYPE_Q4_1, 1, true)
@@ -348,12 +340,13 @@ TYPE_FUNCTIONS(q4_k, DTYPE_Q4_K, 1, true)
 TYPE_FUNCTIONS(q5_k, DTYPE_Q5_K, 1, true)
 TYPE_FUNCTIONS(q6_k, DTYPE_Q6_K, 2, false)
 
-#define TYPE_ENTRY(NAME, KIND)                                                         \
-    {                                                                                  \
-        NAME##_spread, {NULL, NAME##_few_1, NAME##_few_2, NAME##_few_3, NAME##_few_4}, \
-        {                                                                              \
-            KIND##_1, KIND##_2                                                         \
-        }                                                                              \
+#define TYPE_ENTRY(NAME, KIND)                                                                               \
+    {                                                                                                        \
+        NAME##_spread, {[1] = NAME##_few_1, [2] = NAME##_few_2, [3] = NAME##_few_3,   [4] = NAME##_few_4,    \
+                        [6] = NAME##_few_6, [8] = NAME##_few_8, [12] = NAME##_few_12, [16] = NAME##_few_16}, \
+        {                                                                                                    \
+            KIND##_1, KIND##_2                                                                               \
+        }                                                                                                    \
     }
 static const struct block_type TYPES[DTYPE_COUNT] = {
     [DTYPE_Q8_0] = TYPE_ENTRY(q8_0, whole),         [DTYPE_Q4_0] = TYPE_ENTRY(q4_0, whole),
@@ -364,13 +357,15 @@ static const struct block_type TYPES[DTYPE_COUNT] = {
 };
 
 /* The codes of two panels' runs are 8 or 16 KiB. */
-static const struct block_tiles TILES = {.rows = TILE,
-                                         .side = PAIR,
-                                         .few = FEW,
-                                         .run_few = 8,
-                                         .run_many = 16,
-                                         .quantise = quantise_blocks,
-                                         .types = TYPES};
+static const struct block_tiles TILES = {
+    .rows = TILE,
+    .side = PAIR,
+    .few = FEW,
+    .few_rows = {0, 1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16, 16, 16, 16},
+    .run_few = 8,
+    .run_many = 16,
+    .quantise = quantise_blocks,
+    .types = TYPES};
 
 void fast_matmul_panels(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
                         int count)

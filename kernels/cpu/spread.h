@@ -67,12 +67,12 @@ SPREAD_INLINE void spread_codes_bytes(const lanes_u32 *q, spread_emit *emit, voi
 }
 
 /* Elements 0 to 15 in the low halves, 16 to 31 in the high ones. */
-SPREAD_INLINE void spread_codes_halves(const lanes_u32 *q, const bool raw, spread_emit *emit, void *to)
+SPREAD_INLINE void spread_codes_halves(const lanes_u32 *q, spread_emit *emit, void *to)
 {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
         EMIT(0, j, q[j] & 0x0F0F0F0F);
-        EMIT(0, j + 4, raw ? q[j] & 0xF0F0F0F0 : q[j] >> 4 & 0x0F0F0F0F);
+        EMIT(0, j + 4, q[j] >> 4 & 0x0F0F0F0F);
     }
 }
 
@@ -270,13 +270,10 @@ SPREAD_INLINE void spread_scales(const enum dtype type, const lanes_u32 *piece, 
         spread_scales_q2_k(piece, scales, addends);
 }
 
-/* By how many bits the codes of a block of a step are raw too far left; half 1: registers 4 to 7. */
-SPREAD_INLINE int spread_shift(const enum dtype type, const int block, const int half)
+/* By how many bits the codes of a block of a step are raw too far left. */
+SPREAD_INLINE int spread_shift(const enum dtype type, const int block)
 {
-    return type == DTYPE_Q4_0 || type == DTYPE_Q4_1 ? 4 * half
-           : type == DTYPE_Q4_K                     ? 4 * block
-           : type == DTYPE_Q2_K                     ? 2 * block
-                                                    : 0;
+    return type == DTYPE_Q4_K ? 4 * block : type == DTYPE_Q2_K ? 2 * block : 0;
 }
 
 /* The codes of step `step` of a block of the file. */
@@ -286,9 +283,9 @@ SPREAD_INLINE void spread_codes(const enum dtype type, const lanes_u32 *piece, i
     if (type == DTYPE_Q8_0)
         spread_codes_bytes(piece, emit, to);
     else if (type == DTYPE_Q4_0)
-        spread_codes_halves(piece, raw, emit, to);
+        spread_codes_halves(piece, emit, to);
     else if (type == DTYPE_Q4_1)
-        spread_codes_halves(piece + 1, raw, emit, to);
+        spread_codes_halves(piece + 1, emit, to);
     else if (type == DTYPE_Q5_0)
         spread_codes_fifths(piece, emit, to);
     else if (type == DTYPE_Q5_1)
