@@ -343,6 +343,7 @@ void dispatch_tick(struct dispatch *d)
     act(d, now_ms);
     dispatch_tick_store(d);
     retry_stalled(d, now_ms);
+    dispatch_tick_refusals(d, now_ms);
 }
 
 uint64_t dispatch_due_ms(const struct dispatch *d)
@@ -356,6 +357,8 @@ uint64_t dispatch_due_ms(const struct dispatch *d)
     uint64_t expires_us = requests_expire_due_us(d->requests);
     if (expires_us / 1000 + 1 < due)
         due = expires_us / 1000 + 1;
+    if (d->refusal_count > 0 && d->refusals_due_ms < due)
+        due = d->refusals_due_ms;
     if (d->stalled > 0 || scheduler_draining(d->scheduler)) {
         uint64_t soon = clock_now_ms() + STALL_RETRY_MS;
         if (soon < due)

@@ -7,23 +7,6 @@
 #include "common/clock.h"
 #include "common/log.h"
 
-/* A generate that is not taken: its one outcome, and no strike, for the client did nothing wrong. */
-static void reject(struct dispatch *d, const struct peer *from, struct wire_str request,
-                   const struct err *err, uint64_t retry_after_ms)
-{
-    char text[sizeof(err->message)];
-    memcpy(text, err->message, sizeof(text));
-    d->rejected++;
-    struct wire_message m;
-    wire_init(&m, WIRE_ERROR);
-    m.error.request = request;
-    m.error.code = (uint64_t)err->code;
-    m.error.retry_after_ms = retry_after_ms < 86400000 ? retry_after_ms : 86400000;
-    m.error.message = wire_string_mend(text, sizeof(text) - 1);
-    router_send(d->router, from, &m);
-    log_debug("dispatch", "rejected a request of client %s: %d %s", from->name, err->code, text);
-}
-
 static int by_id(const void *a, const void *b)
 {
     uint64_t x = ((const struct wire_bias *)a)->id, y = ((const struct wire_bias *)b)->id;
@@ -74,11 +57,11 @@ static bool join(struct dispatch *d, const struct peer *from, const struct wire_
         return false;
     if (!same) {
         err_set_code(&err, 409, "request %s is live and asks for something else", q->client_request);
-        reject(d, from, in->request, &err, 0);
+        dispatch_reject(d, from, in->request, &err, 0);
         return true;
     }
     if (!request_join(q, from, in, &err)) {
-        reject(d, from, in->request, &err, err.code == 409 ? 0 : DISPATCH_REJOIN_MS);
+        dispatch_reject(d, from, in->request, &err, err.code == 409 ? 0 : DISPATCH_REJOIN_MS);
         return true;
     }
     log_debug("dispatch", "request %s of client %s is %s another connection", q->id, from->name,
@@ -118,7 +101,7 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
 {
     struct err err;
     if (check_asked(in, &err) || check_delivered(in, &err)) {
-        reject(d, from, in->request, &err, 0);
+        dispatch_reject(d, from, in->request, &err, 0);
         return;
     }
     if (in->idempotent && join(d, from, in))
@@ -126,11 +109,11 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
     if (dispatch_is_poison(d, from, in, &err)) {
         log_warn("dispatch", "audit: a request of client %s is refused: %s", from->name, err.message);
         dispatch_audit(d, "poison", from->name, "%s", err.message);
-        reject(d, from, in->request, &err, 0);
+        dispatch_reject(d, from, in->request, &err, 0);
         return;
     }
     if (!dispatch_may_promise(d, in, &err)) {
-        reject(d, from, in->request, &err, DISPATCH_RETRY_MS);
+        dispatch_reject(d, from, in->request, &err, DISPATCH_RETRY_MS);
         return;
     }
     struct wire_generate asked = *in;
@@ -141,7 +124,7 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
     uint64_t now_us = clock_now_us();
     struct request *q = requests_add(d->requests, from, &asked, now_us, &err);
     if (!q) {
-        reject(d, from, in->request, &err, err.code == 429 ? DISPATCH_RETRY_MS : 0);
+        dispatch_reject(d, from, in->request, &err, err.code == 429 ? DISPATCH_RETRY_MS : 0);
         return;
     }
     q->class = SCHEDULER_INTERACTIVE;
@@ -151,7 +134,7 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
     struct scheduler_admission admission;
     if (submit(d, q, in, now_us, &admission, &err) != 0) {
         requests_remove(d->requests, q);
-        reject(d, from, in->request, &err, admission.retry_after_ms);
+        dispatch_reject(d, from, in->request, &err, admission.retry_after_ms);
         return;
     }
     d->accepted++;
@@ -210,7 +193,7 @@ void dispatch_revoked(struct dispatch *d, const struct peer *from, const struct 
         dispatch_audit(d, "refused", from->name, "%s: its key was revoked", wire_type_name(m->type));
     }
     if (m->type == WIRE_GENERATE)
-        reject(d, from, m->generate.request, &err, 0);
+        dispatch_reject(d, from, m->generate.request, &err, 0);
     else
         router_refuse(d->router, from, &(struct wire_error){.code = 401}, "%s", err.message);
 }

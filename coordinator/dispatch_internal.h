@@ -24,6 +24,18 @@ struct dispatch_waiter {
     struct err refused; /* what it is told then; code 0: nothing is wrong */
 };
 
+/* Refusals that wait for clients to read: of all, and of one. */
+#define DISPATCH_REFUSALS      512
+#define DISPATCH_REFUSALS_EACH 64
+
+struct refusal {
+    struct peer to;
+    char request[WIRE_MAX_ID + 1];
+    uint64_t code, retry_after_ms;
+    uint64_t until_ms; /* then the client is given up */
+    char message[sizeof(((struct err *)0)->message)];
+};
+
 struct dispatch {
     struct dispatch_options options;
     struct router *router; /* borrowed */
@@ -44,6 +56,9 @@ struct dispatch {
     uint64_t accepted, completed, failed, cancelled, rejected;
     struct throttle stale_log, token_log, revoked_log, audit;
     uint64_t refused_peers; /* as many as were audited */
+    struct refusal refusals[DISPATCH_REFUSALS];
+    uint32_t refusal_count;
+    uint64_t refusals_due_ms; /* when to try again */
 };
 
 /* Sends the client what its request has for it; forgets the request when nothing is left to do. *q may be
@@ -89,6 +104,12 @@ void dispatch_audit(struct dispatch *d, const char *kind, const char *who, const
 /* One that somebody waits for: it is never left out. */
 int dispatch_audit_durably(struct dispatch *d, uint64_t tag, const char *kind, const char *who,
                            struct err *err, const char *fmt, ...) PRINTF_LIKE(6, 7);
+
+/* ---- dispatch_refuse.c ---- */
+/* A generate that is not taken: its one outcome, and no strike, for the client did nothing wrong. */
+void dispatch_reject(struct dispatch *d, const struct peer *from, struct wire_str request,
+                     const struct err *err, uint64_t retry_after_ms);
+void dispatch_tick_refusals(struct dispatch *d, uint64_t now_ms);
 
 /* ---- dispatch_admin.c ---- */
 /* A change with a waiter's tag is durable, or refused. */

@@ -295,19 +295,49 @@ def test_goodput(c):
     assert under >= 0.9 * peak, (under, peak)
 
 
-@with_options(stall_timeout_ms=800)
-def test_slow_reader(c):
-    """a client that stops reading is paused alone, then cut, and reads why when it comes back (row 21)"""
-    worker = c.worker().join(sequences=8)
+def unread(c):
+    """A client's socket that takes little before somebody reads."""
     reader = c.context.socket(zmq.DEALER)
     reader.linger, reader.rcvhwm = 0, 1
     reader.setsockopt(zmq.RCVBUF, 4096)
     reader.curve_serverkey = public_key(c.path("keys/coordinator.pub"))
     reader.curve_publickey, reader.curve_secretkey = (f(c.path("keys/client.key")) for f in (public_key, secret_key))
     reader.connect(c.endpoint)
+    return reader
+
+
+@with_options(stall_timeout_ms=20000)
+def test_refusals_wait(c):
+    """a client that does not read at the moment learns of every refusal when it reads again; a neighbour at once"""
+    worker = c.worker().join(sequences=8)
     slow, good = Client(c.client()), Client(c.client("other"))
     slow.peer.socket.close()
-    slow.peer.socket = reader
+    slow.peer.socket = unread(c)
+    slow.generate("slow", max_tokens=100000)
+    assign = worker.expect("assign")
+    for index in range(6000):  # far more than any buffer between holds
+        worker.token(assign, index, text="x" * 4096)
+    c.until(lambda: c.status().live == 1 and c.cpu_s() == (time.sleep(0.2), c.cpu_s())[1], "its buffers to be full")
+    for i in range(40):
+        for client in (slow, good):
+            client.generate("no%d" % i, logit_bias=[dict(id=1, bias=1.0)] * 2)  # one id twice
+    good.finish()
+    worker.done(assign, 6000)
+    slow.finish()
+    slow.log.check()
+    good.log.check()
+    for log in (slow.log, good.log):
+        assert all(log.error("no%d" % i).code == 400 for i in range(40)), log.error("no0")
+    assert len(slow.log.ids("slow")) == 6000
+
+
+@with_options(stall_timeout_ms=800)
+def test_slow_reader(c):
+    """a client that stops reading is paused alone, then cut, and reads why when it comes back (row 21)"""
+    worker = c.worker().join(sequences=8)
+    slow, good = Client(c.client()), Client(c.client("other"))
+    slow.peer.socket.close()
+    slow.peer.socket = unread(c)
     slow.generate("slow", max_tokens=100000)
     assign = worker.expect("assign")
     good.generate("good", max_tokens=100000)
