@@ -19,7 +19,7 @@ struct connections;
 /* Watches `socket` (before zmq_bind). Failed handshakes go to `zap` to be counted and logged. */
 int connections_open(struct connections **out, void *context, void *socket, struct curve_zap *zap,
                      uint32_t most, struct err *err);
-/* After the socket was closed. */
+/* After the socket's monitor was ended and the socket closed. */
 void connections_close(struct connections **c);
 
 /* A socket that can be read when something happened. */

@@ -360,7 +360,8 @@ int main(int argc, char **argv)
                                 .public = s.public,
                                 .key = &key,
                                 .authorized = s.authorized,
-                                .max_connections = connection_limit(s.max_connections)};
+                                .max_connections = connection_limit(s.max_connections),
+                                .stall_ms = (uint32_t)s.stall_timeout_ms};
     if (key.role != CURVE_COORDINATOR) {
         err_set(&err, "%s: expected a key of role coordinator, found %s", s.key, curve_role_name(key.role));
         goto fail;

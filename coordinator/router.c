@@ -67,7 +67,7 @@ static void set_int(void *socket, int option, int value)
     ASSERT(rc == 0);
 }
 
-static void set_options(void *socket, const char *endpoint)
+static void set_options(void *socket, const struct router_options *o)
 {
     int64_t max_frame = WIRE_MAX_FRAME;
     int rc = zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &max_frame, sizeof(max_frame));
@@ -83,11 +83,11 @@ static void set_options(void *socket, const char *endpoint)
     set_int(socket, ZMQ_TCP_KEEPALIVE_IDLE, 2);
     set_int(socket, ZMQ_TCP_KEEPALIVE_INTVL, 1);
     set_int(socket, ZMQ_TCP_KEEPALIVE_CNT, 3);
-    set_int(socket, ZMQ_TCP_MAXRT, 5000);
+    set_int(socket, ZMQ_TCP_MAXRT, 5000 + (int)o->stall_ms); /* a full window counts as silence there */
     set_int(socket, ZMQ_HANDSHAKE_IVL, 5000);
     set_int(socket, ZMQ_BACKLOG, 256);
     set_int(socket, ZMQ_LINGER, 0);
-    if (strchr(endpoint, '['))
+    if (strchr(o->endpoint, '['))
         set_int(socket, ZMQ_IPV6, 1);
 }
 
@@ -106,7 +106,7 @@ int router_open(struct router **out, const struct router_options *o, struct err 
     r->socket = zmq_socket(r->context, ZMQ_ROUTER);
     if (!r->socket)
         die("zmq_socket: %s", zmq_strerror(errno));
-    set_options(r->socket, o->endpoint);
+    set_options(r->socket, o);
     if (curve_server(r->socket, o->key, err) != 0 ||
         connections_open(&r->connections, r->context, r->socket, r->zap, o->max_connections, err) != 0)
         goto fail;
@@ -133,6 +133,8 @@ void router_close(struct router **router, uint32_t linger_ms)
     if (!r)
         return;
     if (r->socket) {
+        /* Its thread would wait for ever with an event that nobody takes any more. */
+        zmq_socket_monitor(r->socket, NULL, 0);
         set_int(r->socket, ZMQ_LINGER, (int)linger_ms);
         zmq_close(r->socket);
     }

@@ -18,6 +18,7 @@ struct router_options {
     const struct curve_key *key;
     const char *authorized; /* directory of .pub files */
     uint32_t max_connections;
+    uint32_t stall_ms; /* a peer that reads nothing for so long is not taken for dead yet */
 };
 
 struct router;

@@ -119,8 +119,11 @@ static int open_socket(struct client *c, struct err *err)
 
 static void close_socket(struct client *c)
 {
-    if (c->socket)
+    /* First the events end: libzmq's own thread waits for ever when it has one to tell and nobody is left. */
+    if (c->socket) {
+        zmq_socket_monitor(c->socket, NULL, 0);
         zmq_close(c->socket);
+    }
     if (c->monitor)
         zmq_close(c->monitor);
     c->socket = c->monitor = NULL;

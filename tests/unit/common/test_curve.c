@@ -299,6 +299,7 @@ static void house_open(struct house *h)
 
 static void house_close(struct house *h)
 {
+    zmq_socket_monitor(h->server, NULL, 0);
     zmq_close(h->server);
     zmq_close(h->monitor);
     curve_zap_stop(&h->zap);

@@ -36,6 +36,7 @@ static void door_open(struct door *d, uint32_t most)
 
 static void door_close(struct door *d)
 {
+    zmq_socket_monitor(d->router, NULL, 0);
     zmq_close(d->router);
     connections_close(&d->c);
     CHECK(d->c == NULL);
