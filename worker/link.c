@@ -15,6 +15,7 @@
 #include "worker/live.h"
 #include "worker/token_batch.h"
 
+#define SILENCE_MS       5000 /* of a connection over which nothing comes back */
 #define HELLO_UNSENT_MS  500  /* no connection yet */
 #define HELLO_RETRY_MS   2000 /* sent, not answered: each hello that arrives ends the epoch before it */
 #define HELLO_REFUSED_MS 1000
@@ -174,7 +175,12 @@ static int assign(struct link *l, const struct wire_assign *a, struct err *err)
 
 static int open_socket(struct link *l, struct err *err)
 {
-    int zero = 0, one = 1, heartbeat = 1000, timeout = 5000, most = WIRE_MAX_FRAME;
+    static const int alive[][2] = {{ZMQ_TCP_KEEPALIVE, 1},
+                                   {ZMQ_TCP_KEEPALIVE_IDLE, 2},
+                                   {ZMQ_TCP_KEEPALIVE_INTVL, 1},
+                                   {ZMQ_TCP_KEEPALIVE_CNT, 3},
+                                   {ZMQ_TCP_MAXRT, SILENCE_MS}};
+    int zero = 0, one = 1, most = WIRE_MAX_FRAME;
     int six = strchr(l->o.endpoint, '[') != NULL;
     int64_t bytes = most;
     l->socket = zmq_socket(l->context, ZMQ_DEALER);
@@ -186,11 +192,12 @@ static int open_socket(struct link *l, struct err *err)
     zmq_setsockopt(l->socket, ZMQ_IMMEDIATE, &one, sizeof(one));
     zmq_setsockopt(l->socket, ZMQ_IPV6, &six, sizeof(six));
     zmq_setsockopt(l->socket, ZMQ_MAXMSGSIZE, &bytes, sizeof(bytes));
-    zmq_setsockopt(l->socket, ZMQ_HEARTBEAT_IVL, &heartbeat, sizeof(heartbeat));
-    zmq_setsockopt(l->socket, ZMQ_HEARTBEAT_TIMEOUT, &timeout, sizeof(timeout));
-    zmq_setsockopt(l->socket, ZMQ_HEARTBEAT_TTL, &timeout, sizeof(timeout));
-    /* Input is never stopped: libzmq 4.3.4 aborts when a heartbeat is due on a connection that broke while it
-     * was. The coordinator sends what the group has room for, and an answer to each heartbeat. */
+    /* No heartbeats of libzmq's: 4.3.4 aborts when it has to answer one of a connection that broke while its
+     * input was stopped, and a coordinator that we send much to stops it. The lease tells both ends of each
+     * other; before there is one, the kernel does, and hellos that nobody answers. */
+    for (size_t i = 0; i < ARRAY_LEN(alive); i++)
+        zmq_setsockopt(l->socket, alive[i][0], &alive[i][1], sizeof(alive[i][1]));
+    /* The coordinator sends what the group has room for, and an answer to each heartbeat. */
     zmq_setsockopt(l->socket, ZMQ_RCVHWM, &zero, sizeof(zero));
     int hwm = MAILBOX_MAX_EVENTS;
     zmq_setsockopt(l->socket, ZMQ_SNDHWM, &hwm, sizeof(hwm));
@@ -219,18 +226,23 @@ static void clear_backlog(struct backlog *b)
         wire_release(&b->item[b->first]);
 }
 
-static void fence(struct link *l, const char *why)
+static void reconnect(struct link *l)
 {
     struct err err;
-    log_warn("link", "group %.*s fences itself (epoch %llu): %s", (int)l->o.hello.group.size,
-             l->o.hello.group.data, (unsigned long long)l->epoch, why);
-    drop_work(l);
-    clear_backlog(&l->backlog);
     l->greeted_ms = 0;
     zmq_close(l->socket);
     if (open_socket(l, &err))
         die("%s", err.message);
     l->next_hello_ms = clock_now_ms() + 100;
+}
+
+static void fence(struct link *l, const char *why)
+{
+    log_warn("link", "group %.*s fences itself (epoch %llu): %s", (int)l->o.hello.group.size,
+             l->o.hello.group.data, (unsigned long long)l->epoch, why);
+    drop_work(l);
+    clear_backlog(&l->backlog);
+    reconnect(l);
 }
 
 static void take_welcome(struct link *l, const struct wire_welcome *w, uint64_t now_ms)
@@ -465,6 +477,8 @@ static void keep_time(struct link *l)
         send_heartbeat(l, now_ms);
     if (l->epoch)
         canary_ping(&l->canary, now_ms);
+    if (!l->epoch && l->greeted_ms && now_ms >= l->greeted_ms + SILENCE_MS)
+        reconnect(l);
     if (!l->epoch && !l->draining && now_ms >= l->next_hello_ms) {
         if (canary_passed(&l->canary, now_ms))
             send_hello(l, now_ms);
