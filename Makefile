@@ -191,7 +191,7 @@ unit: test-programs ## Run the unit tests alone
 	@tests/run $(UNIT)
 # Open MPI is not built for ThreadSanitizer: there the tests of the coordinator and of mock groups run.
 FAULTS_LONG := $(if $(filter tsan,$(VARIANT)),$(FAULTS_MOCK),$(FAULTS) tests/integration/test_faults.py)
-faults: all $(DRIVERS) $(PRELOADS) $(FAILING) ## Inject every fault into the real programs (ten minutes); VARIANT=debug|tsan
+faults: all $(DRIVERS) $(PRELOADS) $(FAILING) ## Inject every fault into the real programs (10-20 minutes); VARIANT=debug|tsan
 	@LEPTON_BUILD=$(CURDIR)/$(B) tests/faults/run $(FAULTS_LONG)
 debug: ## Build with ASan and UBSan (build/debug); `make unit VARIANT=debug` runs the units there
 	$(MAKE) VARIANT=debug all test-programs

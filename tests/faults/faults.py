@@ -16,11 +16,13 @@ import msgpack
 import zmq
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../integration"))
-from coordinator_harness import BUILD, Coordinator, Peer, Skip, encode, public_key, run, secret_key  # noqa: E402,F401
+from coordinator_harness import BUILD, SLOW, Coordinator, Peer, Skip, encode, public_key, run, secret_key  # noqa: E402,F401
 
 # With a library in front of libc a sanitizer is not the first one; it need not be for what these do.
-PRELOADED = "verify_asan_link_order=0:detect_leaks=0:" + os.environ.get("ASAN_OPTIONS", "")
-SPEED = "base_us = 5000.0; decode_us = 50.0; prefill_us = 20.0; max_sequences = 32; kv_tokens = 200000;"
+PRELOADED = os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0:detect_leaks=0"
+# Where a signal is what is wanted: no sanitizer may make a report and an exit of it.
+SIGNALS = os.environ.get("ASAN_OPTIONS", "") + ":handle_segv=0:handle_abort=0"
+SPEED = "base_us = %d.0; decode_us = 50.0; prefill_us = 20.0; max_sequences = 32; kv_tokens = 200000;" % (5000 * SLOW)
 
 
 class Proxy:
@@ -267,7 +269,7 @@ class Client:
         """Takes what comes until the condition holds; the time it took."""
         start = time.monotonic()
         while not condition():
-            left = start + timeout_s - time.monotonic()
+            left = start + timeout_s * SLOW - time.monotonic()
             assert left > 0, "waited in vain for " + what
             message = self.peer.receive(min(left, 0.05))
             if message:
@@ -280,6 +282,7 @@ class Client:
 
 def within(limit_s, condition, what):
     """Waits for it; the time it took, which must be below the limit."""
+    limit_s *= SLOW
     start = time.monotonic()
     while not condition():
         assert time.monotonic() < start + limit_s, "%s took more than %.1f s" % (what, limit_s)

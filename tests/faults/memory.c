@@ -17,6 +17,10 @@
 extern void *__libc_malloc(size_t bytes);
 extern void *__libc_calloc(size_t count, size_t bytes);
 extern void *__libc_realloc(void *old, size_t bytes);
+/* A sanitizer's, in programs that have one. */
+extern void *__interceptor_malloc(size_t bytes) __attribute__((weak));
+extern void *__interceptor_calloc(size_t count, size_t bytes) __attribute__((weak));
+extern void *__interceptor_realloc(void *old, size_t bytes) __attribute__((weak));
 
 static bool fails(size_t bytes, const void *caller)
 {
@@ -42,17 +46,23 @@ static bool fails(size_t bytes, const void *caller)
 
 void *malloc(size_t bytes)
 {
-    return fails(bytes, __builtin_return_address(0)) ? NULL : __libc_malloc(bytes);
+    if (fails(bytes, __builtin_return_address(0)))
+        return NULL;
+    return __interceptor_malloc ? __interceptor_malloc(bytes) : __libc_malloc(bytes);
 }
 
 void *calloc(size_t count, size_t bytes)
 {
     size_t all;
     bool over = __builtin_mul_overflow(count, bytes, &all);
-    return !over && fails(all, __builtin_return_address(0)) ? NULL : __libc_calloc(count, bytes);
+    if (!over && fails(all, __builtin_return_address(0)))
+        return NULL;
+    return __interceptor_calloc ? __interceptor_calloc(count, bytes) : __libc_calloc(count, bytes);
 }
 
 void *realloc(void *old, size_t bytes)
 {
-    return fails(bytes, __builtin_return_address(0)) ? NULL : __libc_realloc(old, bytes);
+    if (fails(bytes, __builtin_return_address(0)))
+        return NULL;
+    return __interceptor_realloc ? __interceptor_realloc(old, bytes) : __libc_realloc(old, bytes);
 }

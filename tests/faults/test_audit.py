@@ -7,7 +7,7 @@ import sys
 import time
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from faults import Client, Peer, kill, main, note, with_options  # noqa: E402
+from faults import SLOW, Client, Peer, kill, main, note, with_options  # noqa: E402
 from test_resume import generate, restart  # noqa: E402
 from test_store import FAILING, POINTS, command  # noqa: E402
 
@@ -37,10 +37,10 @@ def test_what_is_audited(c):
     stranger = Peer(c, c.path("keys/stranger.key"))
     stranger.send("status")
     c.logged("refused")
-    assert c.lepton("tune", "prefix_weight=300").wait(20) == 0
-    assert c.lepton("tune", "prefix_weight=300", key="other").wait(20) == 1
-    assert c.lepton("drain", "g0").wait(20) == 0
-    assert c.lepton("undrain", "g0").wait(20) == 0
+    assert c.lepton("tune", "prefix_weight=300").wait(20 * SLOW) == 0
+    assert c.lepton("tune", "prefix_weight=300", key="other").wait(20 * SLOW) == 1
+    assert c.lepton("drain", "g0").wait(20 * SLOW) == 0
+    assert c.lepton("undrain", "g0").wait(20 * SLOW) == 0
     client = Client(c.client())
     client.generate("q", prompt=SECRET, max_tokens=2)
     first.serve(first.expect("assign"), 2)
@@ -65,7 +65,8 @@ def test_what_is_audited(c):
 @with_options(store="@/state.db")
 def test_changes_show(c):
     """a row that was changed, taken out or added by hand shows; the database itself refuses to do so"""
-    for _ in range(4):
+    for run in range(1, 5):
+        c.until(lambda run=run: audited(c, "begin", "coordinator", "run %d" % run), "its first line in the audit log")
         restart(c)
     assert c.stop() == 0
     code, rows, _ = audit(c)
@@ -131,13 +132,13 @@ def until_killed(c, point, at, words):
     worker.hello()
     start = time.monotonic()
     while c.process.poll() is None:
-        assert time.monotonic() < start + 20, "%s:%d is never reached" % (point, at)
+        assert time.monotonic() < start + 20 * SLOW, "%s:%d is never reached" % (point, at)
         while sent < min(len(replies) + 32, len(words)):
             admin.send(words[sent][0], **words[sent][1])
             sent += 1
         reply = admin.receive(0.02)
         replies += [reply] if reply else []
-    assert c.process.wait(10) == -9, point
+    assert c.process.wait(10 * SLOW) == -9, point
     while reply := admin.receive(0.1):  # what was on its way
         replies.append(reply)
     admin.close()

@@ -2,7 +2,7 @@
 """kill -9 of a random rank again and again under real groups (row 1 of the faults to survive): every stream completes, with
 the tokens of the undisturbed run, none missing, none twice; no pause is longer than 2 s, the detection and the prefill anew.
 
-KILL_S and KILL_EVERY_S say how long and how often (300 and 10 for the long run)."""
+KILL_S and KILL_EVERY_S say how long and how often (300 and 10 for the long run). With sanitizers there are 8 streams."""
 import os
 import random
 import signal
@@ -10,21 +10,21 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from faults import Client, note, run, with_options  # noqa: E402
+from faults import SLOW, Client, note, run, with_options  # noqa: E402
 from test_cluster import make_cluster  # noqa: E402
 from test_groups import Watch  # noqa: E402
 
-SECONDS = float(os.environ.get("KILL_S", "22"))
-EVERY_S = float(os.environ.get("KILL_EVERY_S", "7"))
+SECONDS = float(os.environ.get("KILL_S", 22 * SLOW))
+EVERY_S = float(os.environ.get("KILL_EVERY_S", 7 * SLOW))
 GROUPS = ["g-%d" % i for i in range(4)]
-STREAMS, CONNECTIONS, KINDS, LONGEST = 32, 4, 16, 160
-MOST_GAP_S = 2.0
+STREAMS, CONNECTIONS, KINDS, LONGEST = 32 if SLOW == 1 else 8, 4, 16, 160
+MOST_GAP_S = 2.0 * SLOW
 
 
 def kind_of(number):
     """What stream `number` asks for: one of KINDS prompts and seeds, each with one answer."""
     kind = number % KINDS
-    return dict(prompt="Once upon a time there was a tower %d" % kind, seed=kind, ignore_eos=True, temperature=1, timeout_ms=600000)
+    return dict(prompt="Once upon a time there was a tower %d" % kind, seed=kind, ignore_eos=True, temperature=1, timeout_ms=600000 * SLOW)
 
 
 class Crowd:
@@ -64,7 +64,7 @@ class Crowd:
                 self.begin(client, self.dice.randrange(LONGEST // 2, LONGEST))
 
     def until(self, condition, what, limit_s=120):
-        end = time.monotonic() + limit_s
+        end = time.monotonic() + limit_s * SLOW
         while not condition():
             assert time.monotonic() < end, "waited in vain for " + what
             self.turn()
@@ -85,7 +85,7 @@ def prefill_s(c, crowd):
     client = Client(c.client())
     start = time.monotonic()
     for i in range(STREAMS // len(GROUPS)):
-        client.generate("p%d" % i, prompt=("%d word " % i) * 40, max_tokens=1, timeout_ms=600000)
+        client.generate("p%d" % i, prompt=("%d word " % i) * 40, max_tokens=1, timeout_ms=600000 * SLOW)
 
     def arrived():
         while client.peer.socket.poll(0):

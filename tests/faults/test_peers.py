@@ -11,7 +11,8 @@ import time
 import zmq
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from faults import (BUILD, PRELOADED, Client, Skip, encode, kill, main, note, public_key, secret_key, with_options, within)  # noqa: E402
+from faults import (BUILD, PRELOADED, SLOW, Client, Skip, encode, kill, main, note, public_key, secret_key, with_options,
+                    within)  # noqa: E402
 
 ONE_SLOW = "base_us = 1000.0; prefill_us = 2000.0; step_tokens = 64; max_sequences = 1; kv_tokens = 200000;"
 
@@ -105,14 +106,14 @@ def test_wall_clock(c):
     c.mock(env=c.environment)
     epoch = c.group("g0")["epoch"]
     client = Client(c.client())
-    client.generate("q", max_tokens=600, timeout_ms=20000)
+    client.generate("q", max_tokens=600, timeout_ms=20000 * SLOW)
     year, lines = 365 * 86400, 0
     for seconds in (3600, -3600, year, -year, 0):
         tokens = len(client.log.ids("q"))
         jump(c, seconds)
         client.pump(lambda: len(client.log.ids("q")) > tokens + 60, "tokens after a jump of %d s" % seconds)
         after = "after%d" % seconds
-        client.generate(after, max_tokens=2, timeout_ms=5000)
+        client.generate(after, max_tokens=2, timeout_ms=5000 * SLOW)
         client.pump(lambda: client.log.over(after), "an answer")
         lines += 1
         c.until(lambda: c.log().count("up to 2 tokens") == lines, "its line in the log, before the next jump")
@@ -169,7 +170,7 @@ def test_bad_frames(c):
     storm = random.Random(18)
     c.mock()
     good = Client(c.client("other"))
-    good.generate("q", max_tokens=2000)
+    good.generate("q", max_tokens=2000 // SLOW)
     good.pump(lambda: good.log.ids("q"), "a token")
     memory = c.memory_kib()
     frames = [encode("generate", request="x", prompt="hi", max_tokens=1), encode("cancel", request="x"),
@@ -183,6 +184,7 @@ def test_bad_frames(c):
     bombs = [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\x91" * 100000, b"\x93\x01\x01\xdd\xff\xff\xff\xff", b""]
     for i in range(40):
         peer = c.client() if i % 2 else c.worker("g1", "g1")
+        peer.socket.linger = 5000  # it leaves when all is said: its handshake may take longer than a turn
         for _ in range(20):
             frame = storm.choice(frames + bombs)
             peer.socket.send(garbage(storm, frame) if frame and storm.randrange(3) else frame)
@@ -192,21 +194,15 @@ def test_bad_frames(c):
         peer.close()
     good.finish()
     assert good.log.check() == 1
-    assert c.status().bad_frames_total > 400
+    c.until(lambda: c.status().bad_frames_total > 400, "all of them to be counted")
     grown = c.memory_kib() - memory
     assert grown < 64 * 1024, "%d KiB more" % grown
     c.until(lambda: c.status().live == 0, "the end of what was accepted by chance")
 
 
-def timed():
-    if os.path.basename(BUILD) == "tsan":
-        raise Skip("a build that is ten times slower drowns in less of a flood")
-
-
 @with_options(queue_requests=64)
 def test_flood(c):
     """ten times the load is refused with 429 and a time to come back, in at most 50 ms, and what was taken goes on (row 20)"""
-    timed()
     c.mock()
     flood, polite = Client(c.client()), Client(c.client("other"))
     for i in range(300):  # 32 run, 64 wait
@@ -228,10 +224,10 @@ def test_flood(c):
     assert complete >= 96, complete
     waits.sort()
     note("row 20: under a tenfold flood answers after %.1f ms (median), %.1f ms (most)" % (1e3 * waits[15], 1e3 * waits[-1]))
-    assert waits[-1] < 0.05, waits
+    assert waits[-1] < 0.05 * SLOW, waits
 
 
-STEADY = "base_us = 20000.0; decode_us = 1.0; prefill_us = 1.0; max_sequences = 8; kv_tokens = 200000;"
+STEADY = "base_us = %d.0; decode_us = 1.0; prefill_us = 1.0; max_sequences = 8; kv_tokens = 200000;" % (20000 * SLOW)
 
 
 class Closed:
@@ -268,7 +264,7 @@ def run_for(seconds, crowds):
             crowd.turn()
         time.sleep(0.005)
     done = sum(crowd.complete for crowd in crowds)
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 20 * SLOW
     while any(crowd.open for crowd in crowds):
         assert time.monotonic() < limit, "requests have no outcome"
         for crowd in crowds:
@@ -280,39 +276,40 @@ def run_for(seconds, crowds):
 @with_options(queue_requests=16)
 def test_goodput(c):
     """under a flood of ten times what the group can hold as much completes as without: at least nine tenths (row 20)"""
-    timed()
     c.mock(speed=STEADY)
     calm = [Closed(c.client("other"), 16)]  # twice its places: never idle, never refused
     run_for(1, calm)
-    peak = run_for(4, calm)
+    peak = run_for(4 * SLOW, calm)
     assert calm[0].refused == 0
-    flood = [Closed(c.client("other"), 16), Closed(c.client(), 80), Closed(c.client(), 80)]
+    width = 80 if SLOW == 1 else 8  # a slow coordinator has as much to refuse with fewer
+    flood = [Closed(c.client("other"), 16), Closed(c.client(), width), Closed(c.client(), width)]
     run_for(1, flood)
-    under = run_for(4, flood)
+    under = run_for(4 * SLOW, flood)
     refused = sum(crowd.refused for crowd in flood)
-    note("row 20: %d requests in 4 s at the peak, %d under a tenfold flood with %d refusals" % (peak, under, refused))
+    note("row 20: %d requests in %d s at the peak, %d under a tenfold flood with %d refusals" % (peak, 4 * SLOW, under, refused))
     assert refused > 5 * under, "it was no flood"
     assert under >= 0.9 * peak, (under, peak)
 
 
-def unread(c):
-    """A client's socket that takes little before somebody reads."""
+def sluggish(c):
+    """A client of which next to nothing fits anywhere between it and the coordinator, and that sends no heartbeats."""
     reader = c.context.socket(zmq.DEALER)
     reader.linger, reader.rcvhwm = 0, 1
     reader.setsockopt(zmq.RCVBUF, 4096)
     reader.curve_serverkey = public_key(c.path("keys/coordinator.pub"))
     reader.curve_publickey, reader.curve_secretkey = (f(c.path("keys/client.key")) for f in (public_key, secret_key))
     reader.connect(c.endpoint)
-    return reader
+    client = Client(c.client())
+    client.peer.socket.close()
+    client.peer.socket = reader
+    return client
 
 
 @with_options(stall_timeout_ms=20000)
 def test_refusals_wait(c):
     """a client that does not read at the moment learns of every refusal when it reads again; a neighbour at once"""
     worker = c.worker().join(sequences=8)
-    slow, good = Client(c.client()), Client(c.client("other"))
-    slow.peer.socket.close()
-    slow.peer.socket = unread(c)
+    slow, good = sluggish(c), Client(c.client("other"))
     slow.generate("slow", max_tokens=100000)
     assign = worker.expect("assign")
     for index in range(6000):  # far more than any buffer between holds
@@ -335,14 +332,12 @@ def test_refusals_wait(c):
 def test_slow_reader(c):
     """a client that stops reading is paused alone, then cut, and reads why when it comes back (row 21)"""
     worker = c.worker().join(sequences=8)
-    slow, good = Client(c.client()), Client(c.client("other"))
-    slow.peer.socket.close()
-    slow.peer.socket = unread(c)
+    slow, good = sluggish(c), Client(c.client("other"))
     slow.generate("slow", max_tokens=100000)
     assign = worker.expect("assign")
     good.generate("good", max_tokens=100000)
     other = worker.expect("assign")
-    cancel, sent, other_sent, end = None, 0, 0, time.monotonic() + 20
+    cancel, sent, other_sent, end = None, 0, 0, time.monotonic() + 20 * SLOW
     while cancel is None:
         assert time.monotonic() < end, "not cut after %d tokens" % sent
         for _ in range(50 if sent < 6000 else 0):
@@ -363,6 +358,20 @@ def test_slow_reader(c):
     good.finish()
     assert good.log.check() == 1
     c.until(lambda: c.status().live == 0, "both to be forgotten")
+
+
+@with_options(stall_timeout_ms=20000)
+def test_long_pause(c):
+    """a client that reads nothing for 7 s, of 20 allowed, is not taken for dead: it reads all of its stream (row 21)"""
+    worker, client = c.worker().join(sequences=8), sluggish(c)
+    client.generate("q", max_tokens=100000)
+    assign = worker.expect("assign")
+    for i in range(4000):
+        worker.token(assign, i, text="x" * 4096)
+    worker.done(assign, 4000)
+    time.sleep(7)
+    client.finish()
+    assert client.log.check() == 1 and len(client.log.ids("q")) == 4000
 
 
 @with_options(stall_timeout_ms=1500)
@@ -441,7 +450,7 @@ def test_descriptors(c):
     c.launch()
     c.mock()
     good = Client(c.client("other"))
-    good.generate("q", max_tokens=4000)
+    good.generate("q", max_tokens=4000 // SLOW)
     good.pump(lambda: good.log.ids("q"), "a token")
     host, port = c.endpoint[6:].rsplit(":", 1)
     crowd = []

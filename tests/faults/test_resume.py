@@ -7,7 +7,7 @@ import sys
 import time
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from faults import Client, kill, main, note, with_options, within  # noqa: E402
+from faults import SLOW, Client, kill, main, note, with_options, within  # noqa: E402
 
 
 def generate(client, request="q", **fields):
@@ -107,7 +107,7 @@ class Streams:
     def finish(self, timeout_s=60):
         results = []
         for process in self.processes:
-            out, err = process.communicate(timeout=timeout_s)
+            out, err = process.communicate(timeout=timeout_s * SLOW)
             assert process.returncode == 0, (process.returncode, err)
             results.append(json.loads(out.splitlines()[-1]))
         return results
@@ -146,7 +146,7 @@ def test_killed_coordinator(c):
             least = 40 * 6 if point == "in mid-stream" else 60 * 6
             c.until(lambda: c.status().live == 6 and (c.group("g0") or {}).get("tokens_generated", 0) > least, "tokens")
         took = restart(c, 0.2)
-        assert took < 1, took
+        assert took < SLOW, took
         note("row 2: killed with %s; the next one listened after %.0f ms" % (point, 1e3 * took))
     results = streams.finish()
     assert tokens(results) == want
@@ -161,6 +161,7 @@ def test_killed_coordinator_again_and_again(c):
     c.mock("g1")
     want = tokens(Streams(c, 12, 200).finish())
     streams, took = Streams(c, 12, 200), []
+    c.until(lambda: c.status().live == 12, "the streams")  # who finds nobody at first looks no further
     for i in range(10):
         time.sleep(0.25 + 0.05 * i)
         took.append(restart(c))
@@ -187,11 +188,11 @@ def test_choices_resume(c):
 def test_load_resumes(c):
     """lepton load goes through two restarts: every request completes, every token comes once and in order"""
     c.mock()
-    load = c.lepton("load", "--json", "--rate", 40, "--requests", 160, "--output-tokens", 100, "--prompt-tokens", 50)
+    load = c.lepton("load", "--json", "--rate", 40 / SLOW, "--requests", 160, "--output-tokens", 100, "--prompt-tokens", 50)
     for _ in range(2):
         c.until(lambda: c.status().completed_total > 20, "answers")
         restart(c)
-    out, err = load.communicate(timeout=60)
+    out, err = load.communicate(timeout=60 * SLOW)
     assert load.returncode == 0, err
     all = json.loads(out)["all"]
     assert all["requests"] == all["complete"] == 160, all
@@ -225,8 +226,8 @@ def test_gives_up(c):
     assert process.stdout.read(10)
     kill(c.process)
     start = time.monotonic()
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 3 and time.monotonic() - start < 5, (process.returncode, err)
+    _, err = process.communicate(timeout=20 * SLOW)
+    assert process.returncode == 3 and time.monotonic() - start < 5 * SLOW, (process.returncode, err)
 
 
 def test_interrupted_while_it_looks(c):
@@ -238,7 +239,7 @@ def test_interrupted_while_it_looks(c):
     kill(c.process)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=5)
+    process.communicate(timeout=5 * SLOW)
     assert process.returncode == 130, process.returncode
 
 

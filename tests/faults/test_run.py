@@ -11,11 +11,11 @@ import sys
 import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from faults import BUILD, Client, note, run, with_options  # noqa: E402
+from faults import BUILD, SLOW, Client, note, run, with_options  # noqa: E402
 from local_cluster import LocalCluster, processes  # noqa: E402
 from test_store import POINTS  # noqa: E402
 
-LENGTHS = (20, 45, 70)  # they end at different times: in commits of their own
+LENGTHS = (20 * SLOW, 45 * SLOW, 70 * SLOW)  # they end at different times: in commits of their own
 
 
 def coordinator(c):
@@ -48,7 +48,7 @@ class Streams:
     def finish(self):
         results = []
         for process in self.processes:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=60 * SLOW)
             assert process.returncode == 0, (process.returncode, err)
             results.append(json.loads(out.splitlines()[-1]))
         return results

@@ -15,11 +15,11 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from faults import Client, encode, kill, main, note, with_options  # noqa: E402
+from faults import SLOW, Client, encode, kill, main, note, with_options  # noqa: E402
 
-SECONDS = float(os.environ.get("SOAK_S", "25"))
-STREAMS = int(os.environ.get("SOAK_STREAMS", "200"))
-FAULT_S = float(os.environ.get("SOAK_FAULT_S", "4"))
+SECONDS = float(os.environ.get("SOAK_S", 25 * SLOW))
+STREAMS = int(os.environ.get("SOAK_STREAMS", 200 if SLOW == 1 else 60))
+FAULT_S = float(os.environ.get("SOAK_FAULT_S", 4 * SLOW))
 GROUPS = ("g0", "g0-b", "g1", "g1-b")
 CONNECTIONS = 20
 LONG = SECONDS >= 300
@@ -59,7 +59,7 @@ class Crowd:
             more = dict(credit=5)
         elif fate < 0.11:
             self.cancel_at[name] = self.dice.randrange(0, tokens)
-        client.generate(name, max_tokens=tokens, seed=seed, timeout_ms=60000, prompt="Once %d" % seed, **more)
+        client.generate(name, max_tokens=tokens, seed=seed, timeout_ms=60000 * SLOW, prompt="Once %d" % seed, **more)
         self.due += 0.05
 
     def over(self, client, name):
@@ -190,7 +190,7 @@ def test_soak(c):
     while now < start + SECONDS or any(client.log.events for client in crowd.clients):
         now = time.monotonic()
         crowd.open = now < start + SECONDS
-        assert now < start + SECONDS + 90, [list(x.log.events)[:3] for x in crowd.clients if x.log.events]
+        assert now < start + SECONDS + 90 * SLOW, [list(x.log.events)[:3] for x in crowd.clients if x.log.events]
         for client in crowd.clients:
             crowd.turn(client, now)
         if now >= next_fault and crowd.open:

@@ -2,13 +2,14 @@
 """What the coordinator keeps on a disk: replayed after kill -9 at every commit point, refused when it is damaged, and never
 in the way of a token (rows 2 and 26 of the faults to survive). Mock groups, scripted groups and real clients."""
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from faults import BUILD, Client, kill, main, note, with_options  # noqa: E402
+from faults import BUILD, SLOW, Client, kill, main, note, with_options  # noqa: E402
 from test_resume import Streams, generate, restart, tokens  # noqa: E402
 
 FAILING = BUILD + "/tests/faults/lepton-coordinator"
@@ -27,7 +28,7 @@ def rows(c, sql):
 
 def start_refused(c):
     """Starts a coordinator that should not come up: its exit code and what it says."""
-    process = subprocess.run([*c.command, "--endpoint", c.endpoint], stderr=subprocess.PIPE, text=True, timeout=20)
+    process = subprocess.run([*c.command, "--endpoint", c.endpoint], stderr=subprocess.PIPE, text=True, timeout=20 * SLOW)
     return process.returncode, process.stderr
 
 
@@ -85,13 +86,16 @@ def test_everything_of_an_answer(c):
 @with_options(store="@/state.db", lease_ms=1500)
 def test_killed_at_commit_points(c):
     """kill -9 at every commit point: native streams complete, none differs; who saw an end is replayed it (row 2)"""
-    c.mock()
+    mock = c.mock()
     want = [tokens(Streams(c, 3, n).finish()) for n in (40, 60)]
     for point in POINTS:
         for at in (2, 3):  # the first row says that a run began, before anybody can connect
             c.command[0], c.environment["LEPTON_FAILPOINT"] = FAILING, "%s:%d" % (point, at)
             restart(c)
+            mock.send_signal(signal.SIGSTOP)  # nothing ends before all are there: who finds nobody at first looks no further
             streams = [Streams(c, 3, n) for n in (40, 60)]
+            c.until(lambda: c.status().live == 6, "the streams")
+            mock.send_signal(signal.SIGCONT)
             c.until(lambda: c.process.poll() is not None, "the end at " + point)
             assert c.process.returncode == -9, (point, c.process.returncode)
             del c.environment["LEPTON_FAILPOINT"]
@@ -131,8 +135,9 @@ def test_seen_is_durable(c):
             client.pump(lambda: len(client.log.open) < 4 - i or c.process.poll() is not None, "an end, or the coordinator's")
             if c.process.poll() is not None:
                 break
-        assert c.process.wait(10) == -9, point
+        assert c.process.wait(10 * SLOW) == -9, point
         client.pump(lambda: not (m := client.peer.receive(0.2)) or client.log.take(m), "what was on the way")
+        client.peer.close()  # what it could not say must not reach the next one
         seen = [q for q in client.log.events if client.log.over(q)]
         ends += len(seen)
         del c.environment["LEPTON_FAILPOINT"]
@@ -192,7 +197,7 @@ def test_killed_while_it_opens(c):
         kill(c.process)
         os.path.exists(c.path("state.db")) and point == "store.migrated" and os.unlink(c.path("state.db"))
         environment = dict(c.environment, LEPTON_FAILPOINT=point)
-        process = subprocess.run([FAILING, *c.command[1:], "--endpoint", c.endpoint], env=environment, timeout=20)
+        process = subprocess.run([FAILING, *c.command[1:], "--endpoint", c.endpoint], env=environment, timeout=20 * SLOW)
         assert process.returncode == -9, (point, process.returncode)
         c.launch()
         assert rows(c, "PRAGMA integrity_check") == [("ok",)]
@@ -280,7 +285,7 @@ def test_a_slow_disk_delays_ends_alone(c):
 
 def command(*words, program=BUILD + "/lepton", **environment):
     """A command of ours to its end: its exit code and everything that it says."""
-    p = subprocess.run([program, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
+    p = subprocess.run([program, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60 * SLOW,
                        env=dict(os.environ, **environment))
     return p.returncode, p.stdout
 
@@ -298,7 +303,7 @@ def store_one(c, worker, request):
 def test_backup_while_it_runs(c):
     """a backup taken under load holds all that was acknowledged before, and is put back in its place"""
     c.mock()
-    load = c.lepton("load", "--rate", 60, "--requests", 240, "--output-tokens", 20, "--prompt-tokens", 20)
+    load = c.lepton("load", "--rate", 60 / SLOW, "--requests", 240, "--output-tokens", 20, "--prompt-tokens", 20)
     c.until(lambda: c.status().completed_total > 60, "answers")
     before = {r for r, in rows(c, "SELECT request FROM answers")}
     code, says = command("backup", "--store", c.path("state.db"), c.path("backup.db"))
@@ -309,7 +314,7 @@ def test_backup_while_it_runs(c):
     db = sqlite3.connect(c.path("backup.db"))
     held = {r for r, in db.execute("SELECT request FROM answers")}
     db.close()
-    out, err = load.communicate(timeout=60)
+    out, err = load.communicate(timeout=60 * SLOW)
     assert load.returncode == 0, err
     after = {r for r, in rows(c, "SELECT request FROM answers")}
     assert before <= held < after and len(after) == 240, (len(before), len(held), len(after))

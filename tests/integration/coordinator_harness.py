@@ -15,7 +15,10 @@ import msgpack
 import zmq
 
 BUILD = os.environ.get("LEPTON_BUILD", "build/release")
-WAIT_S = 10.0
+# Sanitizers make programs slower, and everything of these tests that is about time follows from this factor: waits and
+# limits, the leases and stalls of coordinators, the speed of mock groups, the size of models; so the same is asserted.
+SLOW = {"debug": 3, "tsan": 3}.get(os.path.basename(os.path.normpath(BUILD)), 1)
+WAIT_S = 10.0 * SLOW
 
 TYPES = {
     "generate": 1, "cancel": 2, "status": 3, "tune": 4, "credit": 5, "hold": 6, "accepted": 10, "token": 11, "done": 12, "error": 13, "status_reply": 14, "tokens": 15,
@@ -65,12 +68,13 @@ def separate(name, fields):
 
 class Peer:
     """A DEALER that speaks CURVE (key: path of a .key file), or not (key None)."""
+    heartbeat_ms = 1000  # as docs/protocol.md asks
     pending = []  # came together with the message before; replaced, never added to
 
     def __init__(self, coordinator, key, server_public=None):
         self.socket = coordinator.context.socket(zmq.DEALER)
         self.socket.linger = 0
-        self.socket.heartbeat_ivl, self.socket.heartbeat_ttl = 1000, 5000  # as docs/protocol.md asks
+        self.socket.heartbeat_ivl, self.socket.heartbeat_ttl = self.heartbeat_ms, 5000
         if key:
             self.socket.curve_serverkey = server_public or public_key(coordinator.path("keys/coordinator.pub"))
             self.socket.curve_publickey = public_key(key)
@@ -91,9 +95,9 @@ class Peer:
         self.pending = [Message(*m) for m in separate(NAMES[number], fields)]
         return self.pending.pop(0)
 
-    def expect(self, *names, timeout_s=WAIT_S):
+    def expect(self, *names, timeout_s=10.0):
         """The next message, which must be one of these; leases and drains that come between are passed over."""
-        end = time.monotonic() + timeout_s
+        end = time.monotonic() + timeout_s * SLOW
         while True:
             message = self.receive(max(0.0, end - time.monotonic()))
             assert message, "expected %s, nothing came" % (names,)
@@ -106,6 +110,8 @@ class Peer:
 
 
 class Worker(Peer):
+    heartbeat_ms = 0  # a worker's are messages
+
     def __init__(self, coordinator, name="g0", key="worker", incarnation=None):
         super().__init__(coordinator, coordinator.path("keys/%s.key" % key))
         self.group, self.sequence, self.epoch = name, 0, 0
@@ -167,6 +173,7 @@ class Coordinator:
                 shutil.copy(self.path("keys/%s.pub" % name), self.path("authorized"))
         settings = dict(lease_ms=60000, heartbeat_ms=100, log_level="debug", drain_timeout_ms=5000)
         settings.update(options)
+        settings.update({name: settings[name] * SLOW for name in ("lease_ms", "stall_timeout_ms") if name in settings})
         self.command = [BUILD + "/lepton-coordinator", "--key", self.path("keys/coordinator.key"), "--authorized",
                         self.path("authorized"), "--endpoint-file", self.path("endpoint")]
         if config:

@@ -13,7 +13,7 @@ import threading
 import time
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from coordinator_harness import BUILD, Coordinator, run  # noqa: E402
+from coordinator_harness import BUILD, SLOW, Coordinator, run  # noqa: E402
 from local_cluster import DEMO, ROOT, LocalCluster, cpu_s, processes, shared  # noqa: E402
 
 
@@ -364,7 +364,8 @@ def make_cluster(model="demo", **options):
     if model is None:  # slow enough that a stream can be cut in its middle, on any machine
         model = "/tmp/lepton-test-synth-%d.gguf" % os.getpid()
         if not os.path.exists(model):
-            subprocess.run([BUILD + "/lepton", "synth", "--layers", "12", "--dim", "384", "--ffn", "1024", "--heads", "8",
+            layers, dim, ffn, heads = ("12", "384", "1024", "8") if SLOW == 1 else ("4", "128", "384", "4")
+            subprocess.run([BUILD + "/lepton", "synth", "--layers", layers, "--dim", dim, "--ffn", ffn, "--heads", heads,
                             "--kv-heads", "4", "--vocab", "2000", "--context", "1024", "--type", "f16", model],
                            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return LocalCluster(model=model, **options)

@@ -216,7 +216,7 @@ def test_full_disk(home):
         assert processes(home) == [] and os.listdir(home) == []
         model = os.path.abspath("tools/demo/lepton-demo.gguf")  # not copied: there is room to begin
         os.makedirs(home + "/fill")
-        command = [BUILD + "/lepton", "run", model]
+        command = [BUILD + "/lepton", "run", model, "--store", "none"]
         c = subprocess.Popen(command, env=dict(os.environ, LEPTON_HOME=home), stdout=subprocess.PIPE, text=True,
                              stderr=subprocess.PIPE)
         assert c.stdout.readline().startswith("serving on")
