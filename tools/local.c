@@ -319,7 +319,10 @@ static void quote_log(const struct local *l, const char *log, struct err *err)
     }
     char old[200];
     snprintf(old, sizeof(old), "%s", err->message);
-    err_set(err, "%s; its last words: %s", old, tail);
+    if (tail[0])
+        err_set(err, "%s; its last words: %s", old, tail);
+    else /* nor could it write why */
+        err_set(err, "%s; %s is empty: is there room for it, and for its store (--store none)?", old, path);
     free(path);
 }
 

@@ -98,7 +98,7 @@ class Failing(LocalCluster):
 @with_options(make=Failing, groups=2, stages=2)
 def test_killed_at_commit_points(c):
     """kill -9 of the coordinator at every commit point under real groups: native streams complete, none differs (row 2)"""
-    want, resumed = tokens(Streams(c).finish()), 0
+    want, resumed, streams = tokens(Streams(c).finish()), 0, 0
     for point in POINTS:
         for at in (1, 2) if point == "store.told" else (4, 5):  # behind the rows that say that it and two groups began
             c.arm("%s:%d" % (point, at))
@@ -106,16 +106,17 @@ def test_killed_at_commit_points(c):
             os.kill(before, signal.SIGKILL)
             armed = another(c, before)
             assert not os.path.exists(c.failpoint)
-            streams = Streams(c)
-            c.until(lambda: coordinator(c) != armed, "the end at " + point, 30)
-            results = streams.finish()
-            assert tokens(results) == want, point
-            resumed += sum(r["resumed"] > 0 for r in results)
+            for turn in range(20):  # how many ends share a commit is a matter of time: until it is hit
+                results = Streams(c).finish()
+                assert tokens(results) == want, point
+                resumed, streams = resumed + sum(r["resumed"] > 0 for r in results), streams + len(results)
+                if coordinator(c) != armed:
+                    break
             another(c, armed)
             assert integrity(c.path("state.db")) == [("ok",)]
     assert resumed > 0
     note("row 2: two real groups of two stages: killed at %d commit points, twice each: %d streams, all as undisturbed, %d of them "
-         "resumed" % (len(POINTS), 2 * len(POINTS) * len(want), resumed))
+         "resumed" % (len(POINTS), streams, resumed))
 
 
 @with_options(groups=1, stages=2)

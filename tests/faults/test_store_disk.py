@@ -223,10 +223,11 @@ def one_power_cut(c, cut, torn):
         os.rename(directory, image)
     assert survived or c.process.returncode == -9
     command[command.index("--store") + 1] = image + "/state.db"
+    seen = [q for q in client.log.events if client.log.over(q)]
+    client.peer.close()  # what it could not deliver must not reach the next one
     c.command, before = command[:-2], c.command
     c.launch()
     c.command = before
-    seen = [q for q in client.log.events if client.log.over(q)]
     again = Client(c.client())
     for q in seen:
         generate(again, q, max_tokens=1000)

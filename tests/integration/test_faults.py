@@ -216,7 +216,12 @@ def test_full_disk(home):
         assert processes(home) == [] and os.listdir(home) == []
         model = os.path.abspath("tools/demo/lepton-demo.gguf")  # not copied: there is room to begin
         os.makedirs(home + "/fill")
-        command = [BUILD + "/lepton", "run", model, "--store", "none"]
+        command = [BUILD + "/lepton", "run", model]
+        done = subprocess.run(command, env=dict(os.environ, LEPTON_HOME=home), stdout=subprocess.PIPE, text=True, timeout=60,
+                              stderr=subprocess.PIPE)  # its store has no room
+        assert done.returncode == 1 and home in done.stderr and "is there room" in done.stderr, done
+        assert os.listdir(home) == ["fill"]
+        command += ["--store", "none"]
         c = subprocess.Popen(command, env=dict(os.environ, LEPTON_HOME=home), stdout=subprocess.PIPE, text=True,
                              stderr=subprocess.PIPE)
         assert c.stdout.readline().startswith("serving on")
