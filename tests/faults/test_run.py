@@ -9,13 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from faults import BUILD, SLOW, Client, note, run, with_options  # noqa: E402
 from local_cluster import LocalCluster, processes  # noqa: E402
 from test_store import POINTS  # noqa: E402
 
-LENGTHS = (20 * SLOW, 45 * SLOW, 70 * SLOW)  # they end at different times: in commits of their own
+LENGTHS = (20, 70, 120, 170, 220, 270)  # they end at different times: in commits of their own
 
 
 def coordinator(c):
@@ -37,13 +38,13 @@ def another(c, pid):
 
 
 class Streams:
-    """`lepton generate` of each length, twice."""
+    """`lepton generate` of each length."""
 
     def __init__(self, c):
         self.processes = [subprocess.Popen(
-            [BUILD + "/lepton", "generate", "-p", "Once upon a time %d" % i, "-n", str(LENGTHS[i % 3]), "--seed", str(i), "--temperature",
+            [BUILD + "/lepton", "generate", "-p", "Once upon a time %d" % i, "-n", str(LENGTHS[i]), "--seed", str(i), "--temperature",
              "1", "--ignore-eos", "--json"], env=c.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            for i in range(2 * len(LENGTHS))]
+            for i in range(len(LENGTHS))]
 
     def finish(self):
         results = []
@@ -52,6 +53,25 @@ class Streams:
             assert process.returncode == 0, (process.returncode, err)
             results.append(json.loads(out.splitlines()[-1]))
         return results
+
+
+def has_accepted(c, count):
+    status = c.lepton("status", "--json")
+    return status.returncode == 0 and json.loads(status.stdout)["accepted_total"] >= count
+
+
+def commit_until(c, armed):
+    """One short idempotent request after the other, each a commit of its own, until the coordinator is gone."""
+    client, end, number = Client(c.client()), time.monotonic() + 30 * SLOW, 0
+    while coordinator(c) == armed:
+        assert time.monotonic() < end, "its failpoint is never hit"
+        client.generate("f%d" % number, idempotent=True, max_tokens=1)
+        number += 1
+        while coordinator(c) == armed and client.log.open and time.monotonic() < end:
+            message = client.peer.receive(0.05)
+            if message:
+                client.log.take(message)
+    client.peer.close()
 
 
 def tokens(results):
@@ -106,13 +126,13 @@ def test_killed_at_commit_points(c):
             os.kill(before, signal.SIGKILL)
             armed = another(c, before)
             assert not os.path.exists(c.failpoint)
-            for turn in range(20):  # how many ends share a commit is a matter of time: until it is hit
-                results = Streams(c).finish()
-                assert tokens(results) == want, point
-                resumed, streams = resumed + sum(r["resumed"] > 0 for r in results), streams + len(results)
-                if coordinator(c) != armed:
-                    break
-            another(c, armed)
+            running = Streams(c)
+            c.until(lambda: coordinator(c) != armed or has_accepted(c, len(LENGTHS)), "the streams to begin", 30)
+            commit_until(c, armed)
+            results = running.finish()
+            assert tokens(results) == want, point
+            resumed, streams = resumed + sum(r["resumed"] > 0 for r in results), streams + len(results)
+            another(c, armed)  # it was hit
             assert integrity(c.path("state.db")) == [("ok",)]
     assert resumed > 0
     note("row 2: two real groups of two stages: killed at %d commit points, twice each: %d streams, all as undisturbed, %d of them "
