@@ -18,7 +18,8 @@ struct client {
     struct curve_key own, server;
     int interrupt_fd; /* -1 = none */
     bool connected;
-    bool known; /* it let us in once: the keys are right */
+    bool known;  /* it let us in once: the keys are right */
+    bool broken; /* a handshake before that broke off: wrong keys, or a coordinator that died in its middle */
     uint64_t retry_ms;
     unsigned opened; /* numbers the monitors: libzmq frees a name some time after the close */
     struct buffer out;
@@ -143,8 +144,10 @@ static int judge_event(struct client *c, unsigned event, unsigned value, struct 
                             c->endpoint, value);
     case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
     case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-        if (c->known) /* it died in the middle */
+        if (c->known || !c->broken) { /* once it may have died in the middle */
+            c->broken = true;
             return err_set_code(err, 503, "%s: the handshake was broken off", c->endpoint);
+        }
         return err_set_code(err, 401, "%s: the handshake failed: is server_key the key of this coordinator?",
                             c->endpoint);
     case ZMQ_EVENT_CONNECT_RETRIED:
@@ -219,7 +222,8 @@ int client_open(struct client **out, const struct client_settings *settings, uin
         die("zmq_ctx_new: %s", zmq_strerror(errno));
     if (curve_load(&c->server, s->server_key, true, err) == 0 &&
         curve_load(&c->own, s->key, false, err) == 0 && open_socket(c, err) == 0 &&
-        wait_connected(c, timeout_ms, err) == 0)
+        (wait_connected(c, timeout_ms, err) == 0 ||
+         (c->broken && client_find_again(c, clock_now_ms() + timeout_ms, err) == 0)))
         rc = 0;
 out:
     config_release(&file_table, &file);
