@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/last_words.h"
+void (*say_why)(const char *word);
 
 static void err_vset(struct err *e, int code, const char *fmt, va_list ap)
 {
@@ -57,7 +57,8 @@ void die_at(const char *file, int line, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(message, sizeof(message), fmt, ap);
     va_end(ap);
-    last_words_say("exit 70");
+    if (say_why)
+        say_why("exit 70");
     fprintf(stderr, "lepton: fatal: %s (%s:%d)\n", message, file, line);
     fflush(NULL);
     _Exit(EXIT_DIE);
@@ -72,7 +73,8 @@ void assert_failed(const char *file, int line, const char *cond)
 
 void no_memory(size_t count, size_t bytes)
 {
-    last_words_say("out of memory");
+    if (say_why)
+        say_why("out of memory");
     fprintf(stderr, "lepton: fatal: out of memory: %zu x %zu bytes\n", count, bytes);
     fflush(NULL);
     _Exit(EXIT_NO_MEMORY);

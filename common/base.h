@@ -37,6 +37,9 @@ int err_set_code(struct err *e, int code, const char *fmt, ...) PRINTF_LIKE(3, 4
 /* Puts "what: " in front of the message already in *e; returns -1. */
 int err_prefix(struct err *e, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
+/* Told in a word what die() and no_memory() end the process with, before they do; NULL: nobody. Set before
+ * there are other threads (common/last_words.h). */
+extern void (*say_why)(const char *word);
 /* Ends the process with a message and its place; exit code EXIT_DIE. Never returns. */
 __attribute__((noreturn)) void die_at(const char *file, int line, const char *fmt, ...) PRINTF_LIKE(3, 4);
 #define die(...)       die_at(__FILE__, __LINE__, __VA_ARGS__)

@@ -127,6 +127,7 @@ void last_words_open(const char *address)
         return;
     }
     words_fd = fd;
+    say_why = last_words_say;
     struct sigaction action = {.sa_handler = on_fatal, .sa_flags = SA_ONSTACK};
     for (size_t i = 0; i < ARRAY_LEN(signals); i++)
         if (signals[i].fatal)
