@@ -139,19 +139,25 @@ def test_killed_at_commit_points(c):
          "resumed" % (len(POINTS), streams, resumed))
 
 
+def asked_twice(c):
+    """The clients of the same id before and after kill -9 of the coordinator, both with their answers."""
+    clients = []
+    for i in range(2):
+        client = Client(c.client())
+        client.generate("q", idempotent=True, max_tokens=12, seed=3, ignore_eos=True)
+        client.finish()
+        clients.append(client)
+        if i == 0:
+            before = coordinator(c)
+            os.kill(before, signal.SIGKILL)
+            another(c, before)
+    return clients
+
+
 @with_options(groups=1, stages=2)
 def test_store_by_default(c):
     """an answer of lepton run is replayed after kill -9 of its coordinator, and nothing of it stays when the run ends"""
-    ask = dict(idempotent=True, max_tokens=12, seed=3, ignore_eos=True)
-    first = Client(c.client())
-    first.generate("q", **ask)
-    first.finish()
-    before = coordinator(c)
-    os.kill(before, signal.SIGKILL)
-    another(c, before)
-    again = Client(c.client())
-    again.generate("q", **ask)
-    again.finish()
+    first, again = asked_twice(c)
     assert again.log.check(dict(q=first.log.ids("q"))) == 1 and again.log.text("q") == first.log.text("q")
     assert c.status()["accepted_total"] == 0
     assert os.stat(c.path("state.db")).st_mode & 0o777 == 0o600
@@ -161,16 +167,7 @@ def test_store_by_default(c):
 @with_options(groups=1, stages=1, store="none")
 def test_without_store(c):
     """lepton run --store none keeps nothing: the same id after kill -9 of its coordinator runs anew"""
-    ask = dict(idempotent=True, max_tokens=12, seed=3, ignore_eos=True)
-    first = Client(c.client())
-    first.generate("q", **ask)
-    first.finish()
-    before = coordinator(c)
-    os.kill(before, signal.SIGKILL)
-    another(c, before)
-    again = Client(c.client())
-    again.generate("q", **ask)
-    again.finish()
+    first, again = asked_twice(c)
     assert again.log.ids("q") == first.log.ids("q") and c.status()["accepted_total"] == 1
     assert not [name for name in os.listdir(c.directory) if name.startswith("state")]
 
