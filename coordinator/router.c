@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "coordinator/connections.h"
+#include "coordinator/hangup.h"
 #include "coordinator/throttle.h"
 
 /* Connections with bad frames that are remembered; the oldest is forgotten. */
@@ -77,8 +78,8 @@ static void set_options(void *socket, const struct router_options *o)
     set_int(socket, ZMQ_SNDHWM, SEND_HIGH_WATER_MARK);
     set_int(socket, ZMQ_RCVHWM, RECEIVE_HIGH_WATER_MARK);
     /* Half-open connections close within seconds: by the peers' heartbeats, which say for how long each
-     * holds, and by the kernel's for peers that send none. No heartbeats of this socket's own: libzmq 4.3.4
-     * aborts when one is due on a connection that broke while its input was stopped. */
+     * holds, and by the kernel's for peers that send none. This socket sends none of its own: they would tell
+     * nothing more. */
     set_int(socket, ZMQ_TCP_KEEPALIVE, 1);
     set_int(socket, ZMQ_TCP_KEEPALIVE_IDLE, 2);
     set_int(socket, ZMQ_TCP_KEEPALIVE_INTVL, 1);
@@ -120,6 +121,9 @@ int router_open(struct router **out, const struct router_options *o, struct err 
     if (zmq_getsockopt(r->socket, ZMQ_FD, &r->socket_fd, &fd_bytes) != 0 ||
         zmq_getsockopt(connections_events(r->connections), ZMQ_FD, &r->monitor_fd, &fd_bytes) != 0)
         die("no descriptor of a socket: %s", zmq_strerror(errno));
+    if (!hangup_in_force())
+        log_warn("router",
+                 "this libzmq does not wait with epoll: a peer that floods and breaks off may end it");
     *out = r;
     return 0;
 fail:

@@ -5,10 +5,12 @@ import os
 import random
 import signal
 import socket
+import struct
 import sys
 import time
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
 from faults import (BUILD, PRELOADED, SLOW, Client, Skip, encode, kill, main, note, public_key, secret_key, with_options,
@@ -289,6 +291,69 @@ def test_goodput(c):
     note("row 20: %d requests in %d s at the peak, %d under a tenfold flood with %d refusals" % (peak, 4 * SLOW, under, refused))
     assert refused > 5 * under, "it was no flood"
     assert under >= 0.9 * peak, (under, peak)
+
+
+def flooding(c, ttl_ms):
+    """A connected client of its own making, which pings each millisecond, and the descriptor of its connection."""
+    flood, key = c.context.socket(zmq.DEALER), c.path("keys/client.key")
+    flood.linger, flood.heartbeat_ivl, flood.heartbeat_timeout, flood.heartbeat_ttl = 0, 1, 60000, ttl_ms
+    flood.curve_serverkey = public_key(c.path("keys/coordinator.pub"))
+    flood.curve_publickey, flood.curve_secretkey = public_key(key), secret_key(key)
+    monitor, connected = flood.get_monitor_socket(zmq.EVENT_CONNECTED), None
+    flood.connect(c.endpoint)
+    while connected is None:
+        connected = recv_monitor_message(monitor)["value"]
+    flood.disable_monitor()
+    flood.send(encode("status"))
+    assert flood.poll(10000 * SLOW)
+    flood.recv()
+    return flood, connected
+
+
+def breaks_off(c, how):
+    """A client floods more than is held of it, pings in between, and is gone before the coordinator reads any of it."""
+    flood, connected = flooding(c, 5000 if how != "silent" else 300)
+    c.process.send_signal(signal.SIGSTOP)
+    for _ in range(40):
+        for _ in range(6):
+            flood.send(encode("status"))
+        time.sleep(0.003)
+    if how == "silent":
+        time.sleep(0.6)
+    elif how == "reset" and c.endpoint.startswith("tcp:"):
+        with socket.socket(fileno=os.dup(connected)) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if how != "silent":
+        flood.close()
+        time.sleep(0.1)
+    c.process.send_signal(signal.SIGCONT)
+    return flood
+
+
+def test_breaks_off_in_a_flood(c):
+    """who floods, sends libzmq's heartbeats and is gone before it was read ends nothing but its connection (rows 18 to 20)"""
+    for endpoint in (c.endpoint, "ipc://" + c.path("socket")):
+        if endpoint != c.endpoint:
+            c.stop()
+            c.endpoint = endpoint
+            c.launch()
+        mock = c.mock()
+        undisturbed, client = Client(c.client()), Client(c.client("other"))
+        undisturbed.generate("q", max_tokens=100, seed=4)
+        undisturbed.finish()
+        files, process = None, c.process
+        for i, how in enumerate(("reset", "end", "silent") * 3):
+            name = "q%d" % i
+            client.generate(name, max_tokens=100, seed=4)
+            client.pump(lambda: client.log.ids(name), "a token")
+            flood = breaks_off(c, how)
+            client.finish()
+            assert client.log.check({name: undisturbed.log.ids("q")}) == i + 1, how
+            flood.close()
+            assert process.poll() is None, "the coordinator ended: %s" % c.log()[-300:]
+            c.until(lambda: files is None or c.files_open() <= files, "its descriptor to be closed")
+            files = files or c.files_open()
+        kill(mock)
 
 
 def sluggish(c):
