@@ -29,6 +29,7 @@ struct group {
     bool used;
     bool remembered; /* from another run, and not heard of in this one */
     bool seen_alive; /* with that: it was not known to be lost */
+    bool silent;     /* lost, though its connection was not: nothing says that its processes died */
     char name[WIRE_MAX_ID + 1];
     enum group_state state;
     struct peer peer; /* the leader's connection and identity */

@@ -178,6 +178,12 @@ void dispatch_group_lost(struct dispatch *d, struct group *g, const char *why)
     scheduler_group_gone(d->scheduler, g->slot, clock_now_ms());
 }
 
+void dispatch_group_silent(struct dispatch *d, struct group *g, const char *why)
+{
+    g->silent = true;
+    dispatch_group_lost(d, g, why);
+}
+
 /* Inside a group the classes stand apart as well: 250 levels each. */
 static uint64_t group_priority(const struct request *q)
 {
@@ -338,7 +344,7 @@ void dispatch_tick(struct dispatch *d)
     uint64_t now_ms = clock_now_ms();
     struct group *g;
     while ((g = cluster_expired(d->cluster, now_ms)))
-        dispatch_group_lost(d, g, "its lease has ended");
+        dispatch_group_silent(d, g, "its lease has ended");
     dispatch_tick_lost(d, now_ms);
     act(d, now_ms);
     dispatch_tick_store(d);

@@ -75,6 +75,8 @@ void dispatch_cancel_waiting(struct dispatch *d, struct request *q);
 void dispatch_cancel_at_group(struct dispatch *d, struct request *q);
 /* The group is gone; its requests end at the next tick. */
 void dispatch_group_lost(struct dispatch *d, struct group *g, const char *why);
+/* The same, and nothing says that it died. */
+void dispatch_group_silent(struct dispatch *d, struct group *g, const char *why);
 
 /* ---- dispatch_lost.c ---- */
 /* The request's group is gone, and it waits again. *q may be gone afterwards. */

@@ -55,7 +55,7 @@ void dispatch_unheld(struct dispatch *d, struct request *q)
 void dispatch_moved(struct dispatch *d, struct request *q, uint32_t group, uint64_t epoch)
 {
     const struct group *g = cluster_group(d->cluster, group);
-    suspicion_lost(&q->suspicion, group, epoch, request_token_count(q));
+    suspicion_lost(&q->suspicion, group, epoch, request_token_count(q), g && g->epoch == epoch && g->silent);
     if (g && g->ended_epoch == epoch) /* its next job has said hello already */
         suspicion_learn(&q->suspicion, group, epoch, wire_string(g->ended));
     dispatch_suspected(d, q, NULL);

@@ -93,7 +93,7 @@ void dispatch_suspected(struct dispatch *d, struct request *q, const char *refus
     for (uint32_t i = 0; i < q->suspicion.count; i++) {
         const struct loss *l = &q->suspicion.loss[i];
         const struct group *g = cluster_group(d->cluster, l->group);
-        if (l->cause == LOSS_FROM_OUTSIDE || !g)
+        if (l->cause == LOSS_FROM_OUTSIDE || (l->cause == LOSS_UNKNOWN && l->silent) || !g)
             continue; /* it accuses nobody */
         struct poison_loss *out = &p.loss[p.count++];
         *out = (struct poison_loss){.epoch = l->epoch, .cause = l->cause, .alone = l->alone};

@@ -123,7 +123,7 @@ static void stuck(struct dispatch *d, const struct peer *from, struct group *g,
     char why[256];
     snprintf(why, sizeof(why), "no progress for %llu ms: %.*s", (unsigned long long)in->stuck_ms,
              (int)in->stuck.size, in->stuck.data ? in->stuck.data : "");
-    dispatch_group_lost(d, g, why);
+    dispatch_group_silent(d, g, why);
     router_refuse(d->router, from, &(struct wire_error){.code = 409, .group = in->group, .epoch = in->epoch},
                   "heartbeat: %s", why);
 }

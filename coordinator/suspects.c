@@ -12,14 +12,14 @@ enum loss_cause loss_cause_of(struct wire_str ended)
     return LOSS_FROM_OUTSIDE;
 }
 
-void suspicion_lost(struct suspicion *s, uint32_t group, uint64_t epoch, uint64_t tokens)
+void suspicion_lost(struct suspicion *s, uint32_t group, uint64_t epoch, uint64_t tokens, bool silent)
 {
     if (tokens != s->tokens)
         s->count = 0;
     s->tokens = tokens;
     if (s->count == SUSPECT_LOSSES)
         return;
-    s->loss[s->count++] = (struct loss){.group = group, .epoch = epoch, .alone = s->alone};
+    s->loss[s->count++] = (struct loss){.group = group, .epoch = epoch, .silent = silent, .alone = s->alone};
 }
 
 bool suspicion_learn(struct suspicion *s, uint32_t group, uint64_t epoch, struct wire_str ended)
@@ -44,7 +44,7 @@ enum verdict suspicion_judge(const struct suspicion *s)
         if (l->alone && l->cause == LOSS_OF_ITSELF)
             return VERDICT_REFUSE;
         own += l->cause == LOSS_OF_ITSELF;
-        unknown += l->cause == LOSS_UNKNOWN;
+        unknown += l->cause == LOSS_UNKNOWN && !l->silent;
     }
     if (s->count >= SUSPECT_LOSSES)
         return VERDICT_GIVE_UP;

@@ -7,6 +7,10 @@
  * of itself as well, the request is refused with the reason. A group that was killed from outside accuses
  * nobody; why a group died is known when its next job says hello.
  *
+ * A group that was lost in silence, its connection still there, need not have died at all: it was stopped,
+ * cut off, or does not move. When it dies after all may be minutes later, so nobody waits for that; it counts
+ * if it is heard of.
+ *
  *   loss ──> loss ──(why?)──> HOLD ──both of themselves──> ALONE ──again──> REFUSE
  *                               └────────not so───────────> GO             a token more: all is forgotten */
 #ifndef LEPTON_COORDINATOR_SUSPECTS_H
@@ -25,7 +29,8 @@ struct loss {
     uint32_t group; /* slot and epoch of the group that died under the request */
     uint64_t epoch;
     enum loss_cause cause;
-    bool alone; /* the request was the only one there */
+    bool silent; /* nothing says that the group died */
+    bool alone;  /* the request was the only one there */
     char ended[WIRE_MAX_ENDED + 1];
 };
 
@@ -50,8 +55,8 @@ enum verdict {
  * says nothing accuses nobody. */
 enum loss_cause loss_cause_of(struct wire_str ended);
 
-/* The group died under the request, which has so many tokens. */
-void suspicion_lost(struct suspicion *s, uint32_t group, uint64_t epoch, uint64_t tokens);
+/* The group was lost under the request, which has so many tokens; `silent`: its connection was not. */
+void suspicion_lost(struct suspicion *s, uint32_t group, uint64_t epoch, uint64_t tokens, bool silent);
 /* Why the group died; false when that is no news. */
 bool suspicion_learn(struct suspicion *s, uint32_t group, uint64_t epoch, struct wire_str ended);
 /* It has a token more: whatever killed its groups, it was not this. */

@@ -243,6 +243,7 @@ def test_stopped_for_long(c):
         os.kill(pid, signal.SIGSTOP)
     seen, gap, moved = finish(client, watch, "g-1", reference, lambda g: g["state"] == "lost")
     assert "no progress for" in c.log() and "lease has ended" in c.log()  # the follower's group, the leader's
+    assert gap < 15 * SLOW, gap  # a stream that lost both: lease and progress_ms, each with what follows
     time.sleep(max(0, start + STOP_S - time.monotonic()))
     for pid in stopped:
         if os.path.exists("/proc/%d" % pid):  # its launcher may have ended it

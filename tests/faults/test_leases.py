@@ -9,7 +9,7 @@ import time
 from datetime import datetime
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from faults import BUILD, Client, main, note, with_options  # noqa: E402
+from faults import BUILD, SLOW, Client, main, note, with_options  # noqa: E402
 
 SPEED = "base_us = 20000.0; decode_us = 50.0; prefill_us = 20.0; max_sequences = 8; kv_tokens = 200000;"
 STREAMS = 4
@@ -161,17 +161,18 @@ def every_stream(c, between, change, seconds):
     between.heartbeats = "pass"
     client.finish(60)
     assert client.log.check(reference) == STREAMS
-    assert c.group("g1")["epoch"] == epoch and "is gone" not in c.log()
+    assert c.group("g1")["epoch"] == epoch and "is gone" not in c.log(), [line for line in c.log().splitlines() if "g1" in line]
 
 
-@with_options(lease_ms=LEASE_MS, heartbeat_ms=100)
+# What is tested here needs no lease to end, and a machine that has no time for anybody must not end one.
+@with_options(lease_ms=60000, heartbeat_ms=100)
 def test_replayed_heartbeats(c):
     """real heartbeats that come again and again are ignored by their number, and disturb nothing (row 17)"""
     every_stream(c, c.middleman(), "replay", 3)
     assert re.search(r"group g1: ignored heartbeat \d+ after \d+", c.log())
 
 
-@with_options(lease_ms=LEASE_MS, heartbeat_ms=100)
+@with_options(lease_ms=60000, heartbeat_ms=100)
 def test_swapped_heartbeats(c):
     """real heartbeats that change places are taken or ignored by their number, and disturb nothing (row 17)"""
     every_stream(c, c.middleman(), "swap", 3)
@@ -195,6 +196,29 @@ def test_old_heartbeats_keep_nothing_alive(c):
     assert when(read(c.path("g1.log")), "fences itself") <= when(c.log(), r"group g1 \(epoch \d+, .* is gone")
     c.until(lambda: c.group("g1")["state"] == "ready" and c.group("g1")["epoch"] > epoch, "its return")
     note("row 17: old heartbeats alone: given up after %.2f s (lease %.1f s)" % (took, LEASE_MS / 1e3))
+
+
+@with_options(lease_ms=500, heartbeat_ms=100)
+def test_lost_in_silence_again(c):
+    """a stream that loses one group after another in silence goes on as soon as each lease has ended: nobody knows of a death"""
+    workers = [c.worker(name, name[:2]).join() for name in ("g0", "g1", "g1-b", "g0-b")]
+    beating, silent, client = list(workers), [], Client(c.client())
+    client.generate("q", max_tokens=3)
+    while len(silent) < 4:
+        start = time.monotonic()
+        while True:
+            assert time.monotonic() < start + 2 * SLOW, "%d groups were lost, and nobody got the request then" % len(silent)
+            for worker in beating:
+                worker.beat()
+            got = [(worker, m) for worker in beating for m in iter(lambda w=worker: w.receive(0.01), None) if m.name == "assign"]
+            if got:
+                break
+        beating.remove(got[0][0])  # it says nothing more; its connection stays
+        silent.append(time.monotonic() - start)
+    got[0][0].serve(got[0][1], 3)
+    client.finish()
+    assert client.log.check() == 1 and c.log().count("its lease has ended") == 3
+    note("row 7: three groups lost in silence, one after the other: %.2f s at most each (lease %.1f s)" % (max(silent[1:]), 0.5 * SLOW))
 
 
 @with_options(lease_ms=LEASE_MS, heartbeat_ms=200)

@@ -21,7 +21,7 @@ static void test_one_death_makes_no_suspect(void)
 {
     struct suspicion s = {0};
     CHECK_INT(suspicion_judge(&s), VERDICT_GO);
-    suspicion_lost(&s, 1, 10, 3);
+    suspicion_lost(&s, 1, 10, 3, false);
     CHECK_INT(suspicion_judge(&s), VERDICT_GO); /* not even held: it goes on at once */
     CHECK(suspicion_learn(&s, 1, 10, text("SIGSEGV")));
     CHECK(!suspicion_learn(&s, 1, 10, text("SIGSEGV")));
@@ -32,15 +32,15 @@ static void test_one_death_makes_no_suspect(void)
 static void test_two_deaths_at_one_token(void)
 {
     struct suspicion s = {0};
-    suspicion_lost(&s, 1, 10, 3);
-    suspicion_lost(&s, 2, 5, 3);
+    suspicion_lost(&s, 1, 10, 3, false);
+    suspicion_lost(&s, 2, 5, 3, false);
     CHECK_INT(suspicion_judge(&s), VERDICT_HOLD);
     suspicion_learn(&s, 2, 5, text("SIGABRT"));
     CHECK_INT(suspicion_judge(&s), VERDICT_HOLD);
     suspicion_learn(&s, 1, 10, text("SIGSEGV"));
     CHECK_INT(suspicion_judge(&s), VERDICT_ALONE);
     s.alone = true;
-    suspicion_lost(&s, 1, 11, 3);
+    suspicion_lost(&s, 1, 11, 3, false);
     CHECK_INT(suspicion_judge(&s), VERDICT_HOLD); /* it may have been killed from outside this time */
     struct suspicion other = s;
     suspicion_learn(&s, 1, 11, text("SIGKILL"));
@@ -52,29 +52,48 @@ static void test_two_deaths_at_one_token(void)
 static void test_killed_from_outside(void)
 {
     struct suspicion s = {0};
-    suspicion_lost(&s, 1, 10, 0);
+    suspicion_lost(&s, 1, 10, 0, false);
     suspicion_learn(&s, 1, 10, text("SIGKILL"));
-    suspicion_lost(&s, 2, 5, 0);
+    suspicion_lost(&s, 2, 5, 0, false);
     CHECK_INT(suspicion_judge(&s), VERDICT_GO); /* whatever the second died of: it is the first that counts */
     suspicion_learn(&s, 2, 5, text("SIGTERM"));
-    suspicion_lost(&s, 3, 1, 0);
-    suspicion_lost(&s, 4, 1, 0);
+    suspicion_lost(&s, 3, 1, 0, false);
+    suspicion_lost(&s, 4, 1, 0, false);
     CHECK_INT(suspicion_judge(&s), VERDICT_HOLD);
     suspicion_learn(&s, 3, 1, text(""));
     CHECK_INT(suspicion_judge(&s), VERDICT_GO);
-    suspicion_lost(&s, 5, 1, 0);
+    suspicion_lost(&s, 5, 1, 0, false);
     CHECK_INT(suspicion_judge(&s), VERDICT_GIVE_UP); /* its retries are used up */
+}
+
+static void test_silence_holds_nobody(void)
+{
+    struct suspicion s = {0};
+    suspicion_lost(&s, 1, 10, 3, true);
+    suspicion_lost(&s, 2, 5, 3, true);
+    CHECK_INT(suspicion_judge(&s), VERDICT_GO);
+    suspicion_lost(&s, 3, 7, 3, false); /* one death that is not explained is none too many */
+    CHECK_INT(suspicion_judge(&s), VERDICT_GO);
+    CHECK(suspicion_learn(&s, 1, 10, text("SIGSEGV"))); /* it took long to die: it counts all the same */
+    CHECK_INT(suspicion_judge(&s), VERDICT_HOLD);
+    suspicion_learn(&s, 3, 7, text("SIGKILL"));
+    CHECK_INT(suspicion_judge(&s), VERDICT_GO);
+    suspicion_learn(&s, 2, 5, text("SIGSEGV"));
+    CHECK_INT(suspicion_judge(&s), VERDICT_ALONE);
+    suspicion_lost(&s, 4, 1, 3, true);
+    suspicion_lost(&s, 5, 1, 3, true);
+    CHECK_INT(suspicion_judge(&s), VERDICT_GIVE_UP);
 }
 
 static void test_a_token_more_clears(void)
 {
     struct suspicion s = {0};
-    suspicion_lost(&s, 1, 10, 3);
+    suspicion_lost(&s, 1, 10, 3, false);
     suspicion_learn(&s, 1, 10, text("SIGSEGV"));
-    suspicion_lost(&s, 2, 5, 4); /* it got further: another place */
+    suspicion_lost(&s, 2, 5, 4, false); /* it got further: another place */
     suspicion_learn(&s, 2, 5, text("SIGSEGV"));
     CHECK(s.count == 1 && suspicion_judge(&s) == VERDICT_GO);
-    suspicion_lost(&s, 3, 1, 4);
+    suspicion_lost(&s, 3, 1, 4, false);
     suspicion_learn(&s, 3, 1, text("SIGSEGV"));
     CHECK_INT(suspicion_judge(&s), VERDICT_ALONE);
     suspicion_clear(&s);
@@ -89,6 +108,7 @@ int main(void)
     TEST(test_two_deaths_at_one_token,
          "two deaths at one token: held until both are explained, tried alone, then refused");
     TEST(test_killed_from_outside, "groups killed from outside accuse nobody, but retries are bounded");
+    TEST(test_silence_holds_nobody, "nobody waits to hear what groups that were lost in silence died of");
     TEST(test_a_token_more_clears, "a token more clears");
     return test_result();
 }
