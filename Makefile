@@ -8,7 +8,7 @@ NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc
 
 # msgpack-c 6 renamed its pkg-config file.
 MSGPACK := $(shell $(PKG_CONFIG) --exists msgpack 2>/dev/null && echo msgpack || echo msgpack-c)
-PACKAGES := libczmq libzmq $(MSGPACK) libconfig jansson libsodium libutf8proc libxxhash sqlite3
+PACKAGES := libczmq libzmq $(MSGPACK) libconfig jansson libsodium libutf8proc libxxhash sqlite3 libmicrohttpd
 MPI_PACKAGE := $(shell $(PKG_CONFIG) --exists ompi-c 2>/dev/null && echo ompi-c || echo ompi)
 
 # -ffp-contract=off: the reference kernels give the same bits with and without fused multiply-add units.
@@ -51,7 +51,7 @@ KERNELS_C := $(wildcard kernels/*.c kernels/cpu/*.c)
 MPI_C := $(wildcard worker/comm_mpi.c)
 WORKER_C := $(filter-out worker/main.c $(MPI_C),$(wildcard worker/*.c worker/model/*.c worker/model/*/*.c \
     worker/infer/*.c worker/mock/*.c))
-COORDINATOR_C := $(filter-out coordinator/main.c,$(wildcard coordinator/*.c))
+COORDINATOR_C := $(filter-out coordinator/main.c,$(wildcard coordinator/*.c coordinator/*/*.c))
 TOOLS_C := $(wildcard tools/*.c tools/*/*.c)
 UNIT_C := $(sort $(shell find tests/unit -name 'test_*.c' 2>/dev/null))
 FUZZ_C := $(wildcard tests/fuzz/fuzz_*.c)
@@ -171,7 +171,7 @@ INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/t
 FAULTS := $(sort $(wildcard tests/faults/test_*.py))
 FAULTS_MOCK := $(filter-out %/test_groups.py %/test_kills.py %/test_run.py,$(FAULTS))
 # Those that take a minute at most, in every run of the tests; the others with `make faults` alone.
-FAULTS_SHORT := $(patsubst %,tests/faults/test_%.py,audit hold peers remembered resume run store store_disk)
+FAULTS_SHORT := $(patsubst %,tests/faults/test_%.py,audit gateway hold peers remembered resume run store store_disk)
 
 # What ThreadSanitizer cannot see into.
 ifeq ($(VARIANT),tsan)
@@ -205,7 +205,7 @@ FUZZ_SECONDS ?= 60
 FUZZ := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(FUZZ_C))
 fuzz-programs:
 	$(MAKE) --no-print-directory VARIANT=fuzz CC='$(FUZZ_CC)' NVCC= $(FUZZ)
-$(FUZZ): build/fuzz/%: build/fuzz/tests/fuzz/%.o $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
+$(FUZZ): build/fuzz/%: build/fuzz/tests/fuzz/%.o $(LIBCOORDINATOR) $(LIBWORKER) $(LIBKERNELS) $(LIBCOMMON)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS_ALL) -fsanitize=fuzzer -o $@ $^ $(LIB_LIBS)
 fuzz: fuzz-programs ## Fuzz every parser for FUZZ_SECONDS each (default 60)

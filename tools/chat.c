@@ -177,15 +177,6 @@ static enum next read_line(struct chat *c, char **line, size_t *bytes, struct er
 
 /* ---- turns ---- */
 
-/* Without a second begin-of-text token: templates write it themselves, and the worker adds it where they do
- * not. */
-static bool begins_with_bos(const struct chat *c, const struct buffer *text)
-{
-    const char *bos = chat_format_token(c->format, "bos_token");
-    size_t bytes = bos ? strlen(bos) : 0;
-    return bytes && text->size >= bytes && memcmp(text->data, bos, bytes) == 0;
-}
-
 /* The model's own end of a turn, written out: in the vocabulary of most models it is an end token, which
  * gives no text; where it is none (a template lent from another family) the answer would go on behind it. */
 static int add_own_stop(struct chat *c, struct client_job *job, struct err *err)
@@ -213,7 +204,7 @@ static int ask(struct chat *c, struct client_job *job, struct buffer *text, bool
     if (prompt_fill(&c->s->prompt, text, job, err))
         return -1;
     job->ask.special = true;
-    job->ask.no_bos = begins_with_bos(c, text);
+    job->ask.no_bos = chat_format_begins_with_bos(c->format, text);
     if (add_own_stop(c, job, err))
         return -1;
     client_interrupt_on(c->client, c->interrupt_fd);

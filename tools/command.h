@@ -19,6 +19,7 @@
     X(demo, "show it all in a minute: two groups of two stages tell four stories")       \
     X(chat, "talk with a model: history, system prompt, its own chat template")          \
     X(generate, "send a prompt to a running coordinator and print the answer")           \
+    X(gateway, "serve HTTP clients, as OpenAI's API does, over a running coordinator")   \
     X(status, "show the groups, requests and queue of a running coordinator")            \
     X(group, "start one worker group on its nodes and keep it alive")                    \
     X(models, "keep models under names, with hashes: list, add, verify, rm")             \

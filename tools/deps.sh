@@ -19,11 +19,13 @@ build | libopenmpi-dev | library ompi-c ompi | openmpi-devel | openmpi | MPI: th
 build | openmpi-bin | command mpirun | openmpi | openmpi | mpirun: starts the ranks of a group
 build | libmsgpack-dev | library msgpack msgpack-c | msgpack-devel | msgpack-c | msgpack: the bytes of a message
 build | libconfig-dev | library libconfig | libconfig-devel | libconfig | libconfig: configuration files
-build | libjansson-dev | library jansson | jansson-devel | jansson | jansson: JSON output
+build | libjansson-dev | library jansson | jansson-devel | jansson | jansson: JSON
+build | libmicrohttpd-dev | library libmicrohttpd | libmicrohttpd-devel | libmicrohttpd | libmicrohttpd: HTTP in the gateway
 build | libsodium-dev | library libsodium | libsodium-devel | libsodium | libsodium: keys and hashes
 build | libutf8proc-dev | library libutf8proc | utf8proc-devel | libutf8proc | utf8proc: Unicode categories, which cut a text into words
 build | libxxhash-dev | library libxxhash | xxhash-devel | xxhash | xxHash: finds damaged weights at the speed of memory
 build | libsqlite3-dev | library sqlite3 | sqlite-devel | sqlite | SQLite: what must outlive the coordinator
+test | curl | command curl | curl | curl | a foreign HTTP client for the gateway
 test | git | command git | git | git | the house tests ask it for the project's files
 test | python3-zmq | python zmq | python3-pyzmq | python-pyzmq | a client that shares no code with Lepton
 test | python3-msgpack | python msgpack | python3-msgpack | python-msgpack | the same client's messages

@@ -186,6 +186,13 @@ const char *chat_format_token(const struct chat_format *f, const char *name)
     return json_string_value(json_object_get(f->tokens, name));
 }
 
+bool chat_format_begins_with_bos(const struct chat_format *f, const struct buffer *text)
+{
+    const char *bos = chat_format_token(f, "bos_token");
+    size_t bytes = bos ? strlen(bos) : 0;
+    return bytes && text->size >= bytes && memcmp(text->data, bos, bytes) == 0;
+}
+
 int chat_format_render(const struct chat_format *f, const struct chat_input *input, struct buffer *out,
                        struct err *err)
 {

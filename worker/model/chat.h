@@ -34,6 +34,10 @@ struct chat_input {
 int chat_format_render(const struct chat_format *f, const struct chat_input *input, struct buffer *out,
                        struct err *err);
 
+/* Whether the text begins with the model's begin-of-text token: templates write it themselves, and the worker
+ * is to add no second one. */
+bool chat_format_begins_with_bos(const struct chat_format *f, const struct buffer *text);
+
 /* The built-in templates, for models that carry none; NULL past the last. */
 struct chat_builtin {
     const char *name, *about, *bos_token, *eos_token, *source;

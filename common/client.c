@@ -1,4 +1,4 @@
-#include "tools/client.h"
+#include "common/client.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -196,8 +196,7 @@ static int wait_connected(struct client *c, uint64_t timeout_ms, struct err *err
     }
 }
 
-int client_open(struct client **out, const struct client_settings *settings, uint64_t timeout_ms,
-                struct err *err)
+int client_create(struct client **out, const struct client_settings *settings, struct err *err)
 {
     struct client *c = xcalloc(1, sizeof(*c));
     struct home_file file;
@@ -220,10 +219,7 @@ int client_open(struct client **out, const struct client_settings *settings, uin
     c->context = zmq_ctx_new();
     if (!c->context)
         die("zmq_ctx_new: %s", zmq_strerror(errno));
-    if (curve_load(&c->server, s->server_key, true, err) == 0 &&
-        curve_load(&c->own, s->key, false, err) == 0 && open_socket(c, err) == 0 &&
-        (wait_connected(c, timeout_ms, err) == 0 ||
-         (c->broken && client_find_again(c, clock_now_ms() + timeout_ms, err) == 0)))
+    if (curve_load(&c->server, s->server_key, true, err) == 0 && curve_load(&c->own, s->key, false, err) == 0)
         rc = 0;
 out:
     config_release(&file_table, &file);
@@ -231,6 +227,20 @@ out:
         client_close(&c);
     *out = c;
     return rc;
+}
+
+int client_open(struct client **out, const struct client_settings *settings, uint64_t timeout_ms,
+                struct err *err)
+{
+    if (client_create(out, settings, err) != 0)
+        return -1;
+    struct client *c = *out;
+    int rc = open_socket(c, err);
+    if (rc == 0 && wait_connected(c, timeout_ms, err) != 0)
+        rc = c->broken ? client_find_again(c, clock_now_ms() + timeout_ms, err) : -1;
+    if (rc != 0)
+        client_close(out);
+    return rc == 0 ? 0 : -1;
 }
 
 void client_close(struct client **client)
