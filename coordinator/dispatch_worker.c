@@ -10,6 +10,10 @@
 /* The scheduler hears of the first token and then of every so many. */
 #define PROGRESS_TOKENS 16
 
+/* So many of a message are told in halves: ZeroMQ's thread encrypts and sends one, and the client wakes,
+ * while the other is made. */
+#define HALVED_TOKENS 32
+
 void dispatch_ready(struct dispatch *d, const struct group *g)
 {
     struct scheduler_group_info info = {.model = g->model,
@@ -334,29 +338,39 @@ static void tell_client(struct dispatch *d, struct told *t, uint32_t first)
     }
 }
 
-void dispatch_tokens(struct dispatch *d, const struct peer *from, const struct wire_tokens *in)
+/* Takes tokens of the group into their requests' logs, and tells who reads them. */
+static void take_and_tell(struct dispatch *d, const struct peer *from, struct group *g,
+                          const struct wire_token *items, uint32_t count)
 {
-    struct group *g = current(d, from, "tokens", in->group, in->epoch, (struct wire_str){NULL, 0});
     struct told t;
     bool all = true;
-    if (!g)
-        return;
-    requests_ahead(d->requests, in->items, in->item_count);
-    for (t.count = 0; t.count < in->item_count; t.count++) {
-        t.requests[t.count] = take_token(d, from, g, &in->items[t.count]);
+    for (t.count = 0; t.count < count; t.count++) {
+        t.requests[t.count] = take_token(d, from, g, &items[t.count]);
         t.left[t.count] = true;
         all &= t.requests[t.count] != NULL;
     }
     for (uint32_t i = 0; !all && i < t.count; i++) /* a broken one may have ended others */
-        t.requests[i] = requests_of_group(d->requests, in->items[i].request);
+        t.requests[i] = requests_of_group(d->requests, items[i].request);
     for (uint32_t i = 0; i < t.count; i++)
         if (t.requests[i] && t.requests[i]->reader_count == 1)
             tell_client(d, &t, i);
     for (uint32_t i = 0; i < t.count; i++) {
-        struct request *q = t.left[i] ? requests_of_group(d->requests, in->items[i].request) : NULL;
+        struct request *q = t.left[i] ? requests_of_group(d->requests, items[i].request) : NULL;
         if (q)
             dispatch_flush(d, q);
     }
+}
+
+void dispatch_tokens(struct dispatch *d, const struct peer *from, const struct wire_tokens *in)
+{
+    struct group *g = current(d, from, "tokens", in->group, in->epoch, (struct wire_str){NULL, 0});
+    if (!g)
+        return;
+    uint32_t first = in->item_count < HALVED_TOKENS ? in->item_count : in->item_count / 2;
+    requests_ahead(d->requests, in->items, in->item_count);
+    take_and_tell(d, from, g, in->items, first);
+    if (first < in->item_count)
+        take_and_tell(d, from, g, in->items + first, in->item_count - first);
 }
 
 /* The group lets go of the request: its sequence is free. */

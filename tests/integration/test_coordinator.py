@@ -607,6 +607,27 @@ def test_tokens_together(c):
     assert other.expect("done").request == "c"
 
 
+def test_many_tokens_go_in_halves(c):
+    """many tokens of one step go on in two messages, each token once and in order, the first half first"""
+    worker, client = c.worker().join(sequences=64), c.client()
+    assigns = []
+    for n in range(33):
+        generate(client, f"q{n}")
+        assigns.append(worker.expect("assign"))
+    for index in range(2):
+        worker.send("tokens", group=worker.group, epoch=worker.epoch, items=[
+            [a.request, index, 7, f"{n}.{index}"] for n, a in enumerate(assigns)])
+        came = []
+        while sum(map(len, came)) < 33:
+            assert client.socket.poll(5000)
+            came.append(msgpack.unpackb(client.socket.recv())[2]["items"])
+        assert [len(items) for items in came] == [16, 17]
+        assert sum(came, []) == [[f"q{n}", index, 7, f"{n}.{index}"] for n in range(33)]
+    for a in assigns:
+        worker.done(a, 2)
+    assert len({client.expect("done").request for _ in range(33)}) == 33
+
+
 def test_group_error(c):
     """an error of the group goes to the client with its code"""
     worker, client = c.worker().join(), c.client()
