@@ -58,7 +58,9 @@ int store_failed(sqlite3 *db, const char *path, const char *what, struct err *er
     if (rc == SQLITE_BUSY || rc == SQLITE_LOCKED)
         return err_set(err, "%s: %s: another process writes to it (%s): end that process first", path, what,
                        says);
-    return err_set(err, "%s: %s: %s", path, what, says);
+    int system = db && (rc & 0xFF) == SQLITE_IOERR ? sqlite3_system_errno(db) : 0;
+    return err_set(err, "%s: %s: %s%s%s", path, what, says, system ? ": " : "",
+                   system ? strerror(system) : "");
 }
 
 int store_number(sqlite3 *db, const char *sql, uint64_t *out)

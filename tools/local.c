@@ -299,30 +299,11 @@ static int start_coordinator(struct local *l, struct err *err)
     return code;
 }
 
-/* The last words of a program's log, for the error of its failure: a worker's own, before those of who
- * watched it. */
-static void quote_log(const struct local *l, const char *log, struct err *err)
+/* Behind the error that `p` has failed: what it said. */
+static void quote_log(const struct local *l, const struct process *p, const char *log, struct err *err)
 {
-    char tail[300] = "", *path = below(l, log);
-    FILE *f = fopen(path, "r");
-    if (f) {
-        char line[300];
-        bool worker = false;
-        while (fgets(line, sizeof(line), f)) {
-            bool workers = strstr(line, " error worker ") != NULL;
-            if (workers || !worker)
-                memcpy(tail, line, sizeof(tail));
-            worker |= workers;
-        }
-        fclose(f);
-        tail[strcspn(tail, "\n")] = '\0';
-    }
-    char old[200];
-    snprintf(old, sizeof(old), "%s", err->message);
-    if (tail[0])
-        err_set(err, "%s; its last words: %s", old, tail);
-    else /* nor could it write why */
-        err_set(err, "%s; %s is empty: is there room for it, and for its store (--store none)?", old, path);
+    char *path = below(l, log);
+    process_last_words(p, path, err);
     free(path);
 }
 
@@ -344,7 +325,7 @@ static int read_endpoint(struct local *l, struct err *err)
         }
         if (!process_running(&l->coordinator)) {
             err_set(err, "the coordinator ended with %d", process_exit_code(&l->coordinator));
-            quote_log(l, "coordinator.log", err);
+            quote_log(l, &l->coordinator, "coordinator.log", err);
             return -1;
         }
     }
@@ -514,13 +495,14 @@ int local_check(struct local *l, struct err *err)
             char log[32];
             err_set(err, "group g-%d's supervisor ended with %d", i, process_exit_code(&l->group[i]));
             snprintf(log, sizeof(log), "g-%d.log", i);
-            quote_log(l, log, err);
+            quote_log(l, &l->group[i], log, err);
             return -1;
         }
     if (process_running(&l->coordinator))
         return 0;
-    fprintf(stderr, "lepton: the coordinator ended with %d; starting it again\n",
-            process_exit_code(&l->coordinator));
+    err_set(err, "the coordinator ended with %d", process_exit_code(&l->coordinator));
+    quote_log(l, &l->coordinator, "coordinator.log", err);
+    fprintf(stderr, "lepton: %s; starting it again\n", err->message);
     if (clock_now_ms() - l->coordinator_begun_ms < 1000)
         clock_sleep_ms(1000); /* one that cannot start is not started in a tight loop */
     return start_coordinator(l, err);

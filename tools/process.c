@@ -12,6 +12,8 @@
 
 #include "common/clock.h"
 
+#define LAST_WORDS_BYTES 4096
+
 /* The child's side between fork and exec; writes errno to `report` when the exec fails. */
 static _Noreturn void run_child(char *const argv[], int in, int out, int report, pid_t parent)
 {
@@ -35,6 +37,15 @@ static _Noreturn void run_child(char *const argv[], int in, int out, int report,
     _exit(127);
 }
 
+/* What a program says last matters most when the disk is full, so it has room from the start. */
+static void reserve_last_words(struct process *p, int out)
+{
+    off_t end = lseek(out, 0, SEEK_END);
+    if (end >= 0 && fallocate(out, FALLOC_FL_KEEP_SIZE, end, LAST_WORDS_BYTES) != 0 &&
+        (errno == ENOSPC || errno == EDQUOT))
+        p->log_errno = errno;
+}
+
 int process_start(struct process *p, char *const argv[], const char *log_path, struct err *err)
 {
     int result = -1, in = -1, out = -1, report[2] = {-1, -1}, code = 0;
@@ -49,6 +60,7 @@ int process_start(struct process *p, char *const argv[], const char *log_path, s
             err_set(err, "%s: %s", log_path, strerror(errno));
             goto out;
         }
+        reserve_last_words(p, out);
     }
     if (in < 0 || pipe2(report, O_CLOEXEC)) {
         err_set(err, "%s: no descriptor: %s", argv[0], strerror(errno));
@@ -128,6 +140,29 @@ void process_stop(struct process *p, int first, uint64_t patience_ms)
 int process_exit_code(const struct process *p)
 {
     return WIFSIGNALED(p->status) ? 128 + WTERMSIG(p->status) : WEXITSTATUS(p->status);
+}
+
+void process_last_words(const struct process *p, const char *log_path, struct err *err)
+{
+    char tail[300] = "", line[300], failed[200];
+    bool worker = false;
+    FILE *f = fopen(log_path, "r");
+    while (f && fgets(line, sizeof(line), f)) {
+        bool workers = strstr(line, " error worker ") != NULL;
+        if (workers || !worker)
+            memcpy(tail, line, sizeof(tail));
+        worker |= workers;
+    }
+    if (f)
+        fclose(f);
+    tail[strcspn(tail, "\n")] = '\0';
+    snprintf(failed, sizeof(failed), "%s", err->message);
+    if (p->log_errno)
+        err_set(err, "%s; %s: %s", failed, log_path, strerror(p->log_errno));
+    else if (tail[0])
+        err_set(err, "%s; its last words: %s", failed, tail);
+    else
+        err_set(err, "%s; %s is empty: is there room for it?", failed, log_path);
 }
 
 char *process_sibling(const char *name)

@@ -8,8 +8,9 @@
 #include "common/base.h"
 
 struct process {
-    pid_t pid;  /* 0 = none */
-    int status; /* of waitpid, once it ended */
+    pid_t pid;     /* 0 = none */
+    int status;    /* of waitpid, once it ended */
+    int log_errno; /* why its log has no room even for last words; 0: it has, as far as anybody says */
 };
 
 /* Starts argv[0] (a path, or a name on PATH). Standard input is /dev/null; output goes to `log_path`
@@ -24,6 +25,9 @@ void process_signal(const struct process *p, int signal_number);
 void process_stop(struct process *p, int first, uint64_t patience_ms);
 /* The exit code; 128 + signal when a signal ended it. */
 int process_exit_code(const struct process *p);
+/* Adds to the error that it failed what its log says last (a worker's words before those of who watched it),
+ * or why it says nothing. */
+void process_last_words(const struct process *p, const char *log_path, struct err *err);
 
 /* Path of a program that lies beside the running one: "lepton-worker" -> "/.../build/release/lepton-worker".
  * free(). */
