@@ -1,8 +1,10 @@
 #include "common/base.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 void (*say_why)(const char *word);
 
@@ -50,6 +52,20 @@ int err_prefix(struct err *e, const char *fmt, ...)
     return -1;
 }
 
+/* Ending must not wait for somebody to read why: on a full pipe this says nothing. */
+static void say_last(const char *fmt, ...) PRINTF_LIKE(1, 2);
+static void say_last(const char *fmt, ...)
+{
+    struct pollfd out = {.fd = STDERR_FILENO, .events = POLLOUT};
+    if (poll(&out, 1, 0) == 0)
+        return;
+    va_list ap;
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fflush(NULL);
+}
+
 void die_at(const char *file, int line, const char *fmt, ...)
 {
     char message[600];
@@ -59,15 +75,13 @@ void die_at(const char *file, int line, const char *fmt, ...)
     va_end(ap);
     if (say_why)
         say_why("exit 70");
-    fprintf(stderr, "lepton: fatal: %s (%s:%d)\n", message, file, line);
-    fflush(NULL);
+    say_last("lepton: fatal: %s (%s:%d)\n", message, file, line);
     _Exit(EXIT_DIE);
 }
 
 void assert_failed(const char *file, int line, const char *cond)
 {
-    fprintf(stderr, "lepton: bug: %s:%d: assertion failed: %s\n", file, line, cond);
-    fflush(NULL);
+    say_last("lepton: bug: %s:%d: assertion failed: %s\n", file, line, cond);
     abort();
 }
 
@@ -75,8 +89,7 @@ void no_memory(size_t count, size_t bytes)
 {
     if (say_why)
         say_why("out of memory");
-    fprintf(stderr, "lepton: fatal: out of memory: %zu x %zu bytes\n", count, bytes);
-    fflush(NULL);
+    say_last("lepton: fatal: out of memory: %zu x %zu bytes\n", count, bytes);
     _Exit(EXIT_NO_MEMORY);
 }
 

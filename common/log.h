@@ -1,7 +1,12 @@
 /* log: one line per event on standard error, for people (text) or machines (JSON lines).
  *
  * A line has a level, the program, a subsystem, a message, and named values. Prompts and generated text are
- * never logged. Lines are written with one write(2), so that processes which share a file do not mix. */
+ * never logged. Lines are written with one write(2), so that processes which share a file do not mix.
+ *
+ * Logging never waits for whoever reads: a line for which a pipe, terminal or socket has no room is dropped,
+ * and so is one that a disk does not take. The next one that can be written says before itself how many were
+ * lost.
+ */
 #ifndef LEPTON_COMMON_LOG_H
 #define LEPTON_COMMON_LOG_H
 

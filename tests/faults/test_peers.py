@@ -3,6 +3,7 @@
 4, 14, 18 to 21 and 32 of the faults to survive. Mock groups and real clients around the real coordinator."""
 import os
 import random
+import re
 import signal
 import socket
 import struct
@@ -55,6 +56,31 @@ def test_log_cannot_be_written(c):
         assert c.process.poll() is None and mock.poll() is None
         kill(mock)
         os.close(log)
+
+
+def test_log_is_not_read(c):
+    """a log that goes into a full pipe keeps nobody waiting: every stream goes on, and what was lost is counted (row 11)"""
+    reading, writing = os.pipe()
+    c.stop()
+    c.log_to = writing
+    c.launch()
+    c.mock()
+    for i in range(80):  # each takes a line or two; the pipe holds 64 KiB
+        client = Client(c.client())
+        for k in range(10):
+            client.generate("q%d" % k, max_tokens=2)
+        client.finish()
+        assert client.log.check() == 10
+        client.peer.close()
+    os.set_blocking(reading, False)
+    assert len(os.read(reading, 1 << 20)) > 60000, "the pipe was not full"
+    undisturbed = Client(c.client())
+    undisturbed.generate("q", max_tokens=2)
+    undisturbed.finish()
+    assert re.search(rb"coordinator log: \d+ lines before this one could not be written", os.read(reading, 1 << 20))
+    os.close(writing)
+    assert c.stop() == 0
+    os.close(reading)
 
 
 def test_killed_client(c):

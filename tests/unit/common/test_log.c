@@ -1,6 +1,7 @@
 #include "common/log.h"
 
 #include <ctype.h>
+#include <fcntl.h>
 #include <jansson.h>
 
 #include "tests/test.h"
@@ -158,6 +159,71 @@ static void test_levels(void)
     CHECK(!log_level_from_name("", &level));
 }
 
+/* Standard error becomes a pipe that nobody reads; what lies in it afterwards, as text. Static buffer. */
+static char taken[1 << 18];
+static const char *through_pipe(void (*write_lines)(int reading))
+{
+    int pipe_of[2], keep = dup(STDERR_FILENO);
+    CHECK(pipe2(pipe_of, O_CLOEXEC) == 0);
+    dup2(pipe_of[1], STDERR_FILENO);
+    close(pipe_of[1]);
+    alarm(60); /* who waits for a reader waits for ever */
+    write_lines(pipe_of[0]);
+    alarm(0);
+    dup2(keep, STDERR_FILENO);
+    close(keep);
+    fcntl(pipe_of[0], F_SETFL, O_NONBLOCK);
+    ssize_t n = 0, got;
+    while ((got = read(pipe_of[0], taken + n, sizeof(taken) - 1 - (size_t)n)) > 0)
+        n += got;
+    taken[n] = 0;
+    close(pipe_of[0]);
+    return taken;
+}
+
+#define LINES 5000
+
+static void write_until_full(int reading)
+{
+    (void)reading;
+    CHECK((fcntl(STDERR_FILENO, F_GETFL) & O_NONBLOCK) == 0);
+    for (int i = 0; i < LINES; i++)
+        log_info("test", "line %d of a log that nobody reads, and that is longer than a pipe", i);
+    CHECK((fcntl(STDERR_FILENO, F_GETFL) & O_NONBLOCK) == 0); /* others share it */
+}
+
+static unsigned long long counted_lost;
+static int lines_read;
+
+static void write_after_a_pause(int reading)
+{
+    write_until_full(reading);
+    fcntl(reading, F_SETFL, O_NONBLOCK);
+    ssize_t n = read(reading, taken, sizeof(taken) - 1);
+    taken[n < 0 ? 0 : n] = 0;
+    lines_read = 0;
+    for (const char *at = taken; (at = strstr(at, " of a log that")); at++)
+        lines_read++;
+    CHECK(n > 0 && taken[n - 1] == '\n'); /* whole lines alone */
+    log_info("test", "read again");
+    log_info("test", "and on");
+}
+
+static void test_nobody_reads(void)
+{
+    log_setup("coordinator", LOG_INFO, LOG_TEXT);
+    const char *text = through_pipe(write_until_full);
+    CHECK_CONTAINS(text, " line 0 of");
+    CHECK(!strstr(text, " line 4999 of"));
+    text = through_pipe(write_after_a_pause);
+    const char *note = strstr(text, "coordinator log: ");
+    CHECK(note && sscanf(note, "coordinator log: %llu lines before this one could not be written",
+                         &counted_lost) == 1);
+    CHECK_INT(counted_lost + (unsigned long long)lines_read, LINES);
+    CHECK(note && strstr(note, "test: read again\n"));
+    CHECK(note && strstr(note, "test: and on\n") && !strstr(strchr(note, '\n'), "could not be"));
+}
+
 int main(void)
 {
     TEST(test_json_fields, "a JSON line has its five fields");
@@ -167,5 +233,6 @@ int main(void)
     TEST(test_every_byte, "random bytes keep a line valid JSON");
     TEST(test_text_lines, "a text line stays one line, without control bytes");
     TEST(test_levels, "lines below the level are not written, nor their arguments computed");
+    TEST(test_nobody_reads, "a log that nobody reads keeps nobody waiting; lines that are lost are counted");
     return test_result();
 }
