@@ -49,8 +49,6 @@ class LocalCluster:
         self.home = tempfile.mkdtemp(prefix="lepton-test-")
         self.context = zmq.Context()
         self.environment = dict(os.environ, LEPTON_HOME=self.home, **(environment or {}))
-        # What Open MPI keeps until a rank ends is no leak of ours, and has no name by which it could be told apart.
-        self.environment["ASAN_OPTIONS"] = self.environment.get("ASAN_OPTIONS", "") + ":detect_leaks=0"
         models = [model] if isinstance(model, str) else model
         command = [program, "run", *models, "--groups", str(groups), "--stages", str(stages), "--threads",
                    str(threads)]
