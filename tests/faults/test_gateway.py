@@ -119,7 +119,7 @@ def test_killed_gateway(c):
     native.generate("u", max_tokens=200, seed=5)
     native.finish()
     want = other.stream(max_tokens=200, seed=9).read()
-    lost = [doomed.stream(max_tokens=5000, seed=i, ignore_eos=True) for i in range(6)]
+    lost = [doomed.stream(max_tokens=2000, seed=i, ignore_eos=True, deadline_ms=3600000) for i in range(6)]
     threads = read_all(lost)
     native.generate("q", max_tokens=200, seed=5)
     kept = other.stream(max_tokens=200, seed=9)
