@@ -357,8 +357,9 @@ def test_full_queue(c):
     """a queue that is full is 429 with Retry-After within 50 ms; what was taken is served"""
     worker = c.worker().join(sequences=1)
     g = Gateway(c).ready()
-    streams = [g.stream() for _ in range(3)]
+    streams = [g.stream()]
     assign = worker.expect("assign")
+    streams += [g.stream() for _ in range(2)]
     c.until(lambda: c.status().queued == 2, "the queue to fill")
     start = time.monotonic()
     answer = g.post("/v1/completions", dict(prompt="x"))
