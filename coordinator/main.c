@@ -2,6 +2,7 @@
  * thread decides everything; ZeroMQ's own threads and the ZAP handler do the rest. SIGTERM or SIGINT drains,
  * a second one ends at once. */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,7 +32,7 @@ struct settings {
         drain_timeout_ms;
     int64_t queue_requests, queue_bytes, queue_wait_ms, live_requests, max_groups, max_connections;
     int64_t prefix_places, prefix_weight_low, prefix_weight_high, replay_bytes, replay_ms, store_bytes,
-        audit_rows, suspect_ms;
+        audit_rows, suspect_ms, processor;
 };
 
 #define TEXT(member, preset, example, sentence)                                              \
@@ -128,6 +129,9 @@ static const struct config_option options[] = {
            "Places of prompts, 32 bytes each, in the index of which group has which prefix cached; 0: none."),
     TEXT(prefix_snapshot, NULL, "PATH",
          "Keep that index in this file from one run to the next: read at the start, written at the end."),
+    NUMBER(processor, -1, CPU_SETSIZE - 1, "-1",
+           "The one processor that all its threads run on: a token is then under way for less, and a core "
+           "bounds what is relayed; -1: any."),
     CHOICE(log_level, "info", "debug|info|warn|error", "The least level that is logged."),
     CHOICE(log_format, "text", "text|json", "Log lines for people or for machines."),
 };
@@ -218,6 +222,20 @@ static void raise_file_limit(void)
     limit.rlim_cur = limit.rlim_max;
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
         log_warn("main", "the limit of open files stays as it is: %s", strerror(errno));
+}
+
+/* Of all threads: those that come later inherit it. */
+static int bind_processor(int64_t processor, struct err *err)
+{
+    cpu_set_t set;
+    if (processor < 0)
+        return 0;
+    CPU_ZERO(&set);
+    CPU_SET((size_t)processor, &set);
+    if (sched_setaffinity(0, sizeof(set), &set) == 0)
+        return 0;
+    return err_set(err, "processor: %lld: %s; expected one that this process may run on",
+                   (long long)processor, strerror(errno));
 }
 
 /* Connections never take the last files: keys are read, threads are woken and connections are accepted and
@@ -350,7 +368,7 @@ int main(int argc, char **argv)
     setup_log(&s);
     int signals = open_signals();
     raise_file_limit();
-    if (check(&s, &err) != 0) {
+    if (check(&s, &err) != 0 || bind_processor(s.processor, &err) != 0) {
         code = 2;
         goto fail;
     }

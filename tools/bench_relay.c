@@ -16,7 +16,7 @@
 #include "worker/mock/mock.h"
 
 struct relay_settings {
-    int64_t streams, step_us, steps, rounds, idle_s;
+    int64_t streams, step_us, steps, rounds, idle_s, processor;
     bool json;
 };
 
@@ -34,6 +34,7 @@ static const struct config_option options[] = {
     INT(rounds, 'r', 1, 1000, "9", "rounds of each way, in turn"),
     INT(idle_s, 0, 0, 3600, "3",
         "seconds without traffic, for the coordinator's idle processor time; 0: none"),
+    INT(processor, 0, -1, 1023, "-1", "the coordinator's option of this name"),
     {.name = "json",
      .letter = 'j',
      .kind = CONFIG_BOOL,
@@ -185,8 +186,10 @@ int command_bench_relay(int argc, char **argv)
     int code = EXIT_FAILED;
     config_main(&bench_relay_table, &s, argc, argv, NULL, 0);
     struct relay_bench b = {.s = &s};
-    struct relay_traffic traffic = {
-        .streams = (uint32_t)s.streams, .step_us = (uint32_t)s.step_us, .steps = (uint32_t)s.steps};
+    struct relay_traffic traffic = {.streams = (uint32_t)s.streams,
+                                    .step_us = (uint32_t)s.step_us,
+                                    .steps = (uint32_t)s.steps,
+                                    .processor = (int)s.processor};
     size_t rounds = (size_t)s.rounds;
     for (int w = 0; w < WAYS; w++)
         b.round[w] = xcalloc(rounds, sizeof(*b.round[w]));

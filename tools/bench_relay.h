@@ -11,6 +11,7 @@
 struct relay_traffic {
     uint32_t streams, step_us;
     uint32_t steps; /* of a round */
+    int processor;  /* the coordinator's option */
 };
 
 /* How long tokens were under way, in milliseconds. */

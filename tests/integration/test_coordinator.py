@@ -628,6 +628,15 @@ def test_many_tokens_go_in_halves(c):
     assert len({client.expect("done").request for _ in range(33)}) == 33
 
 
+@with_options(processor=min(os.sched_getaffinity(0)))
+def test_one_processor(c):
+    """with processor every thread of the coordinator runs there alone"""
+    c.worker().join()
+    threads = os.listdir(f"/proc/{c.process.pid}/task")
+    assert len(threads) > 1
+    assert {tuple(os.sched_getaffinity(int(t))) for t in threads} == {(min(os.sched_getaffinity(0)),)}
+
+
 def test_group_error(c):
     """an error of the group goes to the client with its code"""
     worker, client = c.worker().join(), c.client()
@@ -794,6 +803,8 @@ def test_start(c):
     assert code == 2 and "key: expected" in error
     code, error = start("--lease-ms", "1000", "--heartbeat-ms", "500", *key)
     assert code == 2 and "a third of lease_ms" in error
+    code, error = start("--processor", "1023", *key)
+    assert code == 2 and "processor: 1023" in error and "may run on" in error
     command = [c.process.args[0], "--authorized", c.path("authorized"), "--endpoint", "tcp://lo:*",
                "--endpoint-file", c.path("lo"), *key]
     named = subprocess.Popen(command, stderr=subprocess.DEVNULL)
