@@ -20,6 +20,7 @@
 #define FIRST_PAUSE_MS  50
 #define LAST_PAUSE_MS   1000
 #define STATUS_MS       500
+#define SETTLE_MS       5000 /* in which the groups of a coordinator that was started again come back */
 #define STATUS_VALID_MS 3000
 
 #define STOPPING "the gateway is stopping"
@@ -43,8 +44,9 @@ struct upstream {
     /* the thread's */
     struct client *client;
     struct exchange *buckets[BUCKETS];
-    bool connected, stopping;
-    uint64_t try_ms, pause_ms; /* when to look for the coordinator next */
+    bool connected, known, stopping; /* known: it was connected before */
+    uint64_t settled_ms;             /* until then no answer is final of what asks for a place */
+    uint64_t try_ms, pause_ms;       /* when to look for the coordinator next */
     uint64_t tick_ms, ask_ms;
     int warned; /* the code of the last failed attempt */
 };
@@ -347,12 +349,10 @@ static void submit(struct upstream *u, struct exchange *x, uint64_t now_ms)
     *at = x;
     x->next = NULL;
     x->first_ms = now_ms;
-    if (u->connected) {
+    x->lost = !u->connected || now_ms < u->settled_ms;
+    x->give_up_ms = !u->connected ? now_ms + u->options.retry_ms : x->lost ? u->settled_ms : 0;
+    if (u->connected)
         ask(u, x, now_ms);
-    } else {
-        x->lost = true;
-        x->give_up_ms = now_ms + u->options.retry_ms;
-    }
 }
 
 static void obey(struct upstream *u, const struct command *c, uint64_t now_ms)
@@ -461,7 +461,8 @@ static void connect_to(struct upstream *u)
         return;
     }
     log_info("upstream", "connected to %s", client_endpoint(u->client));
-    u->connected = true;
+    u->settled_ms = u->known ? now_ms + SETTLE_MS : 0;
+    u->connected = u->known = true;
     u->warned = 0;
     u->ask_ms = now_ms;
     for (size_t i = 0; i < BUCKETS; i++)

@@ -111,6 +111,27 @@ def test_coordinator_stays_away(c):
     assert g.complete(max_tokens=4)["usage"]["completion_tokens"] == 4
 
 
+@with_options(lease_ms=1500)
+def test_groups_come_back_later(c):
+    """a restarted coordinator: who asks before the groups of a model are back waits for them; no such model is still 404 (row 2)"""
+    group = c.mock()
+    g = Gateway(c).ready()
+    kill(group)
+    restart(c)
+    c.until(lambda: g.log().count("connected to") == 2, "the gateway to be back")
+    other, answers = c.worker("g1", "g1").join(model="other"), []
+    asking = [threading.Thread(target=lambda m=m: answers.append((m, g.post("/v1/completions", dict(prompt="x", max_tokens=4, model=m)))))
+              for m in ("mock", "none")]
+    for t in asking:
+        t.start()
+    time.sleep(0.5)
+    assert not answers, [(m, a.text) for m, a in answers]
+    c.mock()
+    join(asking)
+    other.close()
+    assert {m: a.status for m, a in answers} == dict(mock=200, none=404), [(m, a.status, a.text[-200:]) for m, a in answers]
+
+
 def test_killed_gateway(c):
     """kill -9 of a gateway: its sequences are freed within a second; native clients and another gateway lose nothing (row 3)"""
     c.mock()

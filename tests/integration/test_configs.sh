@@ -44,9 +44,18 @@ verdict $? "cluster-configs/client.cfg is read whole"
 timeout 60 "$B/lepton" group --config cluster-configs/two-node/group.cfg --worker /no/such/program --restarts 0 --hostfile "$work/none" >"$work/out" 2>&1
 [ $? -eq 1 ] && grep -q 'job ended with' "$work/out"
 verdict $? "cluster-configs/two-node/group.cfg is read whole"
-for key in $("$B/lepton-worker" --describe | sed -n 's/^| `\{0,1\}\([a-z_]*\)`\{0,1\} .*/\1/p' | grep -v '^config$\|^key$\|^option$'); do
-    grep -q "^#* *$key = " cluster-configs/worker.cfg || { echo "# worker.cfg lacks $key" && false; } || missing=1
-done
-[ -z "${missing:-}" ]
-verdict $? "cluster-configs/worker.cfg shows every option"
+timeout 60 "$B/lepton" gateway --config cluster-configs/gateway.cfg >"$work/out" 2>&1
+[ $? -eq 1 ] && grep -q '/etc/lepton/api-keys' "$work/out"
+verdict $? "cluster-configs/gateway.cfg is read whole"
+# shows FILE PROGRAM...: every option of the program stands in the file, if as a comment
+shows() {
+    local file=$1 key missing=0
+    shift
+    for key in $("$@" --describe | sed -n 's/^| `\{0,1\}\([a-z_]*\)`\{0,1\} .*/\1/p' | grep -v '^config$\|^key$\|^option$\|^new_key$'); do
+        grep -q "^#* *$key = " "$file" || { echo "# $file lacks $key" && missing=1; }
+    done
+    verdict $missing "$file shows every option"
+}
+shows cluster-configs/worker.cfg "$B/lepton-worker"
+shows cluster-configs/gateway.cfg "$B/lepton" gateway
 exit $failed

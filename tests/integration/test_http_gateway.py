@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../faults"))
 from faults import BUILD, SLOW, Skip, main, within  # noqa: E402
 from gateway_harness import Gateway, bare  # noqa: E402
+from local_cluster import LocalCluster  # noqa: E402
 
 
 def error(answer, status, code=None, param=None, words=""):
@@ -445,6 +447,40 @@ def test_many_at_once(c):
     for t in threads:
         t.join(30 * SLOW)
     assert all(s.whole() for s in streams) and [s.text() for s in streams] == [want[i % 4] for i in range(count)]
+
+
+def test_real_model(c):
+    """beside `lepton run`, with no option but a port: what the model says over HTTP is what `lepton generate` prints"""
+    cluster = LocalCluster(stages=2)
+    try:
+        where = os.path.join(cluster.home, "gateway")
+        g = subprocess.Popen([BUILD + "/lepton", "gateway", "--no-keys", "--listen", "127.0.0.1:0", "--listen-file", where, "--chat-template",
+                              "plain"], env=cluster.environment, stderr=subprocess.DEVNULL)
+        try:
+            c.until(lambda: os.path.exists(where), "the gateway to listen")
+            url = "http://" + open(where).read().strip()
+
+            def ask(path, **body):
+                request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+                return json.load(urllib.request.urlopen(request, timeout=60 * SLOW))
+
+            said = subprocess.run([BUILD + "/lepton", "generate", "-p", "Once upon a time", "-n", "24", "--temperature", "0", "--json"],
+                                  env=cluster.environment, text=True, capture_output=True, timeout=60 * SLOW)
+            want = json.loads(said.stdout.splitlines()[-1])
+            got = ask("/v1/completions", prompt="Once upon a time", max_tokens=24, temperature=0, logprobs=3)
+            choice = got["choices"][0]
+            assert choice["text"] == want["text"] and choice["finish_reason"] == want["finish_reason"]
+            assert got["usage"]["completion_tokens"] == len(want["tokens"]) == len(choice["logprobs"]["tokens"])
+            assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
+            for token, value, top in zip(*(choice["logprobs"][k] for k in ("tokens", "token_logprobs", "top_logprobs"))):
+                assert top[token] == value == max(top.values()) and len(top) <= 3, (token, value, top)
+            chat = ask("/v1/chat/completions", messages=[dict(role="user", content="Once")], max_tokens=8)
+            assert chat["choices"][0]["message"]["content"] and chat["model"] == got["model"], (chat, got["model"])
+        finally:
+            g.terminate()
+            assert g.wait(20 * SLOW) == 0
+    finally:
+        cluster.close()
 
 
 def test_curl(c):
