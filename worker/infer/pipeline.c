@@ -4,6 +4,7 @@
 #define TELL_ROWS 1.25  /* a step so much longer than a pass is long because of its rows */
 #define KEPT      512   /* observations, times the stages, after which an m that is not used is forgotten */
 #define GAIN      0.97  /* fewer micro-batches must take less than so much of the time to be taken */
+#define TRIALS    3     /* steps that it takes to know an m: the first may have been a cold one */
 
 void pipeline_init(struct pipeline_cost *cost, int32_t stages)
 {
@@ -12,7 +13,7 @@ void pipeline_init(struct pipeline_cost *cost, int32_t stages)
 
 static bool known(const struct pipeline_cost *cost, int32_t m)
 {
-    return cost->of[m].seen && cost->observed - cost->of[m].seen_at <= KEPT * (uint64_t)cost->stages;
+    return cost->of[m].steps && cost->observed - cost->of[m].seen_at <= KEPT * (uint64_t)cost->stages;
 }
 
 void pipeline_observe(struct pipeline_cost *cost, int32_t m, int32_t rows, double us)
@@ -25,9 +26,13 @@ void pipeline_observe(struct pipeline_cost *cost, int32_t m, int32_t rows, doubl
     if (!before) {
         *pass = us;
         *row = us / rows; /* at most */
-        cost->of[m].seen = true;
+        cost->of[m].steps = 1;
         cost->of[m].bound = false;
         return;
+    }
+    if (cost->of[m].steps < TRIALS) {
+        cost->of[m].steps++;
+        *pass = us < *pass ? us : *pass; /* no pass takes longer than a step */
     }
     if (us > TELL_ROWS * *pass && rows > 1) {
         /* Rows bind; until the first such step row_us was only a bound from above. */
@@ -39,29 +44,38 @@ void pipeline_observe(struct pipeline_cost *cost, int32_t m, int32_t rows, doubl
     }
 }
 
-/* The observed m next to this one, the larger first; 0 when nothing was observed. */
+/* The observed m next to this one, the larger first; 0 when no other was observed. */
 static int32_t neighbour(const struct pipeline_cost *cost, int32_t m)
 {
-    for (int32_t k = m; k <= cost->stages; k++)
+    for (int32_t k = m + 1; k <= cost->stages; k++)
         if (known(cost, k))
             return k;
-    for (int32_t k = m; k >= 1; k--)
+    for (int32_t k = m - 1; k >= 1; k--)
         if (known(cost, k))
             return k;
     return 0;
 }
 
-double pipeline_step_us(const struct pipeline_cost *cost, int32_t m, int32_t rows)
+/* By what was observed of k; of another m it is as good as it can be: shared with fewer, and no row binds
+ * that was not seen to. */
+static double by_observed(const struct pipeline_cost *cost, int32_t k, int32_t m, int32_t rows)
 {
-    int32_t k = neighbour(cost, m);
-    if (k == 0)
-        return 1;
     double pass = cost->of[k].pass_us, arithmetic = rows * cost->of[k].row_us;
-    if (k != m) { /* as good as it can be: shared with fewer, and no row binds that was not seen to */
+    if (k != m) {
         pass *= k > m ? (double)m / k : 1;
         arithmetic *= cost->of[k].bound;
     }
     return pass > arithmetic ? pass : arithmetic;
+}
+
+double pipeline_step_us(const struct pipeline_cost *cost, int32_t m, int32_t rows)
+{
+    double own = known(cost, m) ? by_observed(cost, m, m, rows) : 0;
+    int32_t k = own > 0 && cost->of[m].steps >= TRIALS ? 0 : neighbour(cost, m);
+    if (k == 0)
+        return own > 0 ? own : 1;
+    double best = by_observed(cost, k, m, rows);
+    return own > 0 && own < best ? own : best;
 }
 
 int32_t pipeline_choose(const struct pipeline_cost *cost, int32_t sequences)

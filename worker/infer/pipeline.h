@@ -10,8 +10,9 @@
  *   t(m, rows) = max(pass_us[m], rows * row_us[m])
  *
  * An m that was not tried for long, while others were, is forgotten: the machine or its neighbours may have
- * changed. One that was never tried is taken for as good as it can be (a pass that shares with nobody), so
- * that it is tried once where it might win. What it was shows in the tokens of nobody. */
+ * changed. One that was not tried for a few steps (the first of all may have been a cold one) is taken for as
+ * good as it can be, a pass that shares with nobody, so that it is tried where it might win. What it was
+ * shows in the tokens of nobody. */
 #ifndef LEPTON_WORKER_INFER_PIPELINE_H
 #define LEPTON_WORKER_INFER_PIPELINE_H
 
@@ -24,8 +25,8 @@ struct pipeline_cost {
     uint64_t observed;
     struct {
         double pass_us, row_us; /* of the slowest stage, everything that comes with a step included */
-        bool seen;
-        uint64_t seen_at; /* the count of observations then */
+        int32_t steps;          /* observed, as far as it matters; 0: none */
+        uint64_t seen_at;       /* the count of observations when there was one last */
         bool bound; /* a step was so long that its rows must have bound; else row_us is no less than the truth
                      */
     } of[PIPELINE_MAX_STAGES + 1]; /* [m] */
