@@ -21,6 +21,13 @@ uint64_t clock_now_ms(void)
     return clock_now_us() / 1000u;
 }
 
+uint64_t clock_processor_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
+}
+
 void clock_wall(char out[32])
 {
     struct timespec t;

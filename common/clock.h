@@ -8,6 +8,8 @@
 uint64_t clock_now_ns(void); /* monotonic, nanoseconds */
 uint64_t clock_now_us(void); /* monotonic, microseconds */
 uint64_t clock_now_ms(void); /* monotonic, milliseconds */
+/* Processor time of this process so far, all threads together, microseconds. */
+uint64_t clock_processor_us(void);
 /* "2026-01-31T12:34:56.789Z" into out. */
 void clock_wall(char out[32]);
 /* Sleeps; returns early when a signal arrives. */

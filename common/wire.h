@@ -223,12 +223,12 @@ struct wire_stage {
     uint64_t tensor;                  /* tensor-parallel width */
     uint64_t pid;                     /* of the stage's first rank */
     struct wire_str host;
-    uint64_t busy_us, bubble_us; /* status alone */
+    uint64_t busy_us, bubble_us, processor_us; /* status alone */
 };
 
 /* What the steps took a stage so far. */
 struct wire_stage_time {
-    uint64_t busy_us, bubble_us;
+    uint64_t busy_us, bubble_us, processor_us;
 };
 
 struct wire_hello {

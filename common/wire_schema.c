@@ -183,6 +183,7 @@ static const struct wire_field stage_fields[] = {
     UINT_OPT(wire_stage, busy_us, 0, COUNT, 0, "status: how long it has run steps so far"),
     UINT_OPT(wire_stage, bubble_us, 0, COUNT, 0,
              "status: how long it ran none though its group had work: the bubbles of the pipeline"),
+    UINT_OPT(wire_stage, processor_us, 0, COUNT, 0, "status: processor time of its steps so far"),
 };
 static const struct wire_record stage_record = {
     .name = "stage",
@@ -195,6 +196,8 @@ static const struct wire_record stage_record = {
 static const struct wire_field stage_time_fields[] = {
     UINT(wire_stage_time, busy_us, 0, COUNT, "how long it has run steps so far"),
     UINT(wire_stage_time, bubble_us, 0, COUNT, "how long it ran none though its group had work"),
+    UINT_OPT(wire_stage_time, processor_us, 0, COUNT, 0,
+             "processor time of its steps so far, over all threads of the stage's first rank"),
 };
 static const struct wire_record stage_time_record = {
     .name = "stage_time",

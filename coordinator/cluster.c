@@ -328,6 +328,7 @@ bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_hea
     for (uint32_t i = 0; i < beat->time_count && i < g->stage_count; i++) {
         g->stages[i].busy_us = beat->times[i].busy_us;
         g->stages[i].bubble_us = beat->times[i].bubble_us;
+        g->stages[i].processor_us = beat->times[i].processor_us;
     }
     g->tokens_generated = beat->tokens_generated;
     take_trip(g, beat->round_trip_us);

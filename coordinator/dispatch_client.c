@@ -210,6 +210,7 @@ static void fill_stages(struct wire_group_status *out, const struct group *g)
                                              .pid = g->stages[i].pid,
                                              .busy_us = g->stages[i].busy_us,
                                              .bubble_us = g->stages[i].bubble_us,
+                                             .processor_us = g->stages[i].processor_us,
                                              .host = wire_string(g->stages[i].host)};
 }
 

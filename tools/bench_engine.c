@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/clock.h"
 #include "kernels/kernels.h"
@@ -38,7 +39,7 @@ static const struct config_option options[] = {
     {"repeats", 'r', CONFIG_INT, OPTION(repeats), 1, 1000, "3", "N", NULL,
      "counted runs of each test, after a warm-up", false},
     {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "0", "N", NULL,
-     "threads of a rank; 0 = the processors shared out over all ranks", false},
+     "threads of a rank; 0 = the processors shared out over groups and slots", false},
     {"kernels", 0, CONFIG_STRING, OPTION(kernels), 0, 0, NULL, "NAME", NULL,
      "kernel set (default: the fastest here)", false},
     {"stages", 's', CONFIG_INT, OPTION(stages), 1, 256, "1", "P", NULL,
@@ -68,9 +69,10 @@ const struct config_table bench_engine_table = {
         "cache helps. A "
         "fraction is of the limit that binds: bytes of weights and KV read against the best read rate of the "
         "run, or operations of "
-        "the matrices against the peak of the type's arithmetic. Bubbles are the share of the counted runs' "
-        "time "
-        "in which a stage ran no step, their prompts, beginning and end included.",
+        "the matrices against the peak of the type's arithmetic. Of more stages: idle is the share of the "
+        "processors' time in which they ran no step, bubbles that of each stage's time in which it ran "
+        "none, both over the counted runs with their prompts, beginning and end. Stages that take turns on "
+        "the same processors have bubbles, and leave none idle.",
     .after = "examples:\n"
              "  lepton synth tl.gguf && lepton bench engine tl.gguf -p 512,2048 -n 128 -b 1,2,4,8,16,32\n"
              "  lepton bench engine model.gguf --stages 2 --threads 1 -b 8,32 --json\n"
@@ -202,6 +204,7 @@ static int stages_end(struct bench_run *b, struct bench_row *row, struct err *er
     for (int i = 0; i < row->stage_count; i++) {
         row->stages[i].busy_us -= b->before[i].busy_us;
         row->stages[i].bubble_us -= b->before[i].bubble_us;
+        row->stages[i].processor_us -= b->before[i].processor_us;
     }
     return 0;
 }
@@ -510,7 +513,9 @@ static int run(struct bench_run *b, const char *const *words, struct err *err)
     b->report.tensor = (int)s->tensor;
     b->report.threads = (int)s->threads;
     b->report.repeats = s->repeats;
-    b->report.limit_threads = s->threads ? (int)(s->threads * s->stages * s->tensor) : 0;
+    b->report.limit_threads = (int)(s->threads * s->stages * s->tensor); /* 0 = all that there are */
+    if (b->report.limit_threads > sysconf(_SC_NPROCESSORS_ONLN))
+        b->report.limit_threads = 0;
     if (read_model(b, words[0], err) || measure_limits(b, true, err) || open_target(b, words, err))
         return -1;
     snprintf(b->report.kernel_set, sizeof(b->report.kernel_set), "%s", b->target->kernel_set);

@@ -170,7 +170,9 @@ static int group_times(struct bench_target *t, struct stage_time *times, int *st
         bool fresh = s && s->heartbeat_age_ms * 1000 + SETTLE_US < clock_now_us() - g->over_us;
         *stages = fresh && s->stage_count <= STEP_MAX_STAGES ? (int)s->stage_count : 0;
         for (int i = 0; i < *stages; i++)
-            times[i] = (struct stage_time){s->stages[i].busy_us, s->stages[i].bubble_us};
+            times[i] = (struct stage_time){.busy_us = s->stages[i].busy_us,
+                                           .bubble_us = s->stages[i].bubble_us,
+                                           .processor_us = s->stages[i].processor_us};
         wire_release(&m);
         if (fresh)
             return 0;

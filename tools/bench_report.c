@@ -47,6 +47,19 @@ static double bubbles(const struct stage_time *stages, int count)
     return busy + bubble > 0 ? bubble / (busy + bubble) : 0;
 }
 
+/* The share of the processors' time in which they ran no step of any stage. Stages that take turns on the
+ * same processors have bubbles and leave nothing idle. */
+static double idle(const struct bench_report *r, const struct bench_row *row)
+{
+    double used = 0, all = 0;
+    for (int i = 0; i < row->stage_count; i++) {
+        used += (double)row->stages[i].processor_us * r->tensor;
+        all += (double)(row->stages[i].busy_us + row->stages[i].bubble_us) / row->stage_count;
+    }
+    all *= r->limit_threads;
+    return used < all ? 1 - used / all : 0;
+}
+
 static bool is_prompt(const struct bench_row *row)
 {
     return strncmp(row->test, "pp", 2) == 0;
@@ -112,9 +125,10 @@ static void print_head(const struct bench_report *r)
            r->energy ? "joules of the processor packages (RAPL)" : "not readable here (no RAPL counter)");
 }
 
-/* "2.1 % (stages 1.8, 2.4)" */
-static void print_bubbles(const struct bench_row *row)
+/* "3.0 %    2.1 % (stages 1.8, 2.4)" */
+static void print_bubbles(const struct bench_report *r, const struct bench_row *row)
 {
+    printf("  %4.1f %%", 100 * idle(r, row));
     printf("  %5.1f %%", 100 * bubbles(row->stages, row->stage_count));
     for (int i = 0; i < row->stage_count; i++)
         printf("%s%.1f%s", i ? ", " : " (stages ", 100 * bubbles(&row->stages[i], 1),
@@ -138,7 +152,7 @@ void bench_report_text(struct bench_report *r)
     raise_limits(r);
     print_head(r);
     printf("%-8s %5s %7s %-6s %10s %8s %-5s %8s%s%s\n", "test", "batch", "threads", "type", "tokens/s", "of",
-           "limit", "spread", r->energy ? "  J/token" : "", r->stages > 1 ? "  bubbles" : "");
+           "limit", "spread", r->energy ? "  J/token" : "", r->stages > 1 ? "    idle  bubbles" : "");
     for (int i = 0; i < r->row_count; i++) {
         const struct bench_row *row = &r->rows[i];
         const char *limit;
@@ -148,7 +162,7 @@ void bench_report_text(struct bench_report *r)
         if (r->energy)
             printf("  %7.3f", row->joules_per_token);
         if (r->stages > 1)
-            print_bubbles(row);
+            print_bubbles(r, row);
         printf("\n");
     }
     if (r->lookup_count)
@@ -163,8 +177,10 @@ static json_t *stages_json(const struct bench_row *row)
 {
     json_t *list = json_array();
     for (int i = 0; i < row->stage_count; i++)
-        json_array_append_new(list, json_pack("{s:I, s:I}", "busy_us", (json_int_t)row->stages[i].busy_us,
-                                              "bubble_us", (json_int_t)row->stages[i].bubble_us));
+        json_array_append_new(list,
+                              json_pack("{s:I, s:I, s:I}", "busy_us", (json_int_t)row->stages[i].busy_us,
+                                        "bubble_us", (json_int_t)row->stages[i].bubble_us, "processor_us",
+                                        (json_int_t)row->stages[i].processor_us));
     return list;
 }
 
@@ -195,6 +211,7 @@ static json_t *row_json(const struct bench_report *r, const struct bench_row *ro
         json_object_set_new(o, "joules_per_token", json_real(row->joules_per_token));
     if (r->stages > 1) {
         json_object_set_new(o, "bubble_ratio", json_real(bubbles(row->stages, row->stage_count)));
+        json_object_set_new(o, "idle_ratio", json_real(idle(r, row)));
         json_object_set_new(o, "stages", stages_json(row));
     }
     return o;

@@ -332,12 +332,14 @@ static int read_endpoint(struct local *l, struct err *err)
     return err_set(err, "the coordinator did not open its endpoint within 10 s");
 }
 
+/* Slots work at the same time. Stages mostly take turns: each may have all processors, and where several have
+ * work none loses by it. */
 static int threads_per_rank(const struct local *l)
 {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     if (l->o.threads)
         return l->o.threads;
-    long share = processors / ((long)l->groups * l->o.stages * l->o.tensor);
+    long share = processors / ((long)l->groups * l->o.tensor);
     return share > 1 ? (int)share : 1;
 }
 

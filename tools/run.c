@@ -28,7 +28,7 @@ static const struct config_option options[] = {
     {"tensor", 0, CONFIG_INT, OPTION(tensor), 1, 256, "1", "T", NULL,
      "tensor slots of a stage: ranks that share each layer; a group has P x T ranks", false},
     {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "0", "K", NULL,
-     "threads of a rank; 0 = the processors shared out over all ranks", false},
+     "threads of a rank; 0 = the processors shared out over groups and slots", false},
     {"context", 0, CONFIG_INT, OPTION(context), 0, 1 << 24, "0", "N", NULL,
      "most tokens of a sequence; 0 = the model's, at most 4096", false},
     {"max_sequences", 0, CONFIG_INT, OPTION(max_sequences), 1, 4096, "16", "N", NULL,

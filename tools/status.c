@@ -60,6 +60,7 @@ static json_t *stages_json(const struct wire_group_status *g)
         set_text(o, "host", stage->host);
         set_count(o, "busy_us", stage->busy_us);
         set_count(o, "bubble_us", stage->bubble_us);
+        set_count(o, "processor_us", stage->processor_us);
         json_object_set_new(o, "bubble_ratio", json_real(bubble_ratio(stage->busy_us, stage->bubble_us)));
         json_array_append_new(list, o);
     }

@@ -55,7 +55,9 @@ static void send_heartbeat(struct link *l, uint64_t now_ms)
     m.heartbeat.times = times;
     m.heartbeat.time_count = (uint32_t)stats.stages;
     for (int32_t i = 0; i < stats.stages; i++)
-        times[i] = (struct wire_stage_time){stats.stage[i].busy_us, stats.stage[i].bubble_us};
+        times[i] = (struct wire_stage_time){.busy_us = stats.stage[i].busy_us,
+                                            .bubble_us = stats.stage[i].bubble_us,
+                                            .processor_us = stats.stage[i].processor_us};
     if (stuck_ms >= STUCK_TOLD_MS) {
         m.heartbeat.stuck_ms = stuck_ms;
         m.heartbeat.stuck = wire_string_mend(stuck, sizeof(stuck) - 1);

@@ -53,16 +53,17 @@ assert run["prefix"]["tokens"] == 48 and run["prefix"]["first_ms"] > 0 and run["
 END
 verdict $? "bench engine --json holds each test with its fraction, limit and spread, and load, memory and limits of the run"
 "$B/lepton" bench engine $model -p 24 -n 6 -b 2 --repeats 2 --threads 1 --stages 2 -- --page-tokens 4 >"$out" 2>&1 &&
-    grep -q '^method: one warm-up, median of 2 runs, spread' "$out" && grep -q 'a group of 2 stages, 2 threads in all' "$out" &&
+    grep -q '^method: one warm-up, median of 2 runs, spread' "$out" && grep -q 'a group of 2 stages, [12] threads in all' "$out" &&
     grep -q '^limits of this run: read .* GB/s' "$out" && grep -qE '^energy: (joules|not readable here)' "$out" &&
     grep -qE '^load [0-9]+ ms, to the first token [0-9]+ ms' "$out" && grep -q '^resident [0-9]* MB' "$out" &&
-    grep -qE '^pp24 +1 +2 f16 +[0-9.]+ +[0-9.]+ % fp32' "$out" && grep -qE '^tg6 +2 +2 f16 .* % \(stages [0-9.]+, [0-9.]+\)$' "$out"
+    grep -qE '^pp24 +1 +[12] f16 +[0-9.]+ +[0-9.]+ % fp32' "$out" && grep -qE '^tg6 +2 +[12] f16 .* % \(stages [0-9.]+, [0-9.]+\)$' "$out"
 verdict $? "bench engine drives a real group of two stages, and says its method and each stage's bubbles"
 "$B/lepton" bench engine $model -p 0 -n 40 -b 1,2 --repeats 2 --threads 1 --stages 2 --speculation --json >"$out" 2>&1 && /usr/bin/python3 - "$out" <<'END'
 import json, sys
 run = json.load(open(sys.argv[1]))
 for r in run["results"]:
     assert len(r["stages"]) == 2 and all(s["busy_us"] > 0 for s in r["stages"]) and 0 < r["bubble_ratio"] < 1, r
+    assert all(s["processor_us"] > 0 for s in r["stages"]) and 0 <= r["idle_ratio"] < 1, r
 busy, bubble = (sum(s[k] for s in run["results"][0]["stages"]) for k in ("busy_us", "bubble_us"))
 assert abs(run["results"][0]["bubble_ratio"] - bubble / (busy + bubble)) < 1e-6, run
 looked = run["speculation"]

@@ -315,6 +315,7 @@ static void count_times(struct leader *l, const struct flight *f)
         const struct stage_time *t = &f->step.times[i];
         l->stats.stage[i].busy_us += t->busy_us;
         l->stats.stage[i].bubble_us += t->bubble_us;
+        l->stats.stage[i].processor_us += t->processor_us;
         slowest_us = t->busy_us > slowest_us ? t->busy_us : slowest_us;
     }
     /* Steps that generate alone: beside hundreds of a prompt's rows a pass over the weights does not show. */

@@ -45,10 +45,10 @@ void step_clear(struct step *s, uint64_t id, uint32_t flags)
     s->history_count = s->history_tokens = s->time_count = 0;
 }
 
-void step_add_time(struct step *s, uint64_t busy_us, uint64_t bubble_us)
+void step_add_time(struct step *s, const struct stage_time *time)
 {
     ASSERT(s->time_count < STEP_MAX_STAGES);
-    s->times[s->time_count++] = (struct stage_time){busy_us, bubble_us};
+    s->times[s->time_count++] = *time;
 }
 
 void step_add_biases(struct step *s, struct sample_row *row, const struct logit_bias *biases, int32_t count)

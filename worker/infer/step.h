@@ -58,6 +58,7 @@ struct step_limits {
 struct stage_time {
     uint64_t busy_us;   /* it ran the step */
     uint64_t bubble_us; /* since it last ran one, though the group had work: waiting, receiving, sending on */
+    uint64_t processor_us; /* of all its threads, while it ran the step */
 };
 #define STEP_MAX_STAGES 256
 
@@ -87,7 +88,7 @@ void step_release(struct step *s);
 void step_clear(struct step *s, uint64_t id, uint32_t flags);
 
 /* What the next stage took. */
-void step_add_time(struct step *s, uint64_t busy_us, uint64_t bubble_us);
+void step_add_time(struct step *s, const struct stage_time *time);
 
 /* Adds a sampling row's biases and points the row at them; the limits hold them. */
 void step_add_biases(struct step *s, struct sample_row *row, const struct logit_bias *biases, int32_t count);

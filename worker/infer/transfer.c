@@ -73,10 +73,13 @@ int transfer_run_step(const struct serve_options *o, struct step *step, uint64_t
                       struct token_logprobs *logprobs, struct err *err)
 {
     uint64_t begun_us = clock_now_us(), waited_us = *since_us ? begun_us - *since_us : 0;
+    uint64_t processor_us = clock_processor_us();
     if (executor_run(o->executor, step, ids, logprobs, err))
         return -1;
     *since_us = clock_now_us();
-    step_add_time(step, *since_us - begun_us, transfer_stages(o) > 1 ? waited_us : 0);
+    step_add_time(step, &(struct stage_time){.busy_us = *since_us - begun_us,
+                                             .bubble_us = transfer_stages(o) > 1 ? waited_us : 0,
+                                             .processor_us = clock_processor_us() - processor_us});
     return 0;
 }
 
