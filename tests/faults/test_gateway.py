@@ -3,6 +3,7 @@
 their clients, they die under the coordinator, their clients leave, trickle, or do not read. Mock groups and real programs."""
 import json
 import os
+import signal
 import socket
 import struct
 import sys
@@ -12,6 +13,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from faults import SLOW, Client, kill, main, note, with_options, within  # noqa: E402
 from gateway_harness import Gateway, bare  # noqa: E402
+from test_store import FAILING, POINTS  # noqa: E402
 
 
 def restart(c, pause_s=0.0):
@@ -109,6 +111,38 @@ def test_coordinator_stays_away(c):
     c.launch()
     c.until(lambda: g.get("/ready").status == 200, "it to be ready again")
     assert g.complete(max_tokens=4)["usage"]["completion_tokens"] == 4
+
+
+@with_options(store="@/state.db", lease_ms=1500)
+def test_killed_at_commit_points(c):
+    """kill -9 of the coordinator at every commit point: HTTP answers, streamed and whole, complete, and none differs (row 2)"""
+    mock = c.mock()
+    g = Gateway(c).ready()
+    asks = [dict(prompt="Once %d" % i, seed=100 + i, max_tokens=40 + 20 * (i % 2)) for i in range(6)]
+    want = [g.complete(**ask)["choices"][0]["text"] for ask in asks]
+    worst = 0.0
+    for k, point in enumerate(POINTS):
+        at = 2 + k % 2
+        c.command[0], c.environment["LEPTON_FAILPOINT"] = FAILING, "%s:%d" % (point, at)
+        restart(c)
+        mock.send_signal(signal.SIGSTOP)  # nothing ends before all are there
+        streams, whole = [g.stream(**ask) for ask in asks[:4]], {}
+        plain = [threading.Thread(target=lambda i=i: whole.update({i: g.complete(**asks[i])})) for i in (4, 5)]
+        for t in plain:
+            t.start()
+        threads = read_all(streams) + plain
+        c.until(lambda: c.status().live == 6, "all to be there")
+        mock.send_signal(signal.SIGCONT)
+        c.until(lambda: c.process.poll() is not None, "the end at " + point)
+        assert c.process.returncode == -9, (point, c.process.returncode)
+        del c.environment["LEPTON_FAILPOINT"]
+        c.launch()
+        join(threads)
+        assert all(s.whole() for s in streams), (point, [s.events[-1:] for s in streams])
+        assert [s.text() for s in streams] + [whole[i]["choices"][0]["text"] for i in (4, 5)] == want, point
+        worst = max(worst, *(s.worst_gap() for s in streams))
+    note("row 2: killed at %d commit points: %d HTTP answers whole and as undisturbed, worst gap %.2f s"
+         % (len(POINTS), 6 * len(POINTS), worst))
 
 
 @with_options(lease_ms=1500)
