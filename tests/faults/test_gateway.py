@@ -245,6 +245,32 @@ def test_client_leaves_the_queue(c):
     first.close()
 
 
+@with_options(queue_requests=8)
+def test_flood(c):
+    """more HTTP requests than the queue holds: each is answered whole or refused with 429 and Retry-After, none is lost (row 20)"""
+    c.mock(speed="base_us = %d.0; decode_us = 50.0; prefill_us = 20.0; max_sequences = 4; kv_tokens = 200000;" % (5000 * SLOW))
+    g = Gateway(c).ready()
+    answers = []
+
+    def ask(number):
+        for i in range(20):
+            start = time.monotonic()
+            answer = g.post("/v1/completions", dict(prompt="x", seed=number, max_tokens=16))
+            answers.append((answer.status, time.monotonic() - start, answer))
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(20)]
+    for t in threads:
+        t.start()
+    join(threads)
+    served, refused = [a for s, _, a in answers if s == 200], [(t, a) for s, t, a in answers if s == 429]
+    assert len(served) + len(refused) == 400 and len(served) >= 20 and len(refused) >= 20, [s for s, _, _ in answers]
+    assert all(int(a.getheader("Retry-After")) >= 1 and json.loads(a.text)["error"]["code"] == "queue_full" for _, a in refused)
+    assert all(json.loads(a.text)["usage"]["completion_tokens"] == 16 for a in served)
+    c.until(lambda: c.status().live == 0, "nothing to be left")
+    times = sorted(t for t, _ in refused)
+    note("row 20: a flood over HTTP: %d served, %d refused with 429, median %.1f ms, most %.1f ms"
+         % (len(served), len(refused), 1e3 * times[len(times) // 2], 1e3 * times[-1]))
+
+
 @with_options(stall_timeout_ms=60000)
 def test_slow_reader(c):
     """an HTTP client that does not read: its stream alone is paused, then cut; memory stays, neighbours lose nothing (row 21)"""

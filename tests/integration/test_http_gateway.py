@@ -356,7 +356,7 @@ def test_errors_of_the_coordinator(c):
 
 
 def test_full_queue(c):
-    """a queue that is full is 429 with Retry-After within 50 ms; what was taken is served"""
+    """a queue that is full is 429 with Retry-After, at once; what was taken is served"""
     worker = c.worker().join(sequences=1)
     g = Gateway(c).ready()
     streams = [g.stream()]
