@@ -69,12 +69,39 @@ static void find_block(const struct attention *a, const struct attention_item *i
     find_keys(a, it->sequence, g, base, keys->n, keys->at);
 }
 
-static void run_item(const struct attention *a, const struct attention_item *it, int64_t g,
-                     const struct attention_room *room)
+/* Item i in the order in which they are taken: the long ones first, for late rows see most. */
+static const struct attention_item *item_at(const struct attention *a, int64_t i, int64_t *g)
+{
+    int64_t from_end = a->count - 1 - i;
+    *g = from_end % a->G;
+    return &a->items[from_end / a->G];
+}
+
+static int64_t first_block(const struct attention *a, const struct attention_item *it)
 {
     const int32_t *positions = (const int32_t *)a->view->positions.data + it->row;
-    int64_t last = positions[it->rows - 1],
-            base = oldest_of(a, positions[0]) / ATTENTION_KEYS * ATTENTION_KEYS;
+    return oldest_of(a, positions[0]) / ATTENTION_KEYS * ATTENTION_KEYS;
+}
+
+/* The first block of item i; none behind the last item. */
+static void find_first(const struct attention *a, int64_t i, struct attention_keys *keys)
+{
+    int64_t g;
+    keys->n = 0;
+    if (i >= a->count)
+        return;
+    const struct attention_item *it = item_at(a, i, &g);
+    const int32_t *positions = (const int32_t *)a->view->positions.data + it->row;
+    find_block(a, it, g, first_block(a, it), positions[it->rows - 1], keys);
+}
+
+/* Item i. With its last block's load that is asked for which this member likely begins with next. */
+static void run_item(const struct attention *a, int64_t i, const struct attention_room *room)
+{
+    int64_t g;
+    const struct attention_item *it = item_at(a, i, &g);
+    const int32_t *positions = (const int32_t *)a->view->positions.data + it->row;
+    int64_t last = positions[it->rows - 1], base = first_block(a, it);
     int32_t begin = 0, end = 0; /* rows that see some of the block */
     struct attention_keys keys[2];
     a->set->begin(a, it, g, room);
@@ -84,14 +111,17 @@ static void run_item(const struct attention *a, const struct attention_item *it,
             begin++;
         while (end < it->rows && oldest_of(a, positions[end]) < base + ATTENTION_KEYS)
             end++;
-        find_block(a, it, g, base + ATTENTION_KEYS, last, &keys[turn ^ 1]);
+        if (base + ATTENTION_KEYS <= last)
+            find_block(a, it, g, base + ATTENTION_KEYS, last, &keys[turn ^ 1]);
+        else
+            find_first(a, i + team_threads(a->team), &keys[turn ^ 1]);
         a->set->load[a->k->dtype](a, &keys[turn], &keys[turn ^ 1], room);
         attend_block(a, it, begin * a->heads, end * a->heads, base, room);
     }
     a->set->finish(a, it, g, room);
 }
 
-/* Members take one item at a time, the long ones first: late rows see most. */
+/* Members take one item at a time. */
 static void run_items(void *context, int64_t begin, int64_t end, int member)
 {
     struct attention *a = context;
@@ -105,10 +135,8 @@ static void run_items(void *context, int64_t begin, int64_t end, int member)
     room.acc = room.q + queries * a->wide;
     room.highest = room.acc + queries * a->wide;
     room.sum = room.highest + states;
-    while ((i = atomic_fetch_add_explicit(&a->next_item, 1, memory_order_relaxed)) < a->count) {
-        int64_t from_end = a->count - 1 - i;
-        run_item(a, &a->items[from_end / a->G], from_end % a->G, &room);
-    }
+    while ((i = atomic_fetch_add_explicit(&a->next_item, 1, memory_order_relaxed)) < a->count)
+        run_item(a, i, &room);
 }
 
 /* Rows of an item: many, for they share the turned keys, but so few that every thread finds items enough. */

@@ -86,7 +86,8 @@ struct attention_set {
     /* The queries of an item as the scores want them, and their softmaxes at the start. */
     void (*begin)(const struct attention *a, const struct attention_item *it, int64_t g,
                   const struct attention_room *room);
-    /* A block's keys, turned, and its values; keys behind the n are zeros. What comes next is asked for. */
+    /* A block's keys, turned, and its values; keys behind the n are zeros. `next`, maybe of another item, is
+     * asked for. */
     attention_load *load[DTYPE_COUNT];
     /* The outputs of an item. */
     void (*finish)(const struct attention *a, const struct attention_item *it, int64_t g,
