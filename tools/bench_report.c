@@ -125,10 +125,9 @@ static void print_head(const struct bench_report *r)
            r->energy ? "joules of the processor packages (RAPL)" : "not readable here (no RAPL counter)");
 }
 
-/* "3.0 %    2.1 % (stages 1.8, 2.4)" */
-static void print_bubbles(const struct bench_report *r, const struct bench_row *row)
+/* "2.1 % (stages 1.8, 2.4)" */
+static void print_bubbles(const struct bench_row *row)
 {
-    printf("  %4.1f %%", 100 * idle(r, row));
     printf("  %5.1f %%", 100 * bubbles(row->stages, row->stage_count));
     for (int i = 0; i < row->stage_count; i++)
         printf("%s%.1f%s", i ? ", " : " (stages ", 100 * bubbles(&row->stages[i], 1),
@@ -152,7 +151,7 @@ void bench_report_text(struct bench_report *r)
     raise_limits(r);
     print_head(r);
     printf("%-8s %5s %7s %-6s %10s %8s %-5s %8s%s%s\n", "test", "batch", "threads", "type", "tokens/s", "of",
-           "limit", "spread", r->energy ? "  J/token" : "", r->stages > 1 ? "    idle  bubbles" : "");
+           "limit", "spread", r->energy ? "  J/token" : "", r->stages > 1 ? "    idle  bubbles" : "    idle");
     for (int i = 0; i < r->row_count; i++) {
         const struct bench_row *row = &r->rows[i];
         const char *limit;
@@ -161,8 +160,9 @@ void bench_report_text(struct bench_report *r)
                dtype_info(r->work.type)->name, row->rate.median, part * 100, limit, row->rate.spread * 100);
         if (r->energy)
             printf("  %7.3f", row->joules_per_token);
+        printf("  %4.1f %%", 100 * idle(r, row));
         if (r->stages > 1)
-            print_bubbles(r, row);
+            print_bubbles(row);
         printf("\n");
     }
     if (r->lookup_count)
@@ -209,9 +209,9 @@ static json_t *row_json(const struct bench_report *r, const struct bench_row *ro
                   row->rate.median, "fraction", part, "limit", limit, "spread", row->rate.spread);
     if (r->energy)
         json_object_set_new(o, "joules_per_token", json_real(row->joules_per_token));
+    json_object_set_new(o, "idle_ratio", json_real(idle(r, row)));
     if (r->stages > 1) {
         json_object_set_new(o, "bubble_ratio", json_real(bubbles(row->stages, row->stage_count)));
-        json_object_set_new(o, "idle_ratio", json_real(idle(r, row)));
         json_object_set_new(o, "stages", stages_json(row));
     }
     return o;

@@ -36,7 +36,7 @@ void pipeline_observe(struct pipeline_cost *cost, int32_t m, int32_t rows, doubl
     }
     if (us > TELL_ROWS * *pass && rows > 1) {
         /* Rows bind; until the first such step row_us was only a bound from above. */
-        *row += (us / rows - *row) * WEIGHT;
+        *row += (us / rows - *row) * (cost->of[m].bound ? WEIGHT : 1);
         cost->of[m].bound = true;
     } else {
         *pass += (us - *pass) * WEIGHT;
@@ -56,15 +56,12 @@ static int32_t neighbour(const struct pipeline_cost *cost, int32_t m)
     return 0;
 }
 
-/* By what was observed of k; of another m it is as good as it can be: shared with fewer, and no row binds
- * that was not seen to. */
+/* By what was observed of k; another m may be as good as it can be, shared with fewer. No row binds that was
+ * not seen to: of steps of one row nothing is known of those of many. */
 static double by_observed(const struct pipeline_cost *cost, int32_t k, int32_t m, int32_t rows)
 {
-    double pass = cost->of[k].pass_us, arithmetic = rows * cost->of[k].row_us;
-    if (k != m) {
-        pass *= k > m ? (double)m / k : 1;
-        arithmetic *= cost->of[k].bound;
-    }
+    double pass = cost->of[k].pass_us * (k > m ? (double)m / k : 1);
+    double arithmetic = cost->of[k].bound ? rows * cost->of[k].row_us : 0;
     return pass > arithmetic ? pass : arithmetic;
 }
 

@@ -125,8 +125,20 @@ static void test_a_cold_step_condemns_nothing(void)
     CHECK_INT(settle(&c, &apart, 8), 2);
 }
 
+/* One stream alone takes steps of one row for long; then there are many. */
+static void test_steps_of_one_row_tell_nothing_of_many(void)
+{
+    struct pipeline_cost c;
+    struct machine x = {1000, 100, true};
+    pipeline_init(&c, 2);
+    for (int i = 0; i < 400; i++)
+        pipeline_observe(&c, 1, 1, step_us(&x, 1, 1));
+    CHECK_INT(settle(&c, &x, 8), 1);
+}
+
 int main(void)
 {
+    TEST(test_steps_of_one_row_tell_nothing_of_many, "steps of one row tell nothing of those of many");
     TEST(test_a_cold_step_condemns_nothing, "a cold first step condemns no number of micro-batches");
     TEST(test_what_was_measured_long_ago_is_tried_again, "what was measured long ago is tried again");
     TEST(test_the_choice_is_the_best_there_is, "no other number of micro-batches is faster by a twentieth");
