@@ -69,13 +69,13 @@ const struct config_table bench_engine_table = {
         "cache helps. A "
         "fraction is of the limit that binds: bytes of weights and KV read against the best read rate of the "
         "run, or operations of "
-        "the matrices against the peak of the type's arithmetic. Of more stages: idle is the share of the "
-        "processors' time in which they ran no step, bubbles that of each stage's time in which it ran "
-        "none, both over the counted runs with their prompts, beginning and end. Stages that take turns on "
+        "the matrices against the peak of the type's arithmetic. Idle is the share of the processors' "
+        "time in which they computed no step, bubbles that of each stage's time in which it ran none, "
+        "both over the counted runs with their prompts, beginning and end. Stages that take turns on "
         "the same processors have bubbles, and leave none idle.",
     .after = "examples:\n"
              "  lepton synth tl.gguf && lepton bench engine tl.gguf -p 512,2048 -n 128 -b 1,2,4,8,16,32\n"
-             "  lepton bench engine model.gguf --stages 2 --threads 1 -b 8,32 --json\n"
+             "  lepton bench engine model.gguf --stages 2 -b 8,32 --json\n"
              "  lepton bench engine model.gguf -p 0 -b 1,4 --speculation\n",
     .min_arguments = 1,
     .max_arguments = 1 + MOST_WORDS,

@@ -47,8 +47,8 @@ static double bubbles(const struct stage_time *stages, int count)
     return busy + bubble > 0 ? bubble / (busy + bubble) : 0;
 }
 
-/* The share of the processors' time in which they ran no step of any stage. Stages that take turns on the
- * same processors have bubbles and leave nothing idle. */
+/* The share of the processors' time in which they computed no step. Of one rank it is what its steps leave
+ * idle; stages that take turns on the same processors have bubbles, and leave no more idle for it. */
 static double idle(const struct bench_report *r, const struct bench_row *row)
 {
     double used = 0, all = 0;
