@@ -42,8 +42,8 @@ import json, sys
 run = json.load(open(sys.argv[1]))
 assert [(r["test"], r["batch"]) for r in run["results"]] == [("pp24", 1), ("pp40", 1), ("tg6", 1), ("tg6", 3)], run
 for r in run["results"]:
-    assert set(r) - {"joules_per_token"} == {"test", "batch", "threads", "type", "tokens_per_second", "fraction", "limit", "spread"}, r
-    assert r["tokens_per_second"] > 0 and r["fraction"] > 0 and r["spread"] >= 0, r
+    assert set(r) - {"joules_per_token"} == {"test", "batch", "threads", "type", "tokens_per_second", "fraction", "limit", "spread", "idle_ratio"}, r
+    assert r["tokens_per_second"] > 0 and r["fraction"] > 0 and r["spread"] >= 0 and 0 <= r["idle_ratio"] < 1, r
     assert r["threads"] == 2 and r["type"] == "f16" and r["limit"] in ("read", "int8", "bf16", "fp32"), r
     assert r["test"][:2] != "pp" or r["limit"] != "read", r
 assert run["limits"]["read_bytes_per_s"] > 0 and run["limits"]["fp32_flop_per_s"] > 0 and run["limits"]["read_by"], run
