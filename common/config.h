@@ -40,6 +40,18 @@ struct config_option {
     bool given_only;      /* command line only: refused in files (say --config itself) */
 };
 
+/* Options that are named as their members, with all that they need. */
+#define CONFIG_TEXT(type, member, preset, example, sentence)                                          \
+    {                                                                                                 \
+        .name = #member, .kind = CONFIG_STRING, .offset = offsetof(type, member), .standard = preset, \
+        .value = example, .help = sentence                                                            \
+    }
+#define CONFIG_NUMBER(type, member, low, high, preset, sentence)                                        \
+    {                                                                                                   \
+        .name = #member, .kind = CONFIG_INT, .offset = offsetof(type, member), .min = low, .max = high, \
+        .standard = preset, .value = "N", .help = sentence                                              \
+    }
+
 struct config_table {
     const char *program;   /* "lepton tokenize" */
     const char *arguments; /* "MODEL [PROMPT]": positional arguments for the usage line; NULL = none */

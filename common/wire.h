@@ -173,6 +173,7 @@ struct wire_token {
     struct wire_alternative *top_logprobs;
     uint32_t top_count;
     uint64_t numeric;      /* coordinator -> client only, of index 0: names the numeric class */
+    struct wire_str model; /* as numeric, where the request named none */
     struct wire_str group; /* worker -> coordinator only, with epoch */
     uint64_t epoch;
 };
@@ -200,6 +201,7 @@ struct wire_done {
     uint64_t decode_us;                       /* first token -> last token, in the group */
     uint64_t moves;                           /* how often it went on at another group; by the coordinator */
     bool mixed; /* some of these were of another numeric class: other tokens might have come without them */
+    struct wire_str model; /* where the request named none; by the coordinator */
     struct wire_str group;
     uint64_t epoch;
     uint64_t stages;

@@ -364,6 +364,8 @@ static const struct wire_field token_fields[] = {
           "with top_logprobs: the likeliest tokens in its place, the likeliest first"),
     UINT_OPT(wire_token, numeric, 0, ANY, 0,
              "with index 0, by the coordinator: names the numeric class of the group that generated it"),
+    STRING_OPT(wire_token, model, 128,
+               "with index 0, by the coordinator: which it was, of a request that named none"),
     OWNER(wire_token, false),
 };
 static const struct wire_field item_fields[] = {TOKEN_FIELDS};
@@ -397,6 +399,7 @@ static const struct wire_field done_fields[] = {
     UINT_OPT(wire_done, moves, 0, COUNT, 0,
              "how often it went on at another group; filled by the coordinator"),
     BOOL_OPT(wire_done, mixed, "groups of more than one numeric class generated it"),
+    STRING_OPT(wire_done, model, 128, "by the coordinator: which it was, of a request that named none"),
     OWNER(wire_done, false),
     UINT_OPT(wire_done, stages, 0, WIRE_MAX_STAGES, 0, "pipeline stages that served it"),
 };

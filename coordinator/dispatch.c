@@ -225,6 +225,7 @@ static void act_assign(struct dispatch *d, const struct scheduler_action *action
         struct request_place place = {.group = g->slot,
                                       .epoch = g->epoch,
                                       .name = g->name,
+                                      .model = g->model,
                                       .stage_count = g->stage_count,
                                       .numeric = g->numeric,
                                       .context = g->context};

@@ -35,21 +35,13 @@ struct settings {
         audit_rows, suspect_ms, processor;
 };
 
-#define TEXT(member, preset, example, sentence)                                              \
-    {                                                                                        \
-        .name = #member, .kind = CONFIG_STRING, .offset = offsetof(struct settings, member), \
-        .standard = preset, .value = example, .help = sentence                               \
-    }
+#define TEXT(...) CONFIG_TEXT(struct settings, __VA_ARGS__)
 #define CHOICE(member, preset, words, sentence)                                              \
     {                                                                                        \
         .name = #member, .kind = CONFIG_STRING, .offset = offsetof(struct settings, member), \
         .standard = preset, .value = "NAME", .choices = words, .help = sentence              \
     }
-#define NUMBER(member, low, high, preset, sentence)                                                   \
-    {                                                                                                 \
-        .name = #member, .kind = CONFIG_INT, .offset = offsetof(struct settings, member), .min = low, \
-        .max = high, .standard = preset, .value = "N", .help = sentence                               \
-    }
+#define NUMBER(...) CONFIG_NUMBER(struct settings, __VA_ARGS__)
 
 static const struct config_option options[] = {
     {.name = "config",

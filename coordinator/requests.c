@@ -203,6 +203,7 @@ static int keep_delivered(struct request *q, const struct wire_generate *in, str
 void request_release(struct request *q)
 {
     free(q->model);
+    free(q->only_model);
     free(q->prompt);
     free(q->error_message);
     for (uint32_t i = 0; i < q->sampling.stop_count; i++)
@@ -326,6 +327,8 @@ void request_assigned(struct request *q, const struct request_place *place, uint
     q->place_numeric = place->numeric;
     q->place_context = place->context;
     snprintf(q->group_name, sizeof(q->group_name), "%s", place->name);
+    if (!q->model[0] && !q->only_model && place->model)
+        q->only_model = xstrdup(place->model);
     if (!q->again)
         q->assigned_us = now_us;
     for (uint64_t c = 0; c < q->sampling.n; c++)
@@ -423,6 +426,7 @@ static void end_choice(struct request *q, struct request_choice *c, const struct
     c->done.request = wire_string(q->client_request);
     c->done.finish_reason = wire_string(c->finish_reason);
     c->done.group = wire_string(q->group_name[0] ? q->group_name : NULL);
+    c->done.model = wire_string(q->only_model);
     c->done.epoch = q->epoch;
     c->done.stages = q->stage_count;
     c->done.queue_us = q->assigned_us ? q->assigned_us - q->accepted_us : 0;

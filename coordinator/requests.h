@@ -108,15 +108,16 @@ struct request {
     bool idempotent;                /* its id is its key's, not its connection's */
     uint8_t digest[REQUEST_DIGEST]; /* of what was asked, of an idempotent one */
     /* what was asked */
-    char *model;
+    char *model; /* empty: the only one */
     char *prompt;
     uint32_t prompt_bytes;
     bool no_bos, special;
     struct wire_service service;      /* its strings are ours */
     char group_name[WIRE_MAX_ID + 1]; /* of the group it was given to last; empty before */
-    uint64_t stage_count;             /* of that group */
-    uint64_t moves;                   /* how often it went on at another group */
-    uint64_t place_numeric;           /* numeric class and context of the group it was given to last */
+    char *only_model;     /* that it serves, where none was asked for by name; NULL: not known, or one was */
+    uint64_t stage_count; /* of that group */
+    uint64_t moves;       /* how often it went on at another group */
+    uint64_t place_numeric; /* numeric class and context of the group it was given to last */
     uint64_t place_context;
     bool mixed; /* groups of another class went on with it */
     struct suspicion suspicion;
@@ -195,7 +196,7 @@ void request_not_stored(struct request *q, int code, const char *message);
 struct request_place {
     uint32_t group;
     uint64_t epoch;
-    const char *name; /* copied */
+    const char *name, *model; /* copied */
     uint64_t stage_count;
     uint64_t numeric, context; /* names its numeric class, not 0; most tokens of one sequence */
 };

@@ -270,7 +270,7 @@ static int read_tokens(struct reader *in, struct request_choice *c)
     return place_texts(in, c, alternatives);
 }
 
-static int read_done(struct reader *in, struct request_choice *c)
+static int read_done(struct reader *in, struct request *q, struct request_choice *c)
 {
     struct wire_message m;
     const uint8_t *frame;
@@ -287,6 +287,9 @@ static int read_done(struct reader *in, struct request_choice *c)
         c->done.finish_reason = wire_string(c->finish_reason);
         c->done_text = wire_str_dup(m.done.text);
         c->done.text.data = c->done_text;
+        if (m.done.model.size && !q->only_model)
+            q->only_model = wire_str_dup(m.done.model);
+        c->done.model = wire_string(q->only_model);
     }
     wire_release(&m);
     return is_done ? 0 : reader_fail(in, "expected a done");
@@ -312,7 +315,7 @@ static int read_record(struct reader *in, struct request *q)
     q->sampling.has_seed = true;
     q->choices = xcalloc(n, sizeof(*q->choices));
     for (uint32_t i = 0; i < n; i++)
-        if (read_tokens(in, &q->choices[i]) || read_done(in, &q->choices[i]))
+        if (read_tokens(in, &q->choices[i]) || read_done(in, q, &q->choices[i]))
             return -1;
     if (reader_left(in) > 0)
         return reader_fail(in, "%llu bytes behind its end", (unsigned long long)reader_left(in));

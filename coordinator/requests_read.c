@@ -155,6 +155,7 @@ static void fill_token(const struct request *q, uint64_t choice, uint64_t index,
     m->id = t->id;
     m->text = part_of(&c->text, t->text_offset, t->text_bytes);
     m->numeric = index == 0 ? q->numeric : 0;
+    m->model = wire_string(index == 0 ? q->only_model : NULL);
     m->logprob = (double)t->logprob;
     m->piece = part_of(&c->text, t->text_offset + t->text_bytes, t->piece_bytes);
     m->top_logprobs = out->top;

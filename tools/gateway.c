@@ -30,16 +30,8 @@ struct gateway_settings {
 };
 
 #define OPTION(member) offsetof(struct gateway_settings, member)
-#define TEXT(member, preset, example, sentence)                                               \
-    {                                                                                         \
-        .name = #member, .kind = CONFIG_STRING, .offset = OPTION(member), .standard = preset, \
-        .value = example, .help = sentence                                                    \
-    }
-#define NUMBER(member, low, high, preset, sentence)                                             \
-    {                                                                                           \
-        .name = #member, .kind = CONFIG_INT, .offset = OPTION(member), .min = low, .max = high, \
-        .standard = preset, .value = "N", .help = sentence                                      \
-    }
+#define TEXT(...)      CONFIG_TEXT(struct gateway_settings, __VA_ARGS__)
+#define NUMBER(...)    CONFIG_NUMBER(struct gateway_settings, __VA_ARGS__)
 
 static const struct config_option options[] = {
     CLIENT_OPTIONS(struct gateway_settings, client),

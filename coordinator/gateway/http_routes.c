@@ -144,18 +144,6 @@ static void choose_id(struct http_call *call, const struct openai_request *r, ch
     }
 }
 
-/* A client that names no model means the only one: the answer says which. */
-static void name_model(struct http_call *call, struct exchange *x)
-{
-    struct upstream_state *state = xmalloc(sizeof(*state));
-    upstream_state(call->http->options.upstream, state);
-    if (x->request.ask.model.size == 0 && state->model_count == 1) {
-        free(x->answer.model);
-        x->answer.model = xstrdup(state->models[0].name);
-    }
-    free(state);
-}
-
 static int serve_generate(struct http_call *call)
 {
     struct openai_request r;
@@ -182,7 +170,6 @@ static int serve_generate(struct http_call *call)
     x->context = call;
     if (call->who[0] || x->request.ask.service.cache_salt.size) /* prefixes are shared within one key alone */
         fingerprint(x->salt, call->who, x->request.ask.service.cache_salt);
-    name_model(call, x);
     call->exchange = x;
     http_watch(call, x);
     upstream_submit(h->options.upstream, x);

@@ -243,7 +243,7 @@ static void write_head(const struct openai_answer *a, struct buffer *out)
     buffer_printf(out, "{\"id\":");
     json_text_string(out, a->id, strlen(a->id));
     buffer_printf(out, ",\"object\":\"%s\",\"created\":%lld,\"model\":", object, (long long)a->created);
-    json_text_string(out, a->model ? a->model : "", a->model ? strlen(a->model) : 0);
+    json_text_string(out, a->model, strlen(a->model));
 }
 
 static void write_usage(const struct openai_answer *a, struct buffer *out)
@@ -286,9 +286,19 @@ static void write_event(const struct openai_answer *a, uint64_t index, struct wi
     forget_logprobs(c);
 }
 
+/* Which it was, when the request named none. */
+static void take_model(struct openai_answer *a, struct wire_str model)
+{
+    if (model.size == 0 || a->model[0])
+        return;
+    free(a->model);
+    a->model = wire_str_dup(model);
+}
+
 void openai_answer_token(struct openai_answer *a, const struct wire_token *t, struct buffer *out)
 {
     struct openai_choice *c = &a->choices[t->choice];
+    take_model(a, t->model);
     gather_logprob(a, c, t);
     c->offset += characters(t->text);
     if (!a->stream)
@@ -300,6 +310,7 @@ void openai_answer_token(struct openai_answer *a, const struct wire_token *t, st
 void openai_answer_done(struct openai_answer *a, const struct wire_done *d, struct buffer *out)
 {
     struct openai_choice *c = &a->choices[d->choice];
+    take_model(a, d->model);
     snprintf(c->finish_reason, sizeof(c->finish_reason), "%.*s", (int)d->finish_reason.size,
              d->finish_reason.data);
     a->prompt_tokens = d->prompt_tokens;

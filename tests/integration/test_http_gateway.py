@@ -58,6 +58,20 @@ def test_answers(c):
     assert stopped["choices"][0]["text"] == first[:first.index(first[4])] and stopped["choices"][0]["finish_reason"] == "stop"
 
 
+def test_names_the_model(c):
+    """who names no model is told which it was, also where the group came after the question"""
+    g = Gateway(c)  # it has heard of no group when it is asked
+    ask = dict(prompt="Once", seed=1, max_tokens=3, request_id="early")
+    early = [g.stream(prompt="x", max_tokens=2), g.stream(**ask)]
+    c.mock()
+    for s in early:
+        s.read()
+        assert s.whole() and all(e["model"] == "mock" for e in s.objects()), s.objects()
+    again = g.post("/v1/completions", dict(ask, model=""))
+    assert json.loads(again.text)["model"] == "mock", again.text
+    assert g.complete(prompt="x", max_tokens=1)["model"] == "mock"
+
+
 def test_routes(c):
     """each route, its methods, and what is none; ids are echoed; what was ignored is listed"""
     c.mock()
@@ -290,15 +304,20 @@ def test_hosts(c):
         assert answer.status == status, (host, answer.status, answer.text)
 
 
-def test_request_id(c):
-    """the same request_id again replays the answer; while it runs it is refused; another key's is another request"""
-    c.mock()
+def two_people(c):
+    """A gateway, and the keys of two who may ask it."""
     path = c.path("api-keys")
     keys = [subprocess.run([BUILD + "/lepton", "gateway", "--api-keys", path, "--new-key", n], text=True, capture_output=True).stdout.strip()
             for n in ("alice", "bob")]
     g = Gateway(c, api_keys=path)
     g.key = keys[0]
-    g.ready()
+    return g.ready(), keys
+
+
+def test_request_id(c):
+    """the same request_id again replays the answer; while it runs it is refused; another key's is another request"""
+    c.mock()
+    g, keys = two_people(c)
     ask = dict(prompt="x", max_tokens=20, request_id="order 66")
     first = json.loads(g.post("/v1/completions", ask, key=keys[0]).text)
     again = json.loads(g.post("/v1/completions", ask, key=keys[0]).text)
@@ -316,12 +335,7 @@ def test_request_id(c):
 def test_salts(c):
     """what is cached for one key is not found for another, nor for another cache_salt of the same"""
     c.mock()
-    path = c.path("api-keys")
-    keys = [subprocess.run([BUILD + "/lepton", "gateway", "--api-keys", path, "--new-key", n], text=True, capture_output=True).stdout.strip()
-            for n in ("alice", "bob")]
-    g = Gateway(c, api_keys=path)
-    g.key = keys[0]
-    g.ready()
+    g, keys = two_people(c)
     worker, salts = c.worker("worker", key="worker").join(model="seen"), []  # sees what groups are given
     for key, salt in ((keys[0], None), (keys[0], None), (keys[1], None), (keys[0], "s"), (keys[1], "s")):
         body = dict(prompt="x", max_tokens=1, model="seen", **({"cache_salt": salt} if salt else {}))

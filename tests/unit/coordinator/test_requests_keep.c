@@ -22,7 +22,9 @@ static struct request *served(struct requests *r, const char *id)
     struct request *q = requests_add(r, &alice, &m.generate, 1000, &err);
     CHECK(q != NULL);
     request_assigned(
-        q, &(struct request_place){.group = 2, .epoch = 9, .name = "g", .stage_count = 3, .numeric = 5},
+        q,
+        &(struct request_place){
+            .group = 2, .epoch = 9, .name = "g", .model = "tiny", .stage_count = 3, .numeric = 5},
         1500);
     for (uint64_t i = 0; i < 6; i++) {
         struct wire_alternative top[2] = {{.id = 4, .logprob = -1, .piece = wire_string("abc")},

@@ -32,8 +32,9 @@ static struct request *begin(struct requests *r, int connection, const struct wi
     struct request *q = requests_add(r, &p, in, now_us, &err);
     CHECK_STR(err.message, "");
     if (q)
-        request_assigned(q, &(struct request_place){.group = 2, .epoch = 9, .name = "g", .numeric = 7},
-                         now_us);
+        request_assigned(
+            q, &(struct request_place){.group = 2, .epoch = 9, .name = "g", .model = "tiny", .numeric = 7},
+            now_us);
     return q;
 }
 
@@ -277,9 +278,35 @@ static void test_credit_is_used_by_tokens_alone(void)
     requests_free(&r);
 }
 
+static void test_the_model_is_named_to_who_named_none(void)
+{
+    struct requests *r = requests_new(4, &keep);
+    struct request_message m;
+    for (uint64_t count = 0; count < 2; count++)
+        for (int named = 0; named < 2; named++) {
+            struct wire_generate in = ask("q", "Once");
+            const char *expected = named ? "" : "tiny";
+            in.idempotent = false;
+            in.model = wire_string(named ? "other" : NULL);
+            struct request *q = begin(r, 1, &in, 0);
+            tokens(q, 0, 2 * count); /* none: the first that was drawn ended it */
+            end(q, 2 * count);
+            for (uint64_t i = 0; i < 2 * count; i++) {
+                CHECK(request_next(q, &q->readers[0], &m) && m.wire.type == WIRE_TOKEN);
+                CHECK(wire_str_is(m.wire.token.model, i ? "" : expected));
+                request_sent(q, &q->readers[0], &m);
+            }
+            CHECK(request_next(q, &q->readers[0], &m) && m.wire.type == WIRE_DONE);
+            CHECK(wire_str_is(m.wire.done.model, expected));
+            requests_remove(r, q);
+        }
+    requests_free(&r);
+}
+
 int main(void)
 {
     TEST(test_credit_is_used_by_tokens_alone, "credit is used up by tokens, and by nothing else");
+    TEST(test_the_model_is_named_to_who_named_none, "the model is named to who named none");
     TEST(test_a_second_connection_joins_and_both_get_all,
          "a second connection joins, and both get all of it");
     TEST(test_a_complete_answer_is_replayed_until_it_is_too_old,
