@@ -277,15 +277,16 @@ struct parcel {
     uint32_t count;
 };
 
-/* Adds the request's next message when it is a token that goes to this client alone. */
+/* Adds the request's next message when it is a token that goes to this client alone; not its first one, which
+ * says more than an item can hold. */
 static void pack(struct parcel *p, const struct peer *client, struct request *q, uint32_t place)
 {
     struct request_message m;
     if (q->packed || q->reader_count != 1 || q->readers[0].gone || q->readers[0].stalled_ms ||
         q->readers[0].credit == 0 || !peer_equal(&q->readers[0].client, client))
         return;
-    if (!request_next(q, &q->readers[0], &m) || m.wire.type != WIRE_TOKEN || m.wire.token.piece.size ||
-        m.wire.token.top_count || m.wire.token.logprob != 0)
+    if (!request_next(q, &q->readers[0], &m) || m.wire.type != WIRE_TOKEN || m.wire.token.index == 0 ||
+        m.wire.token.piece.size || m.wire.token.top_count || m.wire.token.logprob != 0)
         return;
     q->packed = true; /* the next one of it follows by itself */
     p->requests[p->count] = q;

@@ -583,8 +583,12 @@ def test_tokens_together(c):
 
     def item(n, index):
         return [assigns[n].request, index, 7, "%d.%d" % (n, index)]
+    worker.send("tokens", group=worker.group, epoch=worker.epoch, items=[item(n, 0) for n in range(3)])
+    for who, request in ((client, "a"), (client, "b"), (other, "c")):
+        first = who.expect("token")  # alone: it says more than those behind it
+        assert first.request == request and first.numeric and first.model == "tiny", first
     worker.send("tokens", group=worker.group, epoch=worker.epoch, items=[
-        item(0, 0), item(1, 0), item(0, 1), item(2, 0), ["r1", 0, 7, ""], item(3, 0) + [4]])
+        item(0, 1), item(1, 1), item(0, 2), item(2, 1), ["r1", 0, 7, ""], item(3, 0) + [4]])
     assert client.socket.poll(5000)
     error = client.expect("error", "token")
     while error.name == "token":  # the broken one ends at once, the others' tokens need not wait for it
@@ -595,13 +599,13 @@ def test_tokens_together(c):
         assert client.socket.poll(5000)
         version, number, fields = msgpack.unpackb(client.socket.recv())
         frames.append(fields)
-    assert [(i[0], i[3]) for i in frames[0]["items"]] == [("a", "0.0"), ("b", "1.0")], frames
-    assert (frames[1]["request"], frames[1]["text"]) == ("a", "0.1")
-    assert other.expect("token").text == "2.0"
-    worker.send("tokens", group=worker.group, epoch=worker.epoch + 1, items=[item(1, 1)])
+    assert [(i[0], i[3]) for i in frames[0]["items"]] == [("a", "0.1"), ("b", "1.1")], frames
+    assert (frames[1]["request"], frames[1]["text"]) == ("a", "0.2")
+    assert other.expect("token").text == "2.1"
+    worker.send("tokens", group=worker.group, epoch=worker.epoch + 1, items=[item(1, 2)])
     assert worker.expect("cancel").request == assigns[3].request
     assert worker.expect("error").code == 409
-    for n, count in ((0, 2), (1, 1), (2, 1)):
+    for n, count in ((0, 3), (1, 2), (2, 2)):
         worker.done(assigns[n], count)
     assert {client.expect("done").request for _ in range(2)} == {"a", "b"}
     assert other.expect("done").request == "c"
@@ -614,9 +618,12 @@ def test_many_tokens_go_in_halves(c):
     for n in range(33):
         generate(client, f"q{n}")
         assigns.append(worker.expect("assign"))
-    for index in range(2):
+    for index in range(3):
         worker.send("tokens", group=worker.group, epoch=worker.epoch, items=[
             [a.request, index, 7, f"{n}.{index}"] for n, a in enumerate(assigns)])
+        if index == 0:  # the first ones say more, and go alone
+            assert [client.expect("token").request for _ in assigns] == [f"q{n}" for n in range(33)]
+            continue
         came = []
         while sum(map(len, came)) < 33:
             assert client.socket.poll(5000)
@@ -624,7 +631,7 @@ def test_many_tokens_go_in_halves(c):
         assert [len(items) for items in came] == [16, 17]
         assert sum(came, []) == [[f"q{n}", index, 7, f"{n}.{index}"] for n in range(33)]
     for a in assigns:
-        worker.done(a, 2)
+        worker.done(a, 3)
     assert len({client.expect("done").request for _ in range(33)}) == 33
 
 
