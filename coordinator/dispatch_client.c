@@ -92,6 +92,7 @@ static int submit(struct dispatch *d, struct request *q, const struct wire_gener
                                               .max_tokens = q->max_tokens,
                                               .exact = q->sampling.ignore_eos && q->sampling.stop_count == 0,
                                               .deadline_ms = now_us / 1000 + timeout_ms,
+                                              .numeric = q->again ? q->numeric : 0,
                                               .prefix = &prefix};
     prefix_key_make(&prefix, prefix_salt(q->client.name), q->prompt, q->prompt_bytes);
     return scheduler_submit(d->scheduler, &submission, now_us / 1000, admission, err);
@@ -165,8 +166,9 @@ void dispatch_cancel(struct dispatch *d, const struct peer *from, const struct w
     if (!q || q->outcome != OUTCOME_NONE)
         return; /* it crossed the outcome on the wire; a second outcome would break I1 */
     if (!q->waits) {
-        q->yielding = false;            /* it was to make room: it leaves altogether */
+        request_yields_no_more(q);      /* it was to make room: it leaves altogether */
         dispatch_cancel_at_group(d, q); /* the group's `done` will say what came out until then */
+        dispatch_flush(d, q);
         return;
     }
     dispatch_cancel_waiting(d, q);

@@ -34,6 +34,8 @@ void dispatch_judge(struct dispatch *d, struct request *q)
         s->held_ms = clock_now_ms();
         d->held++;
         scheduler_hold(d->scheduler, q->slot);
+    } else if (verdict == VERDICT_ALONE && scheduler_waits_alone(d->scheduler, q->slot)) {
+        return; /* the news is of another of its groups */
     } else if (verdict == VERDICT_ALONE || (verdict == VERDICT_GO && s->held)) {
         bool alone = verdict == VERDICT_ALONE;
         if (alone)

@@ -436,12 +436,12 @@ static void refused(struct dispatch *d, struct group *g, struct request *q)
     bool yields = q->yielding, leaves = q->cancelled && !yields;
     drains(d, g);
     request_waits_again(q);
-    if (yields)
+    if (leaves) /* whether it was to make room before or not */
+        dispatch_cancel_waiting(d, q);
+    else if (yields)
         scheduler_yielded(d->scheduler, q->slot);
     else
         scheduler_unassign(d->scheduler, q->slot);
-    if (leaves)
-        dispatch_cancel_waiting(d, q);
 }
 
 void dispatch_error(struct dispatch *d, const struct peer *from, const struct wire_error *in)

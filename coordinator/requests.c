@@ -190,7 +190,7 @@ static int keep_delivered(struct request *q, const struct wire_generate *in, str
         for (uint32_t k = 0; k < d->id_count; k++)
             c->tokens[k].id = d->ids[k];
         reader->cursors[d->choice].sent = d->id_count;
-        reader->cursors[d->choice].end_sent = c->ended = d->ended;
+        reader->cursors[d->choice].end_sent = c->ended = c->end_unknown = d->ended;
         ended += d->ended;
         q->again |= d->id_count > 0 || d->ended;
     }
@@ -479,6 +479,22 @@ void request_done_unserved(struct request *q)
     for (; m.done.choice < q->sampling.n; m.done.choice++) {
         m.done.completion_tokens = q->choices[m.done.choice].token_count;
         request_done(q, &m.done);
+    }
+}
+
+void request_yields_no_more(struct request *q)
+{
+    bool yielded = q->yielding;
+    q->yielding = false;
+    for (uint64_t i = 0; yielded && i < q->sampling.n; i++) {
+        struct request_choice *c = &q->choices[i];
+        struct wire_done done = c->done; /* its numbers; its strings are no more */
+        if (c->held || c->ended)
+            continue;
+        done.choice = i;
+        done.finish_reason = wire_string("cancelled");
+        done.text = (struct wire_str){NULL, 0};
+        request_done(q, &done);
     }
 }
 

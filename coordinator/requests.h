@@ -54,6 +54,7 @@ struct request_choice {
     struct buffer alternatives; /* of struct request_alternative */
     bool held;                  /* a group may still say something about it */
     bool ended;
+    bool end_unknown;      /* and that was said by a run before this one: nobody else can be told how */
     struct wire_done done; /* its numbers once it is not held; with `ended` its strings: the two below and the
                               request's */
     char finish_reason[16];
@@ -221,6 +222,9 @@ bool request_lacks(const struct request *q, const struct wire_done *done);
 bool request_done(struct request *q, const struct wire_done *done);
 /* Ends every choice that has not ended: cancelled while no group had the request. */
 void request_done_unserved(struct request *q);
+/* It was to wait again (yielding), and ends instead: the choices that its group let go of for that are
+ * cancelled, those that it still holds end when it says so. */
+void request_yields_no_more(struct request *q);
 /* Sets the outcome; false when there is one already. */
 bool request_error(struct request *q, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
 /* Its group let go of it to make room, or is gone: it waits again. */

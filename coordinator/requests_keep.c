@@ -110,7 +110,7 @@ bool requests_keeps(struct requests *r, const struct request *q)
     bool worth = q->idempotent && q->outcome == OUTCOME_DONE && !request_was_cancelled(q) &&
                  requests_of_key(r, q->client.name, wire_string(q->client_request), 0) == q;
     for (uint64_t i = 0; i < q->sampling.n; i++)
-        worth &= q->choices[i].bare == 0;
+        worth &= q->choices[i].bare == 0 && !q->choices[i].end_unknown;
     return worth && log_bytes(q) <= r->keep.bytes;
 }
 

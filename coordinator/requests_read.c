@@ -66,9 +66,9 @@ static int place_cursors(const struct request *q, struct request_cursor *cursors
         cursors[d->choice].end_sent = d->ended;
     }
     for (uint64_t i = 0; i < q->sampling.n; i++)
-        if (cursors[i].sent < q->choices[i].bare)
-            return err_set_code(err, 409,
-                                "the beginning of request %s is not known any more: ask with another id",
+        if (cursors[i].sent < q->choices[i].bare || (q->choices[i].end_unknown && !cursors[i].end_sent))
+            return err_set_code(err, 409, "the %s of request %s is not known any more: ask with another id",
+                                cursors[i].sent < q->choices[i].bare ? "beginning" : "end of a choice",
                                 q->client_request);
     return 0;
 }

@@ -102,6 +102,7 @@ struct scheduler_submission {
     uint64_t max_tokens; /* of each; 0: unknown */
     bool exact;          /* so many will come: nothing ends an answer before */
     uint64_t deadline_ms;
+    uint64_t numeric;                /* class that generated its first tokens; 0: it begins here */
     const struct prefix_key *prefix; /* NULL: nothing is known of the prompt */
 };
 struct scheduler_admission {
@@ -138,6 +139,8 @@ void scheduler_unassign(struct scheduler *s, uint32_t request);
  * the next one that is empty, or becomes so. Its deadline counts on. */
 void scheduler_hold(struct scheduler *s, uint32_t request);
 void scheduler_release(struct scheduler *s, uint32_t request, bool alone);
+/* It was released to be alone, and no group is empty yet. */
+bool scheduler_waits_alone(const struct scheduler *s, uint32_t request);
 /* It needs no group for itself any more. */
 void scheduler_shared(struct scheduler *s, uint32_t request);
 

@@ -171,6 +171,7 @@ int scheduler_submit(struct scheduler *s, const struct scheduler_submission *in,
                                                                .bytes = in->bytes,
                                                                .max_tokens = in->max_tokens,
                                                                .exact = in->exact && in->max_tokens,
+                                                               .numeric = in->numeric,
                                                                .submitted_ms = now_ms,
                                                                .deadline_ms = in->deadline_ms};
     ASSERT(e->state == FREE);

@@ -26,6 +26,12 @@ void scheduler_release(struct scheduler *s, uint32_t request, bool alone)
     entry_due(s, request);
 }
 
+bool scheduler_waits_alone(const struct scheduler *s, uint32_t request)
+{
+    ASSERT(request < s->limits.live_requests);
+    return s->entries[request].state == HELD && s->entries[request].alone;
+}
+
 /* The group that is kept for the request; SCHEDULER_NONE: none. */
 static uint32_t kept_group(const struct scheduler *s, uint32_t request)
 {
