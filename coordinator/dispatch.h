@@ -21,7 +21,8 @@ struct dispatch_options {
     uint64_t progress_ms;        /* a group that has work and does not move for so long is lost */
     uint64_t request_timeout_ms; /* of requests that name none */
     uint64_t stall_timeout_ms;
-    uint64_t suspect_ms; /* so long it is remembered under which requests groups died */
+    uint64_t suspect_wait_ms; /* after two deaths so long for the news of what they were of */
+    uint64_t suspect_ms;      /* so long it is remembered under which requests groups died */
     struct scheduler_limits limits;
     struct requests_keep keep;
     const struct balancer_policy *policy;

@@ -77,10 +77,20 @@ void dispatch_learn(struct dispatch *d, const struct group *g)
     dispatch_learn_poison(d, g); /* and those of which nobody asks now */
 }
 
-/* A group that never comes back tells nothing: after group_wait_ms its death accuses nobody. */
-static void forget_silent(struct dispatch *d, struct request *q)
+/* Until when it is held. */
+static uint64_t held_until_ms(const struct dispatch *d, const struct request *q)
 {
-    for (uint32_t k = 0; k < q->suspicion.count; k++)
+    return q->suspicion.held_ms +
+           (suspicion_is_grave(&q->suspicion) ? d->options.limits.group_wait_ms : d->options.suspect_wait_ms);
+}
+
+/* A group that never comes back tells nothing: after group_wait_ms its death accuses nobody. */
+static void hold_no_more(struct dispatch *d, struct request *q)
+{
+    bool grave = suspicion_is_grave(&q->suspicion);
+    if (!grave)
+        suspicion_waited(&q->suspicion);
+    for (uint32_t k = 0; grave && k < q->suspicion.count; k++)
         suspicion_learn(&q->suspicion, q->suspicion.loss[k].group, q->suspicion.loss[k].epoch,
                         (struct wire_str){NULL, 0});
     dispatch_judge(d, q);
@@ -90,9 +100,8 @@ void dispatch_tick_lost(struct dispatch *d, uint64_t now_ms)
 {
     for (uint32_t i = 0; d->held > 0 && i < requests_limit(d->requests); i++) {
         struct request *q = requests_at(d->requests, i);
-        if (q && q->waits && q->suspicion.held &&
-            now_ms >= q->suspicion.held_ms + d->options.limits.group_wait_ms)
-            forget_silent(d, q);
+        if (q && q->waits && q->suspicion.held && now_ms >= held_until_ms(d, q))
+            hold_no_more(d, q);
     }
     struct group *g;
     while ((g = cluster_rested(d->cluster, now_ms)))
@@ -104,9 +113,8 @@ uint64_t dispatch_lost_due_ms(const struct dispatch *d)
     uint64_t due = cluster_rest_due_ms(d->cluster);
     for (uint32_t i = 0; d->held > 0 && i < requests_limit(d->requests); i++) {
         const struct request *q = requests_at(d->requests, i);
-        if (q && q->waits && q->suspicion.held &&
-            q->suspicion.held_ms + d->options.limits.group_wait_ms < due)
-            due = q->suspicion.held_ms + d->options.limits.group_wait_ms;
+        if (q && q->waits && q->suspicion.held && held_until_ms(d, q) < due)
+            due = held_until_ms(d, q);
     }
     return due;
 }

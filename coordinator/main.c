@@ -32,7 +32,7 @@ struct settings {
         drain_timeout_ms;
     int64_t queue_requests, queue_bytes, queue_wait_ms, live_requests, max_groups, max_connections;
     int64_t prefix_places, prefix_weight_low, prefix_weight_high, replay_bytes, replay_ms, store_bytes,
-        audit_rows, suspect_ms, processor;
+        audit_rows, suspect_ms, suspect_wait_ms, processor;
 };
 
 #define TEXT(...) CONFIG_TEXT(struct settings, __VA_ARGS__)
@@ -92,6 +92,9 @@ static const struct config_option options[] = {
            "Milliseconds for which it is remembered under which requests groups died, so that the same, "
            "asked again, does "
            "not kill more."),
+    NUMBER(suspect_wait_ms, 0, 86400000, "1000",
+           "Milliseconds that a request under which two groups died at one token waits for the news of what "
+           "they died of; with three it waits group_wait_ms."),
     TEXT(store, NULL, "PATH",
          "The database of what must outlive the coordinator: such answers, epochs, suspects, settings "
          "(docs/operations.md); "
@@ -324,6 +327,7 @@ static int make_dispatch(struct dispatch **out, struct router *router, struct st
         .request_timeout_ms = (uint64_t)s->request_timeout_ms,
         .stall_timeout_ms = (uint64_t)s->stall_timeout_ms,
         .suspect_ms = (uint64_t)s->suspect_ms,
+        .suspect_wait_ms = (uint64_t)s->suspect_wait_ms,
         .limits = {.live_requests = (uint32_t)s->live_requests,
                    .groups = (uint32_t)s->max_groups,
                    .queue_requests = (uint32_t)s->queue_requests,

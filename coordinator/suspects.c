@@ -36,19 +36,45 @@ bool suspicion_learn(struct suspicion *s, uint32_t group, uint64_t epoch, struct
     return news;
 }
 
-enum verdict suspicion_judge(const struct suspicion *s)
+/* What its groups died of: of themselves, and what is not known (yet). */
+struct deaths {
+    uint32_t own, unknown, news; /* news: unknown, and waited for */
+};
+
+static struct deaths deaths_of(const struct suspicion *s)
 {
-    uint32_t own = 0, unknown = 0;
+    struct deaths d = {0};
     for (uint32_t i = 0; i < s->count; i++) {
         const struct loss *l = &s->loss[i];
-        if (l->alone && l->cause == LOSS_OF_ITSELF)
-            return VERDICT_REFUSE;
-        own += l->cause == LOSS_OF_ITSELF;
-        unknown += l->cause == LOSS_UNKNOWN && !l->silent;
+        bool unknown = l->cause == LOSS_UNKNOWN && !l->silent;
+        d.own += l->cause == LOSS_OF_ITSELF;
+        d.unknown += unknown;
+        d.news += unknown && !l->waited;
     }
+    return d;
+}
+
+bool suspicion_is_grave(const struct suspicion *s)
+{
+    struct deaths d = deaths_of(s);
+    return d.own + d.unknown > SUSPECT_DEATHS;
+}
+
+void suspicion_waited(struct suspicion *s)
+{
+    for (uint32_t i = 0; i < s->count; i++)
+        s->loss[i].waited |= s->loss[i].cause == LOSS_UNKNOWN;
+}
+
+enum verdict suspicion_judge(const struct suspicion *s)
+{
+    struct deaths d = deaths_of(s);
+    for (uint32_t i = 0; i < s->count; i++)
+        if (s->loss[i].alone && s->loss[i].cause == LOSS_OF_ITSELF)
+            return VERDICT_REFUSE;
     if (s->count >= SUSPECT_LOSSES)
         return VERDICT_GIVE_UP;
-    if (unknown > 0 && own + unknown >= SUSPECT_DEATHS)
+    if (d.unknown > 0 && d.own + d.unknown >= SUSPECT_DEATHS && (d.news > 0 || suspicion_is_grave(s)))
         return VERDICT_HOLD;
-    return own >= SUSPECT_DEATHS ? VERDICT_ALONE : VERDICT_GO;
+    return d.own >= SUSPECT_DEATHS ? VERDICT_ALONE : VERDICT_GO;
 }

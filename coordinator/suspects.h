@@ -7,6 +7,10 @@
  * of itself as well, the request is refused with the reason. A group that was killed from outside accuses
  * nobody; why a group died is known when its next job says hello.
  *
+ * That news may take as long as the next job loads. So after two deaths, which chance may bring as well, it
+ * is waited for a moment only; then they hold nobody any more, and count if they are heard of. After three it
+ * is waited for.
+ *
  * A group that was lost in silence, its connection still there, need not have died at all: it was stopped,
  * cut off, or does not move. When it dies after all may be minutes later, so nobody waits for that; it counts
  * if it is heard of.
@@ -30,6 +34,7 @@ struct loss {
     uint64_t epoch;
     enum loss_cause cause;
     bool silent; /* nothing says that the group died */
+    bool waited; /* for the news of why it died, long enough */
     bool alone;  /* the request was the only one there */
     char ended[WIRE_MAX_ENDED + 1];
 };
@@ -66,5 +71,9 @@ static inline void suspicion_clear(struct suspicion *s)
     s->alone = false;
 }
 enum verdict suspicion_judge(const struct suspicion *s);
+/* Held: whether so many of its groups died that it stays so until it is known why. */
+bool suspicion_is_grave(const struct suspicion *s);
+/* Held, and not grave: it was waited long enough for the news. */
+void suspicion_waited(struct suspicion *s);
 
 #endif

@@ -323,7 +323,7 @@ def test_poison(c):
         if message:
             client.log.take(message)
     error = client.log.error("poison")
-    assert killed == 3 and error.code == 500 and "SIGSEGV (alone)" in error.message, (killed, error)
+    assert 3 <= killed <= 4 and error.code == 500 and "SIGSEGV (alone)" in error.message, (killed, error)
     took = time.monotonic() - start
     for name in ("g-0", "g-1"):
         watch.until(name, lambda g: g["state"] == "ready", name)
@@ -366,7 +366,7 @@ def poison_of(c, how, expected):
         os.unlink(FAILPOINT)
     assert error.code == 500 and expected + " (alone)" in error.message, error
     assert undisturbed(c) == reference
-    note("row 29: %s: refused after three groups in %.1f s: %s" % (how, took, error.message))
+    note("row 29: %s: refused in %.1f s: %s" % (how, took, error.message))
 
 
 @with_options(model=None, groups=2, stages=1, make=make_failing)

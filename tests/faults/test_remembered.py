@@ -22,7 +22,7 @@ def back(c, worker, ended="SIGSEGV"):
     return c.worker(worker.group, worker.group).join(ended=ended)
 
 
-@with_options(store="@/state.db")
+@with_options(store="@/state.db", suspect_wait_ms=60000)
 def test_poison_before_and_after(c):
     """a request that killed two groups before the coordinator died is tried alone by the next one, then refused for good"""
     live, dead = c.worker("g0", "g0").join(), None

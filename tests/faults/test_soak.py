@@ -140,10 +140,13 @@ class Faults:
             kill(worker)
         elif worker.poll() is None:
             worker.send_signal(signal.SIGTERM)
+        self.revive()
+        self.done.append(kind)
+
+    def revive(self):
         for other in GROUPS:
             if self.workers[other].poll() is not None:
                 self.start(other)
-        self.done.append(kind)
 
     def calm(self):
         if self.stopped:
@@ -217,7 +220,7 @@ def test_soak(c):
          % (crowd.number, SECONDS, crowd.counts, crowd.worst, faults.done, memory[0][1], memory[-1][1], slope(late)))
     note("memory every 30 s: %s KiB" % " ".join("%d" % kib for _, kib in memory[::30]))
     assert not LONG or slope(late) <= MOST_SLOPE, slope(late)
-    c.until(lambda: [g["running"] + g["waiting"] + g["pages_used"] + g["assigned"] for g in c.status().groups if g["state"] == "ready"]
+    c.until(lambda: faults.revive() or [g["running"] + g["waiting"] + g["pages_used"] + g["assigned"] for g in c.status().groups if g["state"] == "ready"]
             == [0] * len(GROUPS), "all groups to be ready and every page to be free")
     assert crowd.counts["complete"] > STREAMS and crowd.counts["cancelled"] > 0, crowd.counts
     assert crowd.counts["cut"] > 0 and crowd.counts["malformed"] > 0.03 * crowd.number, crowd.counts

@@ -1006,6 +1006,7 @@ def dies(worker, ended):
     return worker.join(sequences=4, ended=ended)
 
 
+@with_options(suspect_wait_ms=60000)
 def test_poison_request(c):
     """a request under which two groups die of themselves is tried alone, then refused; those beside it are served"""
     a, b, client = c.worker().join(), c.worker("g1", "g1").join(), c.client()

@@ -76,7 +76,26 @@ def test_refused_while_it_yields_and_is_cancelled(c):
     assert c.status().live == 0
 
 
-@with_options(admins="client")
+@with_options(suspect_wait_ms=300)
+def test_two_deaths_hold_for_a_moment(c):
+    """a stream whose groups both died waits a moment for the news of what of, and goes on; with a third death it waits for it"""
+    client, groups = c.client(), {}
+    generate(client, max_tokens=4)
+    for name in ("g0", "g0-b", "g0-c"):
+        groups[name] = c.worker(name).join()
+        assign = groups[name].expect("assign")
+        groups[name].send("bye", group=name, epoch=groups[name].epoch)
+    last = c.worker("g1", "g1").join()
+    assert last.receive(1) is None
+    for worker in groups.values():
+        worker.incarnation += 1
+        worker.join(ended="SIGKILL", sequences=1, kernels="other")
+    again = [m for m in (w.receive(0.3) for w in (last, *groups.values())) if m]
+    assert [m.request for m in again] == [assign.request], again
+    assert "alone" not in c.log() and c.log().count("is held until it is known why") == 2
+
+
+@with_options(admins="client", suspect_wait_ms=60000)
 def test_late_news_of_a_lone_suspect(c):
     """a suspect waits for a group of its own, and news of another of its groups changes nothing of that"""
     client, groups = c.client(), {}

@@ -49,6 +49,27 @@ static void test_two_deaths_at_one_token(void)
     CHECK_INT(suspicion_judge(&other), VERDICT_REFUSE);
 }
 
+static void test_two_deaths_are_waited_for_a_moment(void)
+{
+    struct suspicion s = {0};
+    suspicion_lost(&s, 1, 10, 3, false);
+    suspicion_lost(&s, 2, 5, 3, false);
+    CHECK(!suspicion_is_grave(&s));
+    suspicion_waited(&s);
+    CHECK_INT(suspicion_judge(&s), VERDICT_GO); /* no news: two deaths may be chance */
+    struct suspicion heard = s;
+    suspicion_learn(&heard, 1, 10, text("SIGSEGV"));
+    CHECK_INT(suspicion_judge(&heard), VERDICT_GO);
+    suspicion_learn(&heard, 2, 5, text("SIGSEGV")); /* late, and it counts */
+    CHECK_INT(suspicion_judge(&heard), VERDICT_ALONE);
+    suspicion_lost(&s, 3, 7, 3, false);
+    CHECK(suspicion_is_grave(&s)); /* three are not */
+    CHECK_INT(suspicion_judge(&s), VERDICT_HOLD);
+    suspicion_learn(&s, 3, 7, text("SIGKILL"));
+    CHECK(!suspicion_is_grave(&s));
+    CHECK_INT(suspicion_judge(&s), VERDICT_GO);
+}
+
 static void test_killed_from_outside(void)
 {
     struct suspicion s = {0};
@@ -107,6 +128,8 @@ int main(void)
     TEST(test_one_death_makes_no_suspect, "one death makes no suspect");
     TEST(test_two_deaths_at_one_token,
          "two deaths at one token: held until both are explained, tried alone, then refused");
+    TEST(test_two_deaths_are_waited_for_a_moment,
+         "two deaths of which nothing is heard are waited for a moment, three until it is known");
     TEST(test_killed_from_outside, "groups killed from outside accuse nobody, but retries are bounded");
     TEST(test_silence_holds_nobody, "nobody waits to hear what groups that were lost in silence died of");
     TEST(test_a_token_more_clears, "a token more clears");
