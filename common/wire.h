@@ -129,6 +129,7 @@ struct wire_generate {
     struct wire_service service;
     bool idempotent;                  /* the id is the key's: the same again joins or replays */
     uint64_t numeric;                 /* with delivered: what the first token's numeric said; 0 = unknown */
+    uint64_t context;                 /* the same of its context */
     struct wire_delivered *delivered; /* delivered_count of them; what the client has had of it */
     uint32_t delivered_count;
     uint64_t credit; /* most tokens sent before wire_credit grants more; 0 = no bound */
@@ -173,6 +174,7 @@ struct wire_token {
     struct wire_alternative *top_logprobs;
     uint32_t top_count;
     uint64_t numeric;      /* coordinator -> client only, of index 0: names the numeric class */
+    uint64_t context;      /* as numeric: most tokens of one sequence there, which bounds the stream */
     struct wire_str model; /* as numeric, where the request named none */
     struct wire_str group; /* worker -> coordinator only, with epoch */
     uint64_t epoch;

@@ -289,6 +289,8 @@ static const struct wire_field generate_fields[] = {
     ARRAY(wire_generate, delivered, delivered_count, false, 0, WIRE_MAX_CHOICES, &delivered_record,
           "what the client has had of it: the stream goes on behind that; needs the seed"),
     UINT_OPT(wire_generate, numeric, 0, ANY, 0, "with delivered: numeric of the first token; 0: not known"),
+    UINT_OPT(wire_generate, context, 0, UINT32_MAX, 0,
+             "with delivered: context of the first token; 0: not known"),
     UINT_OPT(wire_generate, credit, 0, WIRE_MAX_CREDIT, 0,
              "most tokens that are sent before credit grants more; 0: no bound"),
 };
@@ -364,6 +366,8 @@ static const struct wire_field token_fields[] = {
           "with top_logprobs: the likeliest tokens in its place, the likeliest first"),
     UINT_OPT(wire_token, numeric, 0, ANY, 0,
              "with index 0, by the coordinator: names the numeric class of the group that generated it"),
+    UINT_OPT(wire_token, context, 0, UINT32_MAX, 0,
+             "with index 0, by the coordinator: most tokens of one sequence of that group, prompt included"),
     STRING_OPT(wire_token, model, 128,
                "with index 0, by the coordinator: which it was, of a request that named none"),
     OWNER(wire_token, false),

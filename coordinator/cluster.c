@@ -95,6 +95,14 @@ struct group *cluster_find(struct cluster *c, struct wire_str name)
     return NULL;
 }
 
+bool cluster_has_numeric(const struct cluster *c, uint64_t numeric)
+{
+    for (uint32_t i = 0; i < c->end; i++)
+        if (c->groups[i].used && c->groups[i].state != GROUP_LOST && c->groups[i].numeric == numeric)
+            return true;
+    return false;
+}
+
 /* A fresh slot, or that of the group lost the longest ago; NULL when all are live. */
 static struct group *make_room(struct cluster *c, bool *forgotten)
 {

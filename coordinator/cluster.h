@@ -103,6 +103,8 @@ void cluster_draining(struct group *g);
 /* No work for it from now on, until cluster_release. */
 void cluster_hold(struct group *g);
 void cluster_release(struct group *g);
+/* Does a group of this numeric class live? */
+bool cluster_has_numeric(const struct cluster *c, uint64_t numeric);
 /* By name, live or lost; NULL when it is not known. */
 struct group *cluster_find(struct cluster *c, struct wire_str name);
 /* The group is gone: bye, unreachable, or its lease ended. It keeps its name and epoch. */

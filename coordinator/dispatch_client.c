@@ -7,6 +7,9 @@
 #include "common/clock.h"
 #include "common/log.h"
 
+/* In which groups that live come back to a coordinator that was started again. */
+#define SETTLE_MS 2000
+
 static int by_id(const void *a, const void *b)
 {
     uint64_t x = ((const struct wire_bias *)a)->id, y = ((const struct wire_bias *)b)->id;
@@ -78,6 +81,16 @@ static int check_delivered(const struct wire_generate *in, struct err *err)
     return 0;
 }
 
+/* Behind a restart groups come back one after the other: a stream that one class began does not go on in
+ * another only because that was there first. */
+static int check_settled(const struct dispatch *d, const struct wire_generate *in, struct err *err)
+{
+    if (!in->delivered_count || !in->numeric || clock_now_ms() >= d->started_ms + SETTLE_MS ||
+        cluster_has_numeric(d->cluster, in->numeric))
+        return 0;
+    return err_set_code(err, 503, "no group of the stream's numeric class has come back yet: try again");
+}
+
 static int submit(struct dispatch *d, struct request *q, const struct wire_generate *in, uint64_t now_us,
                   struct scheduler_admission *admission, struct err *err)
 {
@@ -111,6 +124,10 @@ void dispatch_generate(struct dispatch *d, const struct peer *from, const struct
         log_warn("dispatch", "audit: a request of client %s is refused: %s", from->name, err.message);
         dispatch_audit(d, "poison", from->name, "%s", err.message);
         dispatch_reject(d, from, in->request, &err, 0);
+        return;
+    }
+    if (check_settled(d, in, &err)) {
+        dispatch_reject(d, from, in->request, &err, DISPATCH_REJOIN_MS);
         return;
     }
     if (!dispatch_may_promise(d, in, &err)) {

@@ -197,6 +197,7 @@ static int keep_delivered(struct request *q, const struct wire_generate *in, str
     if (ended == q->sampling.n)
         return err_set_code(err, 400, "delivered: every choice has ended, expected one that goes on");
     q->numeric = in->numeric;
+    q->context = in->context;
     return 0;
 }
 

@@ -21,6 +21,7 @@ void request_digest(const struct wire_generate *in, uint8_t digest[REQUEST_DIGES
     m.generate.delivered_count = 0;
     m.generate.idempotent = true;
     m.generate.numeric = 0;
+    m.generate.context = 0;
     m.generate.credit = 0;
     m.generate.sampling.seed = 0;
     m.generate.sampling.has_seed = false;
@@ -155,6 +156,7 @@ static void fill_token(const struct request *q, uint64_t choice, uint64_t index,
     m->id = t->id;
     m->text = part_of(&c->text, t->text_offset, t->text_bytes);
     m->numeric = index == 0 ? q->numeric : 0;
+    m->context = index == 0 ? q->context : 0;
     m->model = wire_string(index == 0 ? q->only_model : NULL);
     m->logprob = (double)t->logprob;
     m->piece = part_of(&c->text, t->text_offset + t->text_bytes, t->piece_bytes);

@@ -46,8 +46,9 @@ struct client_job {
     struct client_choice *choice; /* [ask.sampling.n], from client_generate_many on */
     size_t token_count;           /* of all choices */
     char group[WIRE_MAX_ID + 1];
-    uint64_t numeric; /* of the first token: names the numeric class */
-    uint64_t resumed; /* how often it was asked for again after a loss */
+    uint64_t numeric;       /* of the first token: names the numeric class */
+    uint64_t began_context; /* of the first token: most tokens of a sequence of that group */
+    uint64_t resumed;       /* how often it was asked for again after a loss */
     uint64_t epoch, stages, moves, seed, prompt_tokens, cached_tokens;
     bool mixed; /* groups of more than one numeric class generated it */
     uint64_t completion_tokens, drafted_tokens, accepted_tokens; /* of all choices */

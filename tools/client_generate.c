@@ -113,8 +113,10 @@ static void take_token(struct run *r, struct client_job *job, const struct wire_
     }
     if (job->token_count++ == 0)
         job->first_token_us = clock_now_us();
-    if (t->numeric && !job->numeric)
+    if (t->numeric && !job->numeric) {
         job->numeric = t->numeric;
+        job->began_context = t->context;
+    }
     if ((c->token_count & (c->token_count - 1)) == 0) { /* doubles at every power of two */
         size_t capacity = c->token_count ? c->token_count * 2 : 1;
         c->tokens = xrealloc(c->tokens, capacity * sizeof(*c->tokens));
@@ -259,6 +261,7 @@ static int send_job(struct run *r, size_t index, struct err *err)
         m.generate.sampling.has_seed = true;
         m.generate.sampling.seed = job->seed;
         m.generate.numeric = job->numeric;
+        m.generate.context = job->began_context;
         m.generate.delivered = had;
     }
     for (uint64_t c = 0; t->seeded && c < job->ask.sampling.n; c++) {

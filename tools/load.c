@@ -95,10 +95,10 @@ struct heard {
 struct flight {
     bool over;
     bool accepted, resumed;
-    uint32_t left; /* choices that have not ended */
-    uint64_t seed, numeric;
-    uint64_t resend_us;  /* when to ask again; 0 = no need */
-    struct heard *heard; /* [item.choices], until it is over */
+    uint32_t left;                   /* choices that have not ended */
+    uint64_t seed, numeric, context; /* the last two as its first token said */
+    uint64_t resend_us;              /* when to ask again; 0 = no need */
+    struct heard *heard;             /* [item.choices], until it is over */
     uint64_t produced;
     struct workload_item item;
     uint64_t sent_us, first_us, cached;
@@ -142,6 +142,7 @@ static int ask(struct load *l, uint64_t number, struct err *err)
     m.generate.sampling.has_seed = f->accepted;
     m.generate.sampling.seed = f->seed;
     m.generate.numeric = f->numeric;
+    m.generate.context = f->context;
     m.generate.delivered = had;
     for (uint32_t c = 0; f->accepted && c < f->item.choices; c++)
         if (f->heard[c].count || f->heard[c].over)
@@ -245,8 +246,10 @@ static int take_token(struct load *l, struct flight *f, const struct wire_token 
     h->ids[h->count++] = (uint32_t)t->id;
     if (!f->first_us)
         f->first_us = l->last_us;
-    if (t->numeric && !f->numeric)
+    if (t->numeric && !f->numeric) {
         f->numeric = t->numeric;
+        f->context = t->context;
+    }
     if (l->s->stamps)
         take_stamp(l, t->id);
     return 0;

@@ -53,10 +53,10 @@ struct exchange {
     uint64_t spoken_ms, over_ms; /* when the last byte was added; when it was over */
 
     /* the wire thread's */
-    struct exchange_choice *choices; /* [n] */
-    struct exchange *next;           /* in its bucket */
-    bool accepted, seeded, lost;     /* by this connection; once; a connection was lost under it */
-    uint64_t seed, numeric;
+    struct exchange_choice *choices;       /* [n] */
+    struct exchange *next;                 /* in its bucket */
+    bool accepted, seeded, lost;           /* by this connection; once; a connection was lost under it */
+    uint64_t seed, numeric, began_context; /* what the first token said, and accepted before it */
     uint64_t first_ms, sent_ms, resend_ms, give_up_ms; /* 0: not; monotonic */
     uint64_t granted;                                  /* of consumed */
     uint64_t tokens;

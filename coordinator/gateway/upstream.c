@@ -141,6 +141,7 @@ static void ask(struct upstream *u, struct exchange *x, uint64_t now_ms)
         m.generate.sampling.has_seed = true;
         m.generate.sampling.seed = x->seed;
         m.generate.numeric = x->numeric;
+        m.generate.context = x->began_context;
         m.generate.delivered = had;
         for (uint64_t c = 0; c < m.generate.sampling.n; c++)
             if (x->choices[c].count || x->choices[c].over)
@@ -186,8 +187,10 @@ static void take_token(struct upstream *u, struct exchange *x, const struct wire
         break_off(u, x, "a token", t->choice, t->index);
         return;
     }
-    if (t->numeric && !x->numeric)
+    if (t->numeric && !x->numeric) {
         x->numeric = t->numeric;
+        x->began_context = t->context;
+    }
     if (!exchange_token(x, t, clock_now_ms())) {
         send_cancel(u, x);
         end_with(u, x, 413, "the answer is too large for one object: ask for a stream", 0);

@@ -3,9 +3,10 @@
 about has changed. Clients and worker groups are played by this script against the real program."""
 import struct
 import sys
+import time
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from coordinator_harness import Coordinator, delivered, run  # noqa: E402
+from coordinator_harness import SLOW, Coordinator, delivered, run  # noqa: E402
 
 
 def with_options(**options):
@@ -155,6 +156,40 @@ def test_resumes_in_its_class(c):
     own.serve(again, 3, begin=2)
     client.expect("token")
     assert not client.expect("done").get("mixed")
+
+
+def test_class_comes_back(c):
+    """behind a restart of the coordinator a stream waits for its numeric class to come back, and not for long"""
+    client, own = c.client(), c.worker("g1", "g1").join(context=64)
+    generate(client)
+    own.token(own.expect("assign"), 0)
+    first = client.expect("token")
+    assert first.context == 64, first
+    own.close()
+    c.stop()
+    c.launch()
+    client, other = c.client(), c.worker().join(kernels="other")
+    ids = dict(request="q", prompt="Once", max_tokens=16, seed=5, numeric=first.numeric, context=first.context, delivered=[dict(choice=0, ids=struct.pack("<I", 100))])
+    client.send("generate", **ids)
+    error = client.expect("error")
+    assert error.code == 503 and "numeric class" in error.message, error
+    own = c.worker("g1", "g1").join(context=512)
+    generate(client, **ids)
+    assign = own.expect("assign")
+    assert delivered(assign) == {0: [100]} and assign.context == 64, assign  # its end stays where it was
+    own.send("bye", group="g1", epoch=own.epoch)
+    other.serve(other.expect("assign"), 2, begin=1)
+    client.expect("token")
+    assert client.expect("done").mixed
+    ids["numeric"] += 1
+    end = time.monotonic() + 10 * SLOW
+    while True:  # who never comes back is not waited for
+        client.send("generate", **dict(ids, request="r"))
+        if client.expect("accepted", "error").name == "accepted":
+            break
+        assert time.monotonic() < end, "it still waits"
+        time.sleep(0.1)
+    assert delivered(other.expect("assign")) == {0: [100]}
 
 
 def test_ends_of_another_run_are_not_made_up(c):
