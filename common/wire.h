@@ -354,6 +354,7 @@ struct wire_status_reply {
     uint64_t queued, queue_limit, live, accepted_total, completed_total, failed_total, cancelled_total,
         rejected_total, bad_frames_total, refused_peers_total;
     bool draining;
+    struct wire_str processor;
     struct wire_setting *settings;
     uint32_t setting_count;
     struct wire_group_status *groups;

@@ -428,6 +428,8 @@ static const struct wire_field status_reply_fields[] = {
     UINT(wire_status_reply, bad_frames_total, 0, COUNT, "frames that were refused"),
     UINT(wire_status_reply, refused_peers_total, 0, COUNT, "handshakes that were refused"),
     BOOL_OPT(wire_status_reply, draining, "no new requests are taken"),
+    STRING_OPT(wire_status_reply, processor, 32,
+               "where the coordinator's threads run: any, auto: any, or N or auto: N for processor N"),
     ARRAY(wire_status_reply, settings, setting_count, false, 0, WIRE_MAX_SETTINGS, &setting_record,
           "what is tuned"),
     ARRAY(wire_status_reply, groups, group_count, false, 0, WIRE_MAX_GROUPS, &group_status_record,

@@ -11,6 +11,7 @@
 #ifndef LEPTON_COORDINATOR_DISPATCH_H
 #define LEPTON_COORDINATOR_DISPATCH_H
 
+#include "coordinator/affinity.h"
 #include "coordinator/requests.h"
 #include "coordinator/router.h"
 #include "coordinator/scheduler.h"
@@ -26,9 +27,10 @@ struct dispatch_options {
     struct scheduler_limits limits;
     struct requests_keep keep;
     const struct balancer_policy *policy;
-    const char *admins;          /* names of the clients that may tune, with commas between; NULL: none */
-    struct store *store;         /* borrowed; NULL: nothing outlives this process */
-    const char *prefix_snapshot; /* a file: read at the start, written by dispatch_save; NULL: none */
+    const char *admins;              /* names of the clients that may tune, with commas between; NULL: none */
+    struct store *store;             /* borrowed; NULL: nothing outlives this process */
+    const struct affinity *affinity; /* borrowed: for status */
+    const char *prefix_snapshot;     /* a file: read at the start, written by dispatch_save; NULL: none */
 };
 
 struct dispatch;

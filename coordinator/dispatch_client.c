@@ -300,6 +300,7 @@ void dispatch_status(struct dispatch *d, const struct peer *from, const struct w
     s->bad_frames_total = router_bad_frames(d->router);
     s->refused_peers_total = router_refused_peers(d->router);
     s->draining = scheduler_draining(d->scheduler);
+    s->processor = wire_string(affinity_state(d->options.affinity));
     struct wire_setting settings[SCHEDULER_SETTINGS];
     s->settings = settings;
     s->setting_count = fill_settings(d, settings);

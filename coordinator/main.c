@@ -2,7 +2,6 @@
  * thread decides everything; ZeroMQ's own threads and the ZAP handler do the rest. SIGTERM or SIGINT drains,
  * a second one ends at once. */
 #include <errno.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +14,7 @@
 #include "common/clock.h"
 #include "common/config.h"
 #include "common/log.h"
+#include "coordinator/affinity.h"
 #include "coordinator/dispatch.h"
 
 /* Messages handled before leases, deadlines and signals get their turn. */
@@ -26,13 +26,13 @@
 
 struct settings {
     char *config, *endpoint, *endpoint_file, *key, *authorized, *log_level, *log_format;
-    char *store, *policy, *prefix_snapshot, *prefix_weight, *prefix_belief, *admins;
+    char *store, *policy, *prefix_snapshot, *prefix_weight, *prefix_belief, *admins, *processor;
     bool public;
     int64_t lease_ms, heartbeat_ms, progress_ms, request_timeout_ms, group_wait_ms, stall_timeout_ms,
         drain_timeout_ms;
     int64_t queue_requests, queue_bytes, queue_wait_ms, live_requests, max_groups, max_connections;
     int64_t prefix_places, prefix_weight_low, prefix_weight_high, replay_bytes, replay_ms, store_bytes,
-        audit_rows, suspect_ms, suspect_wait_ms, processor;
+        audit_rows, suspect_ms, suspect_wait_ms;
 };
 
 #define TEXT(...) CONFIG_TEXT(struct settings, __VA_ARGS__)
@@ -124,9 +124,9 @@ static const struct config_option options[] = {
            "Places of prompts, 32 bytes each, in the index of which group has which prefix cached; 0: none."),
     TEXT(prefix_snapshot, NULL, "PATH",
          "Keep that index in this file from one run to the next: read at the start, written at the end."),
-    NUMBER(processor, -1, CPU_SETSIZE - 1, "-1",
-           "The one processor that all its threads run on: a token is then under way for less, and a core "
-           "bounds what is relayed; -1: any."),
+    TEXT(processor, "auto", "auto|off|N",
+         "auto: its threads keep to one processor, where a token is under way for less, while one has room; "
+         "off: never; N: always to processor N."),
     CHOICE(log_level, "info", "debug|info|warn|error", "The least level that is logged."),
     CHOICE(log_format, "text", "text|json", "Log lines for people or for machines."),
 };
@@ -219,20 +219,6 @@ static void raise_file_limit(void)
         log_warn("main", "the limit of open files stays as it is: %s", strerror(errno));
 }
 
-/* Of all threads: those that come later inherit it. */
-static int bind_processor(int64_t processor, struct err *err)
-{
-    cpu_set_t set;
-    if (processor < 0)
-        return 0;
-    CPU_ZERO(&set);
-    CPU_SET((size_t)processor, &set);
-    if (sched_setaffinity(0, sizeof(set), &set) == 0)
-        return 0;
-    return err_set(err, "processor: %lld: %s; expected one that this process may run on",
-                   (long long)processor, strerror(errno));
-}
-
 /* Connections never take the last files: keys are read, threads are woken and connections are accepted and
  * shut through them. */
 static uint32_t connection_limit(int64_t asked)
@@ -268,8 +254,8 @@ static void handle_messages(struct router *router, struct dispatch *dispatch)
 }
 
 /* Runs until drained (0) or told twice to stop (130). */
-static int serve(struct router *router, struct dispatch *dispatch, int signals, int waits,
-                 uint64_t drain_timeout_ms)
+static int serve(struct router *router, struct dispatch *dispatch, struct affinity *affinity, int signals,
+                 int waits, uint64_t drain_timeout_ms)
 {
     bool draining = false;
     for (;;) {
@@ -286,6 +272,7 @@ static int serve(struct router *router, struct dispatch *dispatch, int signals, 
         }
         handle_messages(router, dispatch);
         dispatch_tick(dispatch);
+        affinity_tick(affinity, clock_now_ms());
         if (draining && dispatch_drained(dispatch))
             return 0;
     }
@@ -312,7 +299,7 @@ static int read_setting(struct scheduler_setting *out, const char *text, struct 
 }
 
 static int make_dispatch(struct dispatch **out, struct router *router, struct store *store,
-                         const struct settings *s, struct err *err)
+                         const struct affinity *affinity, const struct settings *s, struct err *err)
 {
     struct scheduler_setting weight = {.name = "prefix_weight",
                                        .low = (uint64_t)s->prefix_weight_low,
@@ -345,6 +332,7 @@ static int make_dispatch(struct dispatch **out, struct router *router, struct st
         .policy = balancer_policy_find(s->policy),
         .admins = s->admins,
         .store = store,
+        .affinity = affinity,
         .prefix_snapshot = s->prefix_snapshot,
     };
     *out = dispatch_new(router, &o);
@@ -358,13 +346,14 @@ int main(int argc, char **argv)
     struct router *router = NULL;
     struct dispatch *dispatch = NULL;
     struct store *store = NULL;
+    struct affinity *affinity = NULL;
     struct err err;
     int code = 1, waits = -1;
     config_main(&table, &s, argc, argv, NULL, 0);
     setup_log(&s);
     int signals = open_signals();
     raise_file_limit();
-    if (check(&s, &err) != 0 || bind_processor(s.processor, &err) != 0) {
+    if (check(&s, &err) != 0 || affinity_open(&affinity, s.processor, "/proc", &err) != 0) {
         code = 2;
         goto fail;
     }
@@ -384,15 +373,16 @@ int main(int argc, char **argv)
         .path = s.store, .max_bytes = (uint64_t)s.store_bytes, .audit_rows = (uint64_t)s.audit_rows};
     if (s.store && store_open(&store, &so, &err) != 0)
         goto fail;
+    affinity_spare(affinity); /* the store's writer: it waits for disks, and no token for it */
     if (router_open(&router, &ro, &err) != 0)
         goto fail;
-    if (make_dispatch(&dispatch, router, store, &s, &err) != 0)
+    if (make_dispatch(&dispatch, router, store, affinity, &s, &err) != 0)
         goto fail;
     if (s.endpoint_file && write_endpoint(s.endpoint_file, router_endpoint(router), &err) != 0)
         goto fail;
     log_info("main", "listening on %s as %s, version " LEPTON_VERSION, router_endpoint(router), key.name);
     waits = open_waits(signals, store);
-    code = serve(router, dispatch, signals, waits, (uint64_t)s.drain_timeout_ms);
+    code = serve(router, dispatch, affinity, signals, waits, (uint64_t)s.drain_timeout_ms);
     dispatch_save(dispatch);
     log_info("main", "stopped");
     goto out;
@@ -404,6 +394,7 @@ out:
     dispatch_free(&dispatch);
     store_close(&store);
     router_close(&router, code == 0 ? LINGER_MS : 0);
+    affinity_close(&affinity);
     curve_wipe(&key);
     close(signals);
     if (waits >= 0)

@@ -16,7 +16,8 @@
 #include "worker/mock/mock.h"
 
 struct relay_settings {
-    int64_t streams, step_us, steps, rounds, idle_s, processor;
+    int64_t streams, step_us, steps, rounds, idle_s;
+    char *processor;
     bool json;
 };
 
@@ -34,7 +35,12 @@ static const struct config_option options[] = {
     INT(rounds, 'r', 1, 1000, "9", "rounds of each way, in turn"),
     INT(idle_s, 0, 0, 3600, "3",
         "seconds without traffic, for the coordinator's idle processor time; 0: none"),
-    INT(processor, 0, -1, 1023, "-1", "the coordinator's option of this name"),
+    {.name = "processor",
+     .kind = CONFIG_STRING,
+     .offset = offsetof(struct relay_settings, processor),
+     .standard = "auto",
+     .value = "auto|off|N",
+     .help = "the coordinator's option of this name"},
     {.name = "json",
      .letter = 'j',
      .kind = CONFIG_BOOL,
@@ -189,7 +195,7 @@ int command_bench_relay(int argc, char **argv)
     struct relay_traffic traffic = {.streams = (uint32_t)s.streams,
                                     .step_us = (uint32_t)s.step_us,
                                     .steps = (uint32_t)s.steps,
-                                    .processor = (int)s.processor};
+                                    .processor = s.processor};
     size_t rounds = (size_t)s.rounds;
     for (int w = 0; w < WAYS; w++)
         b.round[w] = xcalloc(rounds, sizeof(*b.round[w]));

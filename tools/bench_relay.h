@@ -10,8 +10,8 @@
 
 struct relay_traffic {
     uint32_t streams, step_us;
-    uint32_t steps; /* of a round */
-    int processor;  /* the coordinator's option */
+    uint32_t steps;        /* of a round */
+    const char *processor; /* the coordinator's option */
 };
 
 /* How long tokens were under way, in milliseconds. */

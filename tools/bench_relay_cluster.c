@@ -93,16 +93,25 @@ static int start_coordinator(struct relay_cluster *c, struct err *err)
 {
     char *program = process_sibling("lepton-coordinator"), *log = below(c, "coordinator.log"),
          *file = below(c, "endpoint"), *key = below(c, "keys/coordinator.key"),
-         *authorized = below(c, "authorized"), *processor = xasprintf("%d", c->traffic.processor);
-    char *argv[] = {program, "--endpoint",   "tcp://127.0.0.1:*", "--endpoint-file", file,      "--key",
-                    key,     "--authorized", authorized,          "--processor",     processor, NULL};
+         *authorized = below(c, "authorized");
+    char *argv[] = {program,
+                    "--endpoint",
+                    "tcp://127.0.0.1:*",
+                    "--endpoint-file",
+                    file,
+                    "--key",
+                    key,
+                    "--authorized",
+                    authorized,
+                    "--processor",
+                    (char *)(uintptr_t)c->traffic.processor,
+                    NULL};
     int code = process_start(&c->coordinator, argv, log, err);
     free(program);
     free(log);
     free(file);
     free(key);
     free(authorized);
-    free(processor);
     return code;
 }
 

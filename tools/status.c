@@ -123,6 +123,7 @@ static void print_json(const struct wire_status_reply *s)
     set_text(o, "version", s->version);
     set_count(o, "uptime_ms", s->uptime_ms);
     json_object_set_new(o, "draining", json_boolean(s->draining));
+    set_text(o, "processor", s->processor);
     set_count(o, "queued", s->queued);
     set_count(o, "queue_limit", s->queue_limit);
     set_count(o, "live", s->live);
@@ -176,6 +177,8 @@ static void print_table(const struct wire_status_reply *s, const char *endpoint)
            COUNT(s->rejected_total));
     printf("refused     %llu bad frames, %llu connections\n", COUNT(s->bad_frames_total),
            COUNT(s->refused_peers_total));
+    if (s->processor.size)
+        printf("processor   %.*s\n", WORDS(s->processor));
     settings_print(stdout, s);
     if (s->group_count == 0) {
         printf("no groups\n");

@@ -635,13 +635,38 @@ def test_many_tokens_go_in_halves(c):
     assert len({client.expect("done").request for _ in range(33)}) == 33
 
 
+def processors_of(c):
+    """where each thread of the coordinator may run"""
+    return [tuple(sorted(os.sched_getaffinity(int(t)))) for t in os.listdir(f"/proc/{c.process.pid}/task")]
+
+
 @with_options(processor=min(os.sched_getaffinity(0)))
 def test_one_processor(c):
     """with processor every thread of the coordinator runs there alone"""
     c.worker().join()
-    threads = os.listdir(f"/proc/{c.process.pid}/task")
-    assert len(threads) > 1
-    assert {tuple(os.sched_getaffinity(int(t))) for t in threads} == {(min(os.sched_getaffinity(0)),)}
+    one = min(os.sched_getaffinity(0))
+    assert len(processors_of(c)) > 1 and set(processors_of(c)) == {(one,)}
+    assert c.status().processor == str(one)
+
+
+@with_options(processor="off")
+def test_any_processor(c):
+    """with processor off no thread of the coordinator is bound"""
+    c.worker().join()
+    assert set(processors_of(c)) == {tuple(sorted(os.sched_getaffinity(0)))}
+    assert c.status().processor == "any"
+
+
+def test_automatic_processor(c):
+    """by itself the coordinator keeps its threads on one processor or on any, and status says which"""
+    c.worker().join()
+    everywhere = tuple(sorted(os.sched_getaffinity(0)))
+
+    def told():  # it may change its mind in between, then ask again
+        how, where = c.status().processor.split(": ")
+        return how == "auto" and set(processors_of(c)) == {everywhere if where == "any" else (int(where),)}
+    for _ in range(5):
+        c.until(told, "threads where status says they are")
 
 
 def test_group_error(c):
@@ -812,6 +837,8 @@ def test_start(c):
     assert code == 2 and "a third of lease_ms" in error
     code, error = start("--processor", "1023", *key)
     assert code == 2 and "processor: 1023" in error and "may run on" in error
+    code, error = start("--processor", "any", *key)
+    assert code == 2 and 'processor: "any": expected auto, off, or the number' in error
     command = [c.process.args[0], "--authorized", c.path("authorized"), "--endpoint", "tcp://lo:*",
                "--endpoint-file", c.path("lo"), *key]
     named = subprocess.Popen(command, stderr=subprocess.DEVNULL)
