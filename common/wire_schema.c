@@ -335,7 +335,7 @@ static const struct wire_field accepted_fields[] = {
 };
 #define LOGPROB(s, text)                                                                  \
     {                                                                                     \
-        .name = "logprob", .kind = WIRE_KIND_FLOAT, .float_min = -3.5e38, .float_max = 0, \
+        .name = "logprob", .kind = WIRE_KIND_FLOAT, .float_min = -3.4e38, .float_max = 0, \
         .offset = offsetof(struct s, logprob), .help = text                               \
     }
 static const struct wire_field alternative_fields[] = {

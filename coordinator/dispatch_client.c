@@ -233,6 +233,12 @@ static void fill_stages(struct wire_group_status *out, const struct group *g)
                                              .host = wire_string(g->stages[i].host)};
 }
 
+/* Of two counters, as large as one may be said to be: a worker may say anything. */
+static uint64_t sum_of(uint64_t a, uint64_t b)
+{
+    return a + b < INT64_MAX ? a + b : INT64_MAX;
+}
+
 static void fill_group(struct dispatch *d, struct wire_group_status *out, const struct group *g,
                        uint64_t now_ms)
 {
@@ -263,8 +269,8 @@ static void fill_group(struct dispatch *d, struct wire_group_status *out, const 
                                       .round_trip_us = g->round_trip_us,
                                       .load_ms = g->load_ms};
     for (uint32_t i = 0; i < g->stage_count; i++) {
-        out->stage_busy_us += g->stages[i].busy_us;
-        out->stage_bubble_us += g->stages[i].bubble_us;
+        out->stage_busy_us = sum_of(out->stage_busy_us, g->stages[i].busy_us);
+        out->stage_bubble_us = sum_of(out->stage_bubble_us, g->stages[i].bubble_us);
     }
 }
 

@@ -381,18 +381,27 @@ static void release(struct dispatch *d, struct request *q)
     scheduler_finished(d->scheduler, q->slot);
 }
 
-/* What the request took, all its choices together: they ran side by side over one prompt. */
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* What the request took, all its choices together: they ran side by side over one prompt. A group may say
+ * anything, and its tenant pays for it: no more counts than a sequence there can have had. */
 static void report_usage(struct dispatch *d, const struct request *q)
 {
     struct scheduler_usage usage = {0};
+    uint64_t most_us = clock_now_us() - q->accepted_us;
     for (uint64_t i = 0; i < q->sampling.n; i++) {
         const struct wire_done *done = &q->choices[i].done;
-        usage.prompt_tokens = done->prompt_tokens;
-        usage.output_tokens += done->completion_tokens;
-        usage.prefill_us = done->prefill_us > usage.prefill_us ? done->prefill_us : usage.prefill_us;
-        usage.decode_us = done->decode_us > usage.decode_us ? done->decode_us : usage.decode_us;
+        uint64_t prefill_us = least(done->prefill_us, most_us), decode_us = least(done->decode_us, most_us);
+        usage.prompt_tokens = least(done->prompt_tokens, q->place_context);
+        usage.output_tokens += least(done->completion_tokens, q->max_tokens + 1);
+        usage.prefill_us = prefill_us > usage.prefill_us ? prefill_us : usage.prefill_us;
+        usage.decode_us = decode_us > usage.decode_us ? decode_us : usage.decode_us;
     }
-    usage.cached_tokens = q->choices[0].done.cached_tokens; /* the others find what the first computed */
+    /* The others find what the first computed. */
+    usage.cached_tokens = least(q->choices[0].done.cached_tokens, usage.prompt_tokens);
     if (q->again) /* its last group's times are not those of all its tokens */
         usage.prefill_us = usage.decode_us = 0;
     scheduler_used(d->scheduler, q->slot, &usage);

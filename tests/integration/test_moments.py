@@ -212,6 +212,51 @@ def test_ends_of_another_run_are_not_made_up(c):
     assert delivered(again) == {}, again
 
 
+def test_words_at_the_edge_of_their_bounds(c):
+    """what a worker may say, however large, can be said on: to who asks for the status, and to who reads the stream"""
+    worker, client = c.worker().join(), c.client()
+    most = 2 ** 63 - 1
+    worker.beat(times=[dict(busy_us=most, bubble_us=most, processor_us=most)] * 2)
+    worker.expect("lease")
+    client.send("status", verbose=True)
+    group = client.expect("status_reply").groups[0]
+    assert [s["busy_us"] for s in group["stages"]] == [most] * 2 and group["stage_busy_us"] == most, group
+    generate(client, logprobs=True, top_logprobs=1)
+    assign = worker.expect("assign")
+    say = dict(group="g0", epoch=worker.epoch, request=assign.request, text="a", piece="a")
+    worker.send("token", index=0, id=7, logprob=-3.4e38, top_logprobs=[dict(id=7, logprob=-3.4e38, piece="a")], **say)
+    token = client.expect("token")
+    assert token.logprob < -3.39e38 and token.top_logprobs[0]["logprob"] == token.logprob, token
+    worker.send("token", index=1, id=7, logprob=-3.45e38, **say)  # a float of 32 bits would be infinite
+    error = worker.expect("error")
+    assert error.code == 400 and "logprob" in error.message, error
+    assert c.status().live == 1
+
+
+def test_a_lie_costs_no_tenant(c):
+    """what a group says a request took counts for its tenant as far as a sequence can have taken it"""
+    worker, client, other = c.worker().join(sequences=1), c.client(), c.client("other")
+    most = 2 ** 63 - 1
+    generate(client, "lied", max_tokens=1)
+    lied = worker.expect("assign")
+    worker.token(lied, 0)
+    worker.send("done", group="g0", epoch=worker.epoch, request=lied.request, finish_reason="stop", prompt_tokens=most, completion_tokens=2,
+                cached_tokens=most, prefill_us=most, decode_us=most)
+    client.expect("token")
+    assert client.expect("done").prompt_tokens == most
+    for i in range(40):  # far more than a sequence can take
+        other.send("generate", request="other%d" % i, prompt="word " * 20, max_tokens=256)
+        other.expect("accepted")
+    first = worker.expect("assign")
+    generate(client, "next", max_tokens=1)
+    served, assign = 0, first
+    while assign.prompt != "Once":
+        worker.serve(assign, 256)
+        served += 1
+        assign = worker.expect("assign")
+    assert served < 20, served
+
+
 TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]
 
 if __name__ == "__main__":
