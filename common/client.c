@@ -129,6 +129,10 @@ static void close_socket(struct client *c)
         zmq_close(c->monitor);
     c->socket = c->monitor = NULL;
     c->connected = false;
+    /* Tokens that were not handed out go with their connection: who resumes has not had them, and gets them
+     * again. */
+    wire_release(&c->batch);
+    c->batch_next = 0;
 }
 
 /* What an event of the socket says about the connection: 1 it stands, 0 nothing, -1 it failed. */
@@ -255,7 +259,6 @@ void client_close(struct client **client)
     curve_wipe(&c->server);
     free(c->endpoint);
     buffer_release(&c->out);
-    wire_release(&c->batch);
     free(c);
     *client = NULL;
 }
@@ -334,7 +337,6 @@ static bool next_of_batch(struct client *c, struct wire_message *m)
         return true;
     }
     wire_release(&c->batch);
-    c->batch = (struct wire_message){.memory = NULL};
     c->batch_next = 0;
     return false;
 }
