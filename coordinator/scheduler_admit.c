@@ -46,6 +46,16 @@ static struct pool *admit_model(struct scheduler *s, const char *model, struct e
     return p;
 }
 
+/* The flow's newest request that no group has had: whoever reads a stream already is not told to come back
+ * later, because its group was lost or somebody else went first. */
+static uint32_t newest_fresh(const struct scheduler *s, const struct flow *f)
+{
+    uint32_t i = f->arrived.last;
+    while (i != SCHEDULER_NONE && (s->entries[i].given || s->entries[i].numeric))
+        i = s->entries[i].previous;
+    return i;
+}
+
 /* The tenant that holds most of the queue in this class; its newest request makes room when
  * it holds more than twice what the newcomer's tenant holds: to be equal is not to be greedy. */
 static uint32_t find_shed(const struct scheduler *s, uint32_t class, uint32_t flow)
@@ -54,12 +64,13 @@ static uint32_t find_shed(const struct scheduler *s, uint32_t class, uint32_t fl
     count = 2 * count + SHED_MARGIN;
     for (uint32_t i = 0; i < s->flow_limit; i++) {
         const struct flow *f = &s->flows[i];
-        if (f->used && f->class == class && f->arrived.count > count) {
+        if (f->used && f->class == class && f->arrived.count > count &&
+            newest_fresh(s, f) != SCHEDULER_NONE) {
             most = i;
             count = f->arrived.count;
         }
     }
-    return most == SCHEDULER_NONE ? SCHEDULER_NONE : s->flows[most].arrived.last;
+    return most == SCHEDULER_NONE ? SCHEDULER_NONE : newest_fresh(s, &s->flows[most]);
 }
 
 /* Preemptible work may fill half of the queue, and an eighth more than all of it is kept for those who
@@ -85,6 +96,13 @@ static int admit_room(struct scheduler *s, const struct scheduler_submission *in
     bool room = queue_room(s, in->class);
     if (s->live >= s->limits.live_requests)
         return full(s, out, p, err);
+    if (in->bytes > s->limits.prompt_bytes - s->bytes) {
+        full(s, out, p, err);
+        return err_set_code(err, 429,
+                            "the queue is full: its prompts hold %llu of %llu bytes; try again in %llu ms",
+                            (unsigned long long)s->bytes, (unsigned long long)s->limits.prompt_bytes,
+                            (unsigned long long)out->retry_after_ms);
+    }
     if (!room) {
         uint32_t shed = find_shed(s, in->class, flow);
         if (shed == SCHEDULER_NONE)
@@ -95,13 +113,6 @@ static int admit_room(struct scheduler *s, const struct scheduler_submission *in
         list_append(s, &s->lost, shed);
         s->counts.shed++;
         tuner_spoil(&s->tuner);
-    }
-    if (in->bytes > s->limits.prompt_bytes - s->bytes) {
-        full(s, out, p, err);
-        return err_set_code(err, 429,
-                            "the queue is full: its prompts hold %llu of %llu bytes; try again in %llu ms",
-                            (unsigned long long)s->bytes, (unsigned long long)s->limits.prompt_bytes,
-                            (unsigned long long)out->retry_after_ms);
     }
     return 0;
 }

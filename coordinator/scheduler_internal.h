@@ -18,7 +18,7 @@ enum state { FREE, QUEUED, RUNNING, PREEMPTED, ENDING, LOST, HELD };
 struct entry {
     enum state state;
     bool charged, prefilled;
-    bool given;       /* a group had it before */
+    bool given;       /* a group had it before: it is not shed */
     bool victim, due; /* in its pool's list; in the heap of due times */
     bool alone;       /* a group is, or will be, kept for it */
     bool ending;      /* LOST: its client has its outcome */

@@ -257,6 +257,25 @@ def test_a_lie_costs_no_tenant(c):
     assert served < 20, served
 
 
+@with_options(queue_requests=16)
+def test_begun_streams_are_not_shed(c):
+    """a stream that lost its group keeps its place when the queue is full and its tenant holds most of it: who did not begin goes"""
+    worker, client, other = c.worker().join(sequences=1), c.client(), c.client("other")
+    generate(client, "begun")
+    begun = worker.expect("assign")
+    worker.token(begun, 0)
+    client.expect("token")
+    for i in range(15):
+        generate(client, "q%d" % i)
+    worker.send("bye", group="g0", epoch=worker.epoch)
+    c.until(lambda: c.status().queued == 16, "it to wait again")
+    generate(other, "late")
+    error = client.expect("error")
+    assert error.request == "q14" and error.code == 429, error
+    again = c.worker("g1", "g1").join(sequences=1)
+    assert again.expect("assign").request == begun.request
+
+
 TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]
 
 if __name__ == "__main__":

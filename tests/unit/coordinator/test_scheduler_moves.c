@@ -192,6 +192,33 @@ static void test_held_requests_keep_their_deadline(void)
     scheduler_free(&s);
 }
 
+static int submit_of(struct scheduler *s, uint32_t request, const char *tenant, uint64_t bytes)
+{
+    struct err err = {0};
+    struct scheduler_admission out;
+    struct scheduler_submission in = {.request = request,
+                                      .model = "",
+                                      .tenant = tenant,
+                                      .class = SCHEDULER_INTERACTIVE,
+                                      .bytes = bytes,
+                                      .deadline_ms = 10000};
+    return scheduler_submit(s, &in, 0, &out, &err) == 0 ? 0 : err.code;
+}
+
+static void test_nobody_is_shed_for_who_is_refused(void)
+{
+    const struct scheduler_limits wide = {
+        .live_requests = 32, .groups = 4, .queue_requests = 16, .prompt_bytes = 1000, .group_wait_ms = 500};
+    struct scheduler *s = scheduler_new(&wide, &balancer_least_loaded);
+    for (uint32_t i = 0; i < 16; i++)
+        CHECK_INT(submit_of(s, i, "greedy", 50), 0);
+    CHECK_INT(submit_of(s, 16, "late", 300), 429); /* its prompt has no room, whoever goes */
+    check_nothing(s, 0);
+    CHECK_INT(submit_of(s, 16, "late", 100), 0);
+    check_ended(s, 0, 15, SCHEDULER_NONE, 429);
+    scheduler_free(&s);
+}
+
 int main(void)
 {
     TEST(test_lost_group_gives_its_requests_back, "what a lost group held waits again");
@@ -204,5 +231,6 @@ int main(void)
     TEST(test_draining_group_hands_over_what_fits, "a draining group hands over what others have room for");
     TEST(test_held_back_and_alone, "a request may be held back, and be given an empty group for itself");
     TEST(test_held_requests_keep_their_deadline, "who is held back keeps its deadline");
+    TEST(test_nobody_is_shed_for_who_is_refused, "nobody goes from the queue for somebody who is refused");
     return test_result();
 }
