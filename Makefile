@@ -171,7 +171,7 @@ INTEGRATION := $(sort $(wildcard tests/integration/test_*.sh tests/integration/t
 FAULTS := $(sort $(wildcard tests/faults/test_*.py))
 FAULTS_MOCK := $(filter-out %/test_groups.py %/test_kills.py %/test_run.py,$(FAULTS))
 # Those that take a minute at most, in every run of the tests; the others with `make faults` alone.
-FAULTS_SHORT := $(patsubst %,tests/faults/test_%.py,audit gateway hold peers remembered resume run store store_disk)
+FAULTS_SHORT := $(patsubst %,tests/faults/test_%.py,any_moment audit gateway hold peers remembered resume run store store_disk)
 
 # What ThreadSanitizer cannot see into.
 ifeq ($(VARIANT),tsan)
