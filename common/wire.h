@@ -227,12 +227,12 @@ struct wire_stage {
     uint64_t tensor;                  /* tensor-parallel width */
     uint64_t pid;                     /* of the stage's first rank */
     struct wire_str host;
-    uint64_t busy_us, bubble_us, processor_us; /* status alone */
+    uint64_t busy_us, wait_us, bubble_us, processor_us; /* status alone */
 };
 
 /* What the steps took a stage so far. */
 struct wire_stage_time {
-    uint64_t busy_us, bubble_us, processor_us;
+    uint64_t busy_us, wait_us, bubble_us, processor_us;
 };
 
 struct wire_hello {
@@ -342,8 +342,9 @@ struct wire_group_status {
     struct wire_str group, state /* "ready", "resting", "draining", "held", "lost" */, model, weights,
         kernels, kv_type;
     uint64_t epoch, tensor, max_sequences, context, pages, pages_used, pages_cached, prefix_queries,
-        prefix_hits, preemptions, drafted_tokens, accepted_tokens, stage_busy_us, stage_bubble_us, running,
-        waiting, assigned, steps, tokens_generated, heartbeat_age_ms, round_trip_us, load_ms;
+        prefix_hits, preemptions, drafted_tokens, accepted_tokens, stage_busy_us, stage_wait_us,
+        stage_bubble_us, running, waiting, assigned, steps, tokens_generated, heartbeat_age_ms, round_trip_us,
+        load_ms;
     struct wire_stage *stages;
     uint32_t stage_count;
 };

@@ -181,8 +181,10 @@ static const struct wire_field stage_fields[] = {
     UINT(wire_stage, pid, 0, UINT32_MAX, "process of the stage's first rank"),
     STRING(wire_stage, host, 0, 255, "its host name"),
     UINT_OPT(wire_stage, busy_us, 0, COUNT, 0, "status: how long it has run steps so far"),
-    UINT_OPT(wire_stage, bubble_us, 0, COUNT, 0,
-             "status: how long it ran none though its group had work: the bubbles of the pipeline"),
+    UINT_OPT(wire_stage, wait_us, 0, COUNT, 0, "status: how long it ran none though its group had work"),
+    UINT_OPT(
+        wire_stage, bubble_us, 0, COUNT, 0,
+        "status: of that, how long other stages did not have its processors: the bubbles of the pipeline"),
     UINT_OPT(wire_stage, processor_us, 0, COUNT, 0, "status: processor time of its steps so far"),
 };
 static const struct wire_record stage_record = {
@@ -195,7 +197,8 @@ static const struct wire_record stage_record = {
 
 static const struct wire_field stage_time_fields[] = {
     UINT(wire_stage_time, busy_us, 0, COUNT, "how long it has run steps so far"),
-    UINT(wire_stage_time, bubble_us, 0, COUNT, "how long it ran none though its group had work"),
+    UINT(wire_stage_time, wait_us, 0, COUNT, "how long it ran none though its group had work"),
+    UINT(wire_stage_time, bubble_us, 0, COUNT, "of that, how long other stages did not have its processors"),
     UINT_OPT(wire_stage_time, processor_us, 0, COUNT, 0,
              "processor time of its steps so far, over all threads of the stage's first rank"),
 };
@@ -228,8 +231,9 @@ static const struct wire_field group_status_fields[] = {
     UINT_OPT(wire_group_status, drafted_tokens, 0, COUNT, 0, "tokens that speculation proposed so far"),
     UINT_OPT(wire_group_status, accepted_tokens, 0, COUNT, 0, "of these, those that were right"),
     UINT_OPT(wire_group_status, stage_busy_us, 0, COUNT, 0, "time that stages ran steps so far, over all"),
+    UINT_OPT(wire_group_status, stage_wait_us, 0, COUNT, 0, "time that stages waited though there was work"),
     UINT_OPT(wire_group_status, stage_bubble_us, 0, COUNT, 0,
-             "time that stages waited though there was work"),
+             "of that, time in which other stages did not have their processors"),
     UINT(wire_group_status, running, 0, COUNT, "sequences in its batch"),
     UINT(wire_group_status, waiting, 0, COUNT, "sequences it holds outside the batch"),
     UINT(wire_group_status, assigned, 0, COUNT, "sequences that the coordinator has given it"),

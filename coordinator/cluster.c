@@ -335,6 +335,7 @@ bool cluster_heartbeat(struct cluster *c, struct group *g, const struct wire_hea
     g->accepted_tokens = beat->accepted_tokens;
     for (uint32_t i = 0; i < beat->time_count && i < g->stage_count; i++) {
         g->stages[i].busy_us = beat->times[i].busy_us;
+        g->stages[i].wait_us = beat->times[i].wait_us;
         g->stages[i].bubble_us = beat->times[i].bubble_us;
         g->stages[i].processor_us = beat->times[i].processor_us;
     }

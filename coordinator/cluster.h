@@ -19,7 +19,7 @@ const char *group_state_name(enum group_state state);
 
 struct group_stage {
     uint64_t first_layer, last_layer, tensor, pid;
-    uint64_t busy_us, bubble_us, processor_us; /* of its steps, as the last heartbeat says */
+    uint64_t busy_us, wait_us, bubble_us, processor_us; /* of its steps, as the last heartbeat says */
     char host[256];
 };
 

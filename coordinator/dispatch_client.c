@@ -228,6 +228,7 @@ static void fill_stages(struct wire_group_status *out, const struct group *g)
                                              .tensor = g->stages[i].tensor,
                                              .pid = g->stages[i].pid,
                                              .busy_us = g->stages[i].busy_us,
+                                             .wait_us = g->stages[i].wait_us,
                                              .bubble_us = g->stages[i].bubble_us,
                                              .processor_us = g->stages[i].processor_us,
                                              .host = wire_string(g->stages[i].host)};
@@ -270,6 +271,7 @@ static void fill_group(struct dispatch *d, struct wire_group_status *out, const 
                                       .load_ms = g->load_ms};
     for (uint32_t i = 0; i < g->stage_count; i++) {
         out->stage_busy_us = sum_of(out->stage_busy_us, g->stages[i].busy_us);
+        out->stage_wait_us = sum_of(out->stage_wait_us, g->stages[i].wait_us);
         out->stage_bubble_us = sum_of(out->stage_bubble_us, g->stages[i].bubble_us);
     }
 }

@@ -70,9 +70,9 @@ const struct config_table bench_engine_table = {
         "fraction is of the limit that binds: bytes of weights and KV read against the best read rate of the "
         "run, or operations of "
         "the matrices against the peak of the type's arithmetic. Idle is the share of the processors' "
-        "time in which they computed no step, bubbles that of each stage's time in which it ran none, "
-        "both over the counted runs with their prompts, beginning and end. Stages that take turns on "
-        "the same processors have bubbles, and leave none idle.",
+        "time in which they computed no step; bubbles that of the stages' time in which they ran none "
+        "though no other stage had their processors (how long each waits stands beside it); both over "
+        "the counted runs with their prompts, beginning and end.",
     .after = "examples:\n"
              "  lepton synth tl.gguf && lepton bench engine tl.gguf -p 512,2048 -n 128 -b 1,2,4,8,16,32\n"
              "  lepton bench engine model.gguf --stages 2 -b 8,32 --json\n"
@@ -203,6 +203,7 @@ static int stages_end(struct bench_run *b, struct bench_row *row, struct err *er
     }
     for (int i = 0; i < row->stage_count; i++) {
         row->stages[i].busy_us -= b->before[i].busy_us;
+        row->stages[i].wait_us -= b->before[i].wait_us;
         row->stages[i].bubble_us -= b->before[i].bubble_us;
         row->stages[i].processor_us -= b->before[i].processor_us;
     }

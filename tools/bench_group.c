@@ -171,6 +171,7 @@ static int group_times(struct bench_target *t, struct stage_time *times, int *st
         *stages = fresh && s->stage_count <= STEP_MAX_STAGES ? (int)s->stage_count : 0;
         for (int i = 0; i < *stages; i++)
             times[i] = (struct stage_time){.busy_us = s->stages[i].busy_us,
+                                           .wait_us = s->stages[i].wait_us,
                                            .bubble_us = s->stages[i].bubble_us,
                                            .processor_us = s->stages[i].processor_us};
         wire_release(&m);

@@ -36,25 +36,31 @@ void bench_report_release(struct bench_report *r)
     r->row_count = r->lookup_count = 0;
 }
 
-/* The share of a stage's time, or of all stages', in which it ran no step though there was work. */
-static double bubbles(const struct stage_time *stages, int count)
+/* The share of all stages' time in which they ran no step though there was work and processors for it. */
+static double bubbles(const struct bench_row *row)
 {
-    double busy = 0, bubble = 0;
-    for (int i = 0; i < count; i++) {
-        busy += (double)stages[i].busy_us;
-        bubble += (double)stages[i].bubble_us;
+    double all = 0, bubble = 0;
+    for (int i = 0; i < row->stage_count; i++) {
+        all += (double)(row->stages[i].busy_us + row->stages[i].wait_us);
+        bubble += (double)row->stages[i].bubble_us;
     }
-    return busy + bubble > 0 ? bubble / (busy + bubble) : 0;
+    return all > 0 ? bubble / all : 0;
+}
+
+static double waits(const struct stage_time *stage)
+{
+    double all = (double)(stage->busy_us + stage->wait_us);
+    return all > 0 ? (double)stage->wait_us / all : 0;
 }
 
 /* The share of the processors' time in which they computed no step. Of one rank it is what its steps leave
- * idle; stages that take turns on the same processors have bubbles, and leave no more idle for it. */
+ * idle. */
 static double idle(const struct bench_report *r, const struct bench_row *row)
 {
     double used = 0, all = 0;
     for (int i = 0; i < row->stage_count; i++) {
         used += (double)row->stages[i].processor_us * r->tensor;
-        all += (double)(row->stages[i].busy_us + row->stages[i].bubble_us) / row->stage_count;
+        all += (double)(row->stages[i].busy_us + row->stages[i].wait_us) / row->stage_count;
     }
     all *= r->limit_threads;
     return used < all ? 1 - used / all : 0;
@@ -125,12 +131,12 @@ static void print_head(const struct bench_report *r)
            r->energy ? "joules of the processor packages (RAPL)" : "not readable here (no RAPL counter)");
 }
 
-/* "2.1 % (stages 1.8, 2.4)" */
+/* "2.1 % (stages wait 31.8, 32.4)" */
 static void print_bubbles(const struct bench_row *row)
 {
-    printf("  %5.1f %%", 100 * bubbles(row->stages, row->stage_count));
+    printf("  %5.1f %%", 100 * bubbles(row));
     for (int i = 0; i < row->stage_count; i++)
-        printf("%s%.1f%s", i ? ", " : " (stages ", 100 * bubbles(&row->stages[i], 1),
+        printf("%s%.1f%s", i ? ", " : " (stages wait ", 100 * waits(&row->stages[i]),
                i + 1 < row->stage_count ? "" : ")");
 }
 
@@ -178,8 +184,9 @@ static json_t *stages_json(const struct bench_row *row)
     json_t *list = json_array();
     for (int i = 0; i < row->stage_count; i++)
         json_array_append_new(list,
-                              json_pack("{s:I, s:I, s:I}", "busy_us", (json_int_t)row->stages[i].busy_us,
-                                        "bubble_us", (json_int_t)row->stages[i].bubble_us, "processor_us",
+                              json_pack("{s:I, s:I, s:I, s:I}", "busy_us", (json_int_t)row->stages[i].busy_us,
+                                        "wait_us", (json_int_t)row->stages[i].wait_us, "bubble_us",
+                                        (json_int_t)row->stages[i].bubble_us, "processor_us",
                                         (json_int_t)row->stages[i].processor_us));
     return list;
 }
@@ -211,7 +218,7 @@ static json_t *row_json(const struct bench_report *r, const struct bench_row *ro
         json_object_set_new(o, "joules_per_token", json_real(row->joules_per_token));
     json_object_set_new(o, "idle_ratio", json_real(idle(r, row)));
     if (r->stages > 1) {
-        json_object_set_new(o, "bubble_ratio", json_real(bubbles(row->stages, row->stage_count)));
+        json_object_set_new(o, "bubble_ratio", json_real(bubbles(row)));
         json_object_set_new(o, "stages", stages_json(row));
     }
     return o;

@@ -332,20 +332,25 @@ static int read_endpoint(struct local *l, struct err *err)
     return err_set(err, "the coordinator did not open its endpoint within 10 s");
 }
 
+static int processors_per_group(const struct local *l)
+{
+    long share = sysconf(_SC_NPROCESSORS_ONLN) / l->groups;
+    return share > 1 ? (int)share : 1;
+}
+
 /* Slots work at the same time. Stages mostly take turns: each may have all processors, and where several have
  * work none loses by it. */
 static int threads_per_rank(const struct local *l)
 {
-    long processors = sysconf(_SC_NPROCESSORS_ONLN);
     if (l->o.threads)
         return l->o.threads;
-    long share = processors / ((long)l->groups * l->o.tensor);
-    return share > 1 ? (int)share : 1;
+    int share = processors_per_group(l) / l->o.tensor;
+    return share > 1 ? share : 1;
 }
 
 static int start_group(struct local *l, int index, struct err *err)
 {
-    char name[32], log[48], stages[16], tensor[16], threads[16], context[24], sequences[24];
+    char name[32], log[48], stages[16], tensor[16], threads[16], processors[16], context[24], sequences[24];
     char *key = below(l, "keys/g.key"), *server_key = below(l, "keys/coordinator.pub");
     const struct served *model = &l->served[index / l->o.groups];
     snprintf(name, sizeof(name), "g-%d", index);
@@ -354,6 +359,7 @@ static int start_group(struct local *l, int index, struct err *err)
     snprintf(stages, sizeof(stages), "%d", l->o.stages);
     snprintf(tensor, sizeof(tensor), "%d", l->o.tensor);
     snprintf(threads, sizeof(threads), "%d", threads_per_rank(l));
+    snprintf(processors, sizeof(processors), "%d", processors_per_group(l));
     snprintf(context, sizeof(context), "%lld", (long long)l->o.context);
     snprintf(sequences, sizeof(sequences), "%lld", (long long)(l->o.max_sequences ? l->o.max_sequences : 16));
     const char *words[] = {"group",
@@ -382,6 +388,8 @@ static int start_group(struct local *l, int index, struct err *err)
                            server_key,
                            "--threads",
                            threads,
+                           "--processors",
+                           processors,
                            "--context",
                            context,
                            "--max-sequences",

@@ -39,12 +39,11 @@ static void set_text(json_t *o, const char *name, struct wire_str s)
     json_object_set_new(o, name, json_stringn(s.size ? s.data : "", s.size));
 }
 
-/* The share of its time in which a stage, or all of them, ran no step though the group had work, since the
- * group began. */
-static double bubble_ratio(uint64_t busy_us, uint64_t bubble_us)
+/* Of the time in which the group had work, since it began, a stage's or that of all. */
+static double share(uint64_t part_us, uint64_t busy_us, uint64_t wait_us)
 {
-    double all = (double)busy_us + (double)bubble_us;
-    return all > 0 ? (double)bubble_us / all : 0;
+    double all = (double)busy_us + (double)wait_us;
+    return all > 0 ? (double)part_us / all : 0;
 }
 
 static json_t *stages_json(const struct wire_group_status *g)
@@ -59,9 +58,11 @@ static json_t *stages_json(const struct wire_group_status *g)
         set_count(o, "pid", stage->pid);
         set_text(o, "host", stage->host);
         set_count(o, "busy_us", stage->busy_us);
+        set_count(o, "wait_us", stage->wait_us);
         set_count(o, "bubble_us", stage->bubble_us);
         set_count(o, "processor_us", stage->processor_us);
-        json_object_set_new(o, "bubble_ratio", json_real(bubble_ratio(stage->busy_us, stage->bubble_us)));
+        json_object_set_new(o, "bubble_ratio",
+                            json_real(share(stage->bubble_us, stage->busy_us, stage->wait_us)));
         json_array_append_new(list, o);
     }
     return list;
@@ -88,7 +89,8 @@ static json_t *group_json(const struct wire_group_status *g)
     set_count(o, "preemptions", g->preemptions);
     set_count(o, "drafted_tokens", g->drafted_tokens);
     set_count(o, "accepted_tokens", g->accepted_tokens);
-    json_object_set_new(o, "bubble_ratio", json_real(bubble_ratio(g->stage_busy_us, g->stage_bubble_us)));
+    json_object_set_new(o, "bubble_ratio",
+                        json_real(share(g->stage_bubble_us, g->stage_busy_us, g->stage_wait_us)));
     set_count(o, "assigned", g->assigned);
     set_count(o, "running", g->running);
     set_count(o, "waiting", g->waiting);
@@ -161,8 +163,8 @@ static void print_stage(uint32_t number, const struct wire_stage *stage)
     if (stage->tensor > 1)
         printf(", %llu tensor slots", COUNT(stage->tensor));
     if (stage->busy_us)
-        printf(", busy %.1f s, bubbles %.1f %%", (double)stage->busy_us * 1e-6,
-               100 * bubble_ratio(stage->busy_us, stage->bubble_us));
+        printf(", busy %.1f s, waits %.1f %%", (double)stage->busy_us * 1e-6,
+               100 * share(stage->wait_us, stage->busy_us, stage->wait_us));
     printf("\n");
 }
 
@@ -201,7 +203,7 @@ static void print_table(const struct wire_status_reply *s, const char *endpoint)
             printf("  link %.1f ms there and back\n", (double)g->round_trip_us / 1000);
         if (g->stage_count > 1)
             printf("  bubbles %.1f %% of the stages' time\n",
-                   100 * bubble_ratio(g->stage_busy_us, g->stage_bubble_us));
+                   100 * share(g->stage_bubble_us, g->stage_busy_us, g->stage_wait_us));
         for (uint32_t k = 0; k < g->stage_count; k++)
             print_stage(k, &g->stages[k]);
     }

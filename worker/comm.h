@@ -38,7 +38,10 @@ struct comm {
     const char *name; /* "mpi", "nccl" */
     int rank;
     int size;
+    void
+        *shared; /* COMM_SHARED_BYTES that every rank sees, zeros at first; NULL where they share no memory */
 };
+#define COMM_SHARED_BYTES 64
 
 /* Sends `bytes` to `peer`; messages between two ranks arrive in order. `data` may be reused once the stream
  * has passed. */

@@ -23,6 +23,7 @@ struct header {
     uint8_t token[16]; /* shows that all ranks mapped the same */
     _Atomic uint32_t aborted;
     uint32_t ranks;
+    _Alignas(64) uint8_t shared[COMM_SHARED_BYTES];
 };
 
 /* A message, or what is left of it, that its ring had no room for. */
@@ -397,6 +398,7 @@ static int map_segment(struct comm_shm *c, struct err *err)
         return err_set(err, "shared memory of %zu bytes: %s", c->bytes, strerror(errno));
     c->memory = memory;
     c->header = memory;
+    c->comm.shared = c->header->shared;
     c->counter = (struct shm_word *)(void *)(c->memory + counters_offset());
     for (int i = 0; i < 2; i++)
         c->area[i] = c->memory + areas_offset(c->comm.size) + (size_t)i * (size_t)c->comm.size * PART_BYTES;

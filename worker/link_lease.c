@@ -56,6 +56,7 @@ static void send_heartbeat(struct link *l, uint64_t now_ms)
     m.heartbeat.time_count = (uint32_t)stats.stages;
     for (int32_t i = 0; i < stats.stages; i++)
         times[i] = (struct wire_stage_time){.busy_us = stats.stage[i].busy_us,
+                                            .wait_us = stats.stage[i].wait_us,
                                             .bubble_us = stats.stage[i].bubble_us,
                                             .processor_us = stats.stage[i].processor_us};
     if (stuck_ms >= STUCK_TOLD_MS) {

@@ -1,6 +1,7 @@
 /* lepton-worker: one rank of a group. It wires the rooms together: settings, MPI, the rank's slice of the
  * model, the executor, and on rank 0 the link to the coordinator. The work itself is in infer/serve. */
 #include <mpi.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,7 +53,9 @@ struct worker {
     struct curve_key key, server_key;
     struct rank_card *cards; /* leader: [ranks] */
     bool *is_end;
-    int *first_layer; /* [stages + 1] */
+    int *first_layer;  /* [stages + 1] */
+    cpu_set_t allowed; /* processors, before any thread was bound to some */
+    struct occupancy occupancy;
 };
 
 /* The one link that a signal drains; set on the leader while it serves. A signal that comes before is
@@ -302,6 +305,24 @@ static int connect_ranks(struct worker *w, struct err *err)
                         : wake_connect(&w->wake, &info, limit_ms, err);
 }
 
+/* Stages share processors where they share a host and may run on the same ones: then they may take turns. */
+static int share_processors(struct worker *w, struct err *err)
+{
+    if (w->layout.stages == 1)
+        return 0;
+    void *shared = strcmp(device_name(w->device), "cpu") == 0 ? w->control->shared : NULL;
+    cpu_set_t *all = xcalloc((size_t)w->ranks, sizeof(*all));
+    int code = comm_allgather(w->control, NULL, &w->allowed, all, sizeof(*all), err);
+    for (int r = 0; r < w->ranks && code == 0; r++)
+        if (!CPU_EQUAL(&all[r], &w->allowed))
+            shared = NULL; /* each is bound to its own */
+    free(all);
+    int threads = device_threads(w->device) * w->layout.tensor;
+    int processors = w->settings.processors ? (int)w->settings.processors : CPU_COUNT(&w->allowed);
+    occupancy_init(&w->occupancy, shared, threads, processors);
+    return code;
+}
+
 /* Every rank's watchdog tells the leader's what its rank does. */
 static void connect_watchdogs(struct worker *w)
 {
@@ -396,6 +417,8 @@ static struct serve_options serve_options(struct worker *w)
                                   .tensor = w->tensor,
                                   .wake = w->wake,
                                   .watchdog = w->watchdog,
+                                  .occupancy =
+                                      w->place.slot == 0 && w->layout.stages > 1 ? &w->occupancy : NULL,
                                   .step_limit_ms = (uint64_t)w->settings.step_limit_ms,
                                   .wait_limit_ms = (uint64_t)w->settings.wait_limit_ms,
                                   .mailbox = w->mailbox,
@@ -522,11 +545,12 @@ int main(int argc, char **argv)
         last_words_open(w.settings.last_words); /* behind MPI, which catches the same signals */
     setup_log(&w.settings, w.rank);
     uint64_t begun_ms = clock_now_ms();
+    sched_getaffinity(0, sizeof(w.allowed), &w.allowed);
     if (place_rank(&w, &err) || open_model(&w, &err) || (w.rank == 0 && open_leader(&w, &err)))
         leave(&w, EXIT_CONFIG, &err);
     watchdog_start(&w.watchdog, w.rank);
     gather_cards(&w, clock_now_ms() - begun_ms);
-    if (connect_ranks(&w, &err))
+    if (connect_ranks(&w, &err) || share_processors(&w, &err))
         leave(&w, err.code == EXIT_CONFIG ? EXIT_CONFIG : EXIT_GROUP, &err);
     connect_watchdogs(&w);
     char slot[48] = "";

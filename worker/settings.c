@@ -49,6 +49,9 @@ static const struct config_option options[] = {
      "round F16 weights to BF16 for the kernel set avx512bf16: faster, less exact", false},
     {"threads", 't', CONFIG_INT, OPTION(threads), 0, 1024, "1", "N", NULL,
      "threads that compute, per rank; 0 = every processor allowed to the rank", false},
+    {"processors", 0, CONFIG_INT, OPTION(processors), 0, 65536, "0", "N", NULL,
+     "processors that the ranks of this host share, to tell waits from bubbles; 0 = those allowed to a rank",
+     false},
     {"tensor", 0, CONFIG_INT, OPTION(tensor), 1, 256, "1", "T", NULL,
      "tensor slots of a stage: ranks that share each layer; the job has stages x T ranks, those of a stage "
      "next to each other",

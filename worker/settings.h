@@ -10,8 +10,8 @@ struct worker_settings {
     char *config, *mock, *model, *models, *verify, *model_name, *group, *ended, *last_words, *endpoint,
         *server_key, *key, *device, *kernels, *kv_type, *speculation, *comm, *nccl_library, *load_file,
         *log_level, *log_format;
-    int64_t threads, tensor, context, max_sequences, step_tokens, mixed_tokens, page_tokens, kv_bytes,
-        speculation_tokens, priority_step_ms;
+    int64_t threads, processors, tensor, context, max_sequences, step_tokens, mixed_tokens, page_tokens,
+        kv_bytes, speculation_tokens, priority_step_ms;
     bool prefix_cache, f16_as_bf16, alone;
     int64_t step_limit_ms, wait_limit_ms, start_limit_ms, load_log_ms;
 };

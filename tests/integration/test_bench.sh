@@ -56,16 +56,28 @@ verdict $? "bench engine --json holds each test with its fraction, limit and spr
     grep -q '^method: one warm-up, median of 2 runs, spread' "$out" && grep -q 'a group of 2 stages, [12] threads in all' "$out" &&
     grep -q '^limits of this run: read .* GB/s' "$out" && grep -qE '^energy: (joules|not readable here)' "$out" &&
     grep -qE '^load [0-9]+ ms, to the first token [0-9]+ ms' "$out" && grep -q '^resident [0-9]* MB' "$out" &&
-    grep -qE '^pp24 +1 +[12] f16 +[0-9.]+ +[0-9.]+ % fp32' "$out" && grep -qE '^tg6 +2 +[12] f16 .* % \(stages [0-9.]+, [0-9.]+\)$' "$out"
-verdict $? "bench engine drives a real group of two stages, and says its method and each stage's bubbles"
+    grep -qE '^pp24 +1 +[12] f16 +[0-9.]+ +[0-9.]+ % fp32' "$out" && grep -qE '^tg6 +2 +[12] f16 .* % \(stages wait [0-9.]+, [0-9.]+\)$' "$out"
+verdict $? "bench engine drives a real group of two stages, and says its method, the bubbles, and how long each stage waits"
+# One stream: one stage computes while the other waits. With one processor for both that is no loss, with one each all of it.
+for processors in 1 2; do
+    "$B/lepton" bench engine $model -p 0 -n 40 -b 1 --repeats 1 --threads 1 --stages 2 --json -- --processors $processors >"$out.$processors" 2>&1 || cat "$out.$processors"
+done
+/usr/bin/python3 - "$out.1" "$out.2" <<'END'
+import json, sys
+shared, apart = (json.load(open(f))["results"][0]["stages"] for f in sys.argv[1:])
+assert all(0 < s["bubble_us"] == s["wait_us"] for s in apart), apart
+assert all(s["bubble_us"] < s["wait_us"] for s in shared), shared
+END
+verdict $? "what a stage waits while another has its processors is no bubble; with processors of its own all of it is"
+rm -f "$out.1" "$out.2"
 "$B/lepton" bench engine $model -p 0 -n 40 -b 1,2 --repeats 2 --threads 1 --stages 2 --speculation --json >"$out" 2>&1 && /usr/bin/python3 - "$out" <<'END'
 import json, sys
 run = json.load(open(sys.argv[1]))
 for r in run["results"]:
-    assert len(r["stages"]) == 2 and all(s["busy_us"] > 0 for s in r["stages"]) and 0 < r["bubble_ratio"] < 1, r
+    assert len(r["stages"]) == 2 and all(s["busy_us"] > 0 for s in r["stages"]) and 0 <= r["bubble_ratio"] < 1, r
     assert all(s["processor_us"] > 0 for s in r["stages"]) and 0 <= r["idle_ratio"] < 1, r
-busy, bubble = (sum(s[k] for s in run["results"][0]["stages"]) for k in ("busy_us", "bubble_us"))
-assert abs(run["results"][0]["bubble_ratio"] - bubble / (busy + bubble)) < 1e-6, run
+busy, waits, bubble = (sum(s[k] for s in run["results"][0]["stages"]) for k in ("busy_us", "wait_us", "bubble_us"))
+assert abs(run["results"][0]["bubble_ratio"] - bubble / (busy + waits)) < 1e-6, run
 looked = run["speculation"]
 assert [(r["test"], r["batch"]) for r in looked] == [("tg40", 1), ("tg40", 2)], looked
 for r in looked:

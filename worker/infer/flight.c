@@ -314,6 +314,7 @@ static void count_times(struct leader *l, const struct flight *f)
     for (int32_t i = 0; i < f->step.time_count; i++) {
         const struct stage_time *t = &f->step.times[i];
         l->stats.stage[i].busy_us += t->busy_us;
+        l->stats.stage[i].wait_us += t->wait_us;
         l->stats.stage[i].bubble_us += t->bubble_us;
         l->stats.stage[i].processor_us += t->processor_us;
         slowest_us = t->busy_us > slowest_us ? t->busy_us : slowest_us;

@@ -54,6 +54,8 @@ static int follow(struct follower *f, struct err *err)
         if (wake_wait(f->o->wake, err))
             return -1;
         f->since_us = clock_now_us();
+        if (f->o->occupancy)
+            occupancy_wake(f->o->occupancy, f->since_us);
         uint32_t flags = 0;
         do {
             if (follow_step(f, &flags, err))

@@ -19,20 +19,22 @@
 #include "worker/infer/batch.h"
 #include "worker/infer/execute.h"
 #include "worker/infer/mailbox.h"
+#include "worker/infer/occupancy.h"
 #include "worker/wake.h"
 #include "worker/watchdog.h"
 
 struct serve_options {
     struct executor *executor; /* this rank's */
     struct executor_options engine;
-    struct comm *control;      /* host memory: descriptors and drawn tokens; NULL for a group of one rank */
-    struct comm *data;         /* device memory: the rows between stages; NULL likewise. Waiting in one comm
-                                  moves no sends of another, so rows in host memory go over `control` */
-    struct comm *tensor;       /* device memory: sums between the slots of this stage; NULL without slots */
-    struct wake *wake;         /* NULL for a group of one rank */
-    struct watchdog *watchdog; /* may be NULL */
-    uint64_t step_limit_ms;    /* without progress inside a step */
-    uint64_t wait_limit_ms;    /* waiting for another rank */
+    struct comm *control;        /* host memory: descriptors and drawn tokens; NULL for a group of one rank */
+    struct comm *data;           /* device memory: the rows between stages; NULL likewise. Waiting in one comm
+                                    moves no sends of another, so rows in host memory go over `control` */
+    struct comm *tensor;         /* device memory: sums between the slots of this stage; NULL without slots */
+    struct wake *wake;           /* NULL for a group of one rank */
+    struct watchdog *watchdog;   /* may be NULL */
+    struct occupancy *occupancy; /* of the first slot of a stage; NULL: of what it waits nothing is taken */
+    uint64_t step_limit_ms;      /* without progress inside a step */
+    uint64_t wait_limit_ms;      /* waiting for another rank */
     /* leader only */
     struct mailbox *mailbox;
     int32_t mixed_tokens;         /* rows of a step that decodes too; 0 = engine.limits.tokens */

@@ -57,7 +57,8 @@ struct step_limits {
 /* What one stage says of a step, for its first slot. */
 struct stage_time {
     uint64_t busy_us;   /* it ran the step */
-    uint64_t bubble_us; /* since it last ran one, though the group had work: waiting, receiving, sending on */
+    uint64_t wait_us;   /* since it last ran one, though the group had work: waiting, receiving, sending on */
+    uint64_t bubble_us; /* of that, its processors were not taken by other stages (occupancy.h) */
     uint64_t processor_us; /* of all its threads, while it ran the step */
 };
 #define STEP_MAX_STAGES 256

@@ -72,13 +72,18 @@ int transfer_recv_step(const struct serve_options *o, struct step *step, void *b
 int transfer_run_step(const struct serve_options *o, struct step *step, uint64_t *since_us, int32_t *ids,
                       struct token_logprobs *logprobs, struct err *err)
 {
-    uint64_t begun_us = clock_now_us(), waited_us = *since_us ? begun_us - *since_us : 0;
+    bool waits = transfer_stages(o) > 1;
+    uint64_t begun_us = clock_now_us(), waited_us = waits && *since_us ? begun_us - *since_us : 0;
+    uint64_t taken_us = o->occupancy ? occupancy_run(o->occupancy, begun_us) : 0;
     uint64_t processor_us = clock_processor_us();
     if (executor_run(o->executor, step, ids, logprobs, err))
         return -1;
     *since_us = clock_now_us();
+    if (o->occupancy)
+        occupancy_wait(o->occupancy, *since_us);
     step_add_time(step, &(struct stage_time){.busy_us = *since_us - begun_us,
-                                             .bubble_us = transfer_stages(o) > 1 ? waited_us : 0,
+                                             .wait_us = waited_us,
+                                             .bubble_us = waited_us > taken_us ? waited_us - taken_us : 0,
                                              .processor_us = clock_processor_us() - processor_us});
     return 0;
 }

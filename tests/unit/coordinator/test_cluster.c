@@ -194,7 +194,8 @@ static void test_a_heartbeat_tells_of_the_stages_that_there_are(void)
     struct cluster *c = cluster_new(4, 1000);
     struct peer p = worker("g", 1);
     struct wire_hello h = hello("g", 7, 0);
-    struct wire_stage_time times[] = {{.busy_us = 70, .bubble_us = 3}, {.busy_us = 80}, {.busy_us = 90}};
+    struct wire_stage_time times[] = {
+        {.busy_us = 70, .wait_us = 5, .bubble_us = 3}, {.busy_us = 80}, {.busy_us = 90}};
     struct wire_heartbeat beat = {.sequence = 1, .times = times, .time_count = 3};
     struct group *g;
     CHECK_INT(join(c, &p, &h, 0, &g), 0);
@@ -202,6 +203,7 @@ static void test_a_heartbeat_tells_of_the_stages_that_there_are(void)
     CHECK(cluster_heartbeat(c, g, &beat, 100));
     CHECK_INT(g->stages[0].busy_us, 70);
     CHECK_INT(g->stages[1].busy_us, 80);
+    CHECK_INT(g->stages[0].wait_us, 5);
     CHECK_INT(g->stages[0].bubble_us, 3);
     beat = (struct wire_heartbeat){.sequence = 2}; /* nothing new is no zero */
     CHECK(cluster_heartbeat(c, g, &beat, 200));

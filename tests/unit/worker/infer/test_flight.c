@@ -90,11 +90,12 @@ static void test_each_stage_tells_its_times(void)
     struct serve_stats s = one_request(&r, "off", 1, &end);
     CHECK_INT(s.stages, 1);
     CHECK(s.stage[0].busy_us > 0);
+    CHECK_INT(s.stage[0].wait_us, 0);
     CHECK_INT(s.stage[0].bubble_us, 0);
     s = one_request(&r, "off", 2, &end);
     CHECK_INT(s.stages, 2);
     for (int i = 0; i < 2; i++)
-        CHECK(s.stage[i].busy_us > 0 && s.stage[i].bubble_us > 0);
+        CHECK(s.stage[i].busy_us > 0 && s.stage[i].wait_us > 0 && s.stage[i].bubble_us == s.stage[i].wait_us);
 }
 
 static void test_a_request_decides(void)

@@ -29,8 +29,8 @@ static void fill(struct step *s)
     s->sequences[0].row.logprobs = 3;
     step_add_biases(s, &s->sequences[0].row,
                     (struct logit_bias[]){{.id = 3, .bias = 1.5f}, {.id = 99, .bias = -100.0f}}, 2);
-    step_add_time(s, &(struct stage_time){700, 20, 1300});
-    step_add_time(s, &(struct stage_time){800, 0, 1600});
+    step_add_time(s, &(struct stage_time){700, 20, 1, 1300});
+    step_add_time(s, &(struct stage_time){800, 0, 1, 1600});
 }
 
 static void test_round_trip(void)
