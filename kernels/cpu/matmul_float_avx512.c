@@ -33,6 +33,14 @@ AVX512_INLINE __m512 load_weights(enum dtype type, const void *panel, int64_t k,
                                       : _mm512_and_si512(pair, _mm512_set1_epi32((int)0xFFFF0000u)));
 }
 
+/* x * w + sum in the register that holds the sum: left to itself GCC 12 lets some products overwrite x and
+ * copies it before, which takes the ports that multiply (six copies to 48 products). */
+AVX512_INLINE __m512 multiply_add(__m512 x, __m512 w, __m512 sum)
+{
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
+    return sum;
+}
+
 /* rows, side and type are constants where this is inlined. */
 AVX512_INLINE void float_tile(const struct float_tile *tile, const int rows, const int side,
                               const enum dtype type)
@@ -68,7 +76,7 @@ AVX512_INLINE void float_tile(const struct float_tile *tile, const int rows, con
                 __m512 xs = _mm512_set1_ps(x[(k + i) * rows + t]);
 #pragma GCC unroll 4
                 for (int p = 0; p < side; p++)
-                    sum[t][p] = _mm512_fmadd_ps(xs, w[p], sum[t][p]);
+                    sum[t][p] = multiply_add(xs, w[p], sum[t][p]);
             }
         }
     }
