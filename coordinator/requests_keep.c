@@ -141,10 +141,10 @@ void request_not_stored(struct request *q, int code, const char *message)
 }
 
 /* ---- as bytes ---- */
-/* Little-endian: version, seed, numeric, n, group; then each choice: its tokens (id, bytes of text and of
- * piece, alternatives, log-probability), their alternatives (id, log-probability, bytes), the text of all of
- * them in that order, and its done as it goes over the wire. */
-#define RECORD_VERSION 1
+/* Little-endian: version, seed, numeric, context (from version 2 on), n, group; then each choice: its tokens
+ * (id, bytes of text and of piece, alternatives, log-probability), their alternatives (id, log-probability,
+ * bytes), the text of all of them in that order, and its done as it goes over the wire. */
+#define RECORD_VERSION 2
 #define TOKEN_BYTES    20
 
 static void put_float(struct buffer *out, float v)
@@ -198,6 +198,7 @@ void request_record(const struct request *q, struct buffer *out)
     buffer_u32(out, RECORD_VERSION);
     buffer_u64(out, q->sampling.seed);
     buffer_u64(out, q->numeric);
+    buffer_u64(out, q->context);
     buffer_u32(out, (uint32_t)q->sampling.n);
     put_bytes(out, q->group_name, strlen(q->group_name));
     for (uint64_t i = 0; i < q->sampling.n; i++)
@@ -301,10 +302,10 @@ static int read_record(struct reader *in, struct request *q)
     uint32_t version = 0, n = 0;
     uint64_t bytes;
     const uint8_t *name;
-    if (reader_u32(in, "version", &version) || version != RECORD_VERSION)
-        return reader_fail(in, "version %u, expected %d", version, RECORD_VERSION);
+    if (reader_u32(in, "version", &version) || version < 1 || version > RECORD_VERSION)
+        return reader_fail(in, "version %u, expected 1 to %d", version, RECORD_VERSION);
     if (reader_u64(in, "seed", &q->sampling.seed) || reader_u64(in, "numeric", &q->numeric) ||
-        reader_u32(in, "choices", &n))
+        (version > 1 && reader_u64(in, "context", &q->context)) || reader_u32(in, "choices", &n))
         return -1;
     if (n == 0 || n > WIRE_MAX_CHOICES)
         return reader_fail(in, "%u choices", n);
