@@ -73,7 +73,7 @@ class Group:
         self.sequence += 1
         n = self.number
         self.say("heartbeat", sequence=self.sequence, steps=n(), running=n(), waiting=n(), pages_used=n(), tokens_generated=n(),
-                 round_trip_us=n(), times=[dict(busy_us=n(), bubble_us=n(), processor_us=n()) for _ in range(self.dice.randrange(4))],
+                 round_trip_us=n(), times=[dict(busy_us=n(), bubble_us=n(), wait_us=n(), processor_us=n()) for _ in range(self.dice.randrange(4))],
                  draining=self.dice.random() < 0.01, stuck_ms=self.dice.choice([0] * 200 + [10 ** 7]), stuck="rank 0")
 
     def serve(self, request):

@@ -216,7 +216,7 @@ def test_words_at_the_edge_of_their_bounds(c):
     """what a worker may say, however large, can be said on: to who asks for the status, and to who reads the stream"""
     worker, client = c.worker().join(), c.client()
     most = 2 ** 63 - 1
-    worker.beat(times=[dict(busy_us=most, bubble_us=most, processor_us=most)] * 2)
+    worker.beat(times=[dict(busy_us=most, bubble_us=most, wait_us=most, processor_us=most)] * 2)
     worker.expect("lease")
     client.send("status", verbose=True)
     group = client.expect("status_reply").groups[0]
