@@ -16,7 +16,7 @@ import msgpack
 import zmq
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../integration"))
-from coordinator_harness import BUILD, SLOW, Coordinator, Peer, Skip, encode, public_key, run, secret_key  # noqa: E402,F401
+from coordinator_harness import BUILD, SLOW, Coordinator, Peer, Skip, encode, public_key, run, secret_key, with_options  # noqa: E402,F401
 
 # With a library in front of libc a sanitizer is not the first one; it need not be for what these do.
 PRELOADED = os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0:detect_leaks=0"
@@ -293,13 +293,6 @@ def within(limit_s, condition, what):
 def note(text):
     """A measured time, for whoever reads the log."""
     print("# " + text, flush=True)
-
-
-def with_options(**options):
-    def mark(test):
-        test.options = options
-        return test
-    return mark
 
 
 def main(tests):

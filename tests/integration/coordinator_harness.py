@@ -152,6 +152,20 @@ class Worker(Peer):
         self.done(assign, count)
 
 
+def with_options(**options):
+    """The test's coordinator is started with these options."""
+    def mark(test):
+        test.options = options
+        return test
+    return mark
+
+
+def generate(client, request="q", **fields):
+    """A request that is accepted."""
+    client.send("generate", **dict(dict(request=request, prompt="Once", max_tokens=16), **fields))
+    return client.expect("accepted")
+
+
 def delivered(assign):
     """What another group generated: {choice: ids, or None of one that has ended}."""
     return {d["choice"]: None if d.get("ended") else list(struct.unpack("<%dI" % (len(d["ids"]) // 4), d["ids"]))

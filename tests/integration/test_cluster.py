@@ -13,15 +13,8 @@ import threading
 import time
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from coordinator_harness import BUILD, SLOW, Coordinator, run  # noqa: E402
+from coordinator_harness import BUILD, Coordinator, SLOW, run, with_options  # noqa: E402
 from local_cluster import DEMO, ROOT, LocalCluster, cpu_s, processes, shared  # noqa: E402
-
-
-def with_options(**options):
-    def mark(test):
-        test.options = options
-        return test
-    return mark
 
 
 class NoCluster:

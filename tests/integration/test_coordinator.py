@@ -13,19 +13,7 @@ import msgpack
 import zmq
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from coordinator_harness import Coordinator, Peer, delivered, encode, public_key, run, secret_key  # noqa: E402
-
-
-def with_options(**options):
-    def mark(test):
-        test.options = options
-        return test
-    return mark
-
-
-def generate(client, request="q", **fields):
-    client.send("generate", **dict(dict(request=request, prompt="Once", max_tokens=16), **fields))
-    return client.expect("accepted")
+from coordinator_harness import Coordinator, Peer, delivered, encode, generate, public_key, run, secret_key, with_options  # noqa: E402
 
 
 class Bystander:

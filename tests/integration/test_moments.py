@@ -6,19 +6,7 @@ import sys
 import time
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from coordinator_harness import SLOW, Coordinator, delivered, run  # noqa: E402
-
-
-def with_options(**options):
-    def mark(test):
-        test.options = options
-        return test
-    return mark
-
-
-def generate(client, request="q", **fields):
-    client.send("generate", **dict(dict(request=request, prompt="Once", max_tokens=16), **fields))
-    return client.expect("accepted")
+from coordinator_harness import Coordinator, SLOW, delivered, generate, run, with_options  # noqa: E402
 
 
 def arrived(client):
