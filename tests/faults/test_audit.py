@@ -97,6 +97,7 @@ def test_changes_show(c):
 @with_options(store="@/state.db", audit_rows=1000)
 def test_bounded(c):
     """the oldest rows go, and what is left is still a chain"""
+    c.until(lambda: audit(c)[1], "the row of its start")
     kill(c.process)
     with_many = sqlite3.connect(c.path("state.db"))  # as if 2,000 runs had been: a chain that only we can make
     import hashlib
