@@ -305,22 +305,24 @@ static int connect_ranks(struct worker *w, struct err *err)
                         : wake_connect(&w->wake, &info, limit_ms, err);
 }
 
-/* Stages share processors where they share a host and may run on the same ones: then they may take turns. */
+/* Stages share processors where they share a host and may run on the same ones: then they may take turns. No
+ * processor is allowed where the kernel did not tell. */
 static int share_processors(struct worker *w, struct err *err)
 {
-    if (w->layout.stages == 1)
+    bool shared = w->layout.stages > 1 && w->control->shared && strcmp(device_name(w->device), "cpu") == 0;
+    if (!shared)
         return 0;
-    void *shared = strcmp(device_name(w->device), "cpu") == 0 ? w->control->shared : NULL;
     cpu_set_t *all = xcalloc((size_t)w->ranks, sizeof(*all));
     int code = comm_allgather(w->control, NULL, &w->allowed, all, sizeof(*all), err);
     for (int r = 0; r < w->ranks && code == 0; r++)
-        if (!CPU_EQUAL(&all[r], &w->allowed))
-            shared = NULL; /* each is bound to its own */
+        shared &= CPU_EQUAL(&all[r], &w->allowed) && CPU_COUNT(&all[r]) > 0; /* else each has its own */
     free(all);
-    int threads = device_threads(w->device) * w->layout.tensor;
+    if (code || !shared || w->place.slot > 0)
+        return code;
     int processors = w->settings.processors ? (int)w->settings.processors : CPU_COUNT(&w->allowed);
-    occupancy_init(&w->occupancy, shared, threads, processors);
-    return code;
+    occupancy_init(&w->occupancy, w->control->shared, device_threads(w->device) * w->layout.tensor,
+                   processors);
+    return 0;
 }
 
 /* Every rank's watchdog tells the leader's what its rank does. */
@@ -417,8 +419,7 @@ static struct serve_options serve_options(struct worker *w)
                                   .tensor = w->tensor,
                                   .wake = w->wake,
                                   .watchdog = w->watchdog,
-                                  .occupancy =
-                                      w->place.slot == 0 && w->layout.stages > 1 ? &w->occupancy : NULL,
+                                  .occupancy = w->occupancy.shared ? &w->occupancy : NULL,
                                   .step_limit_ms = (uint64_t)w->settings.step_limit_ms,
                                   .wait_limit_ms = (uint64_t)w->settings.wait_limit_ms,
                                   .mailbox = w->mailbox,

@@ -2,11 +2,11 @@
 
 #define COUNT_BITS 10 /* of the state; the rest is the time */
 
-void occupancy_init(struct occupancy *o, void *shared, int threads, int processors)
+void occupancy_init(struct occupancy *o, struct occupancy_shared *shared, int threads, int processors)
 {
     ASSERT(threads > 0 && processors > 0);
-    *o = (struct occupancy){.threads = threads < processors ? threads : processors, .processors = processors};
-    o->shared = shared ? shared : &o->own;
+    *o = (struct occupancy){
+        .shared = shared, .threads = threads < processors ? threads : processors, .processors = processors};
 }
 
 static double taken(const struct occupancy *o, uint64_t running)

@@ -5,7 +5,8 @@
  *
  *   taken(k) = the part of t threads for which k others leave no processor = clamp(k t + t - p, 0, t) / t
  *
- * so that stages with processors of their own, or alone on a host, have nothing taken: they wait in vain.
+ * so that stages with processors of their own have nothing taken: they wait in vain. So do those that share
+ * no memory, which have no occupancy.
  *
  * Ranks of one host share one word and one sum in memory that all see (comm.h); a rank that dies in a step
  * leaves the count wrong, but its group is over then. */
@@ -23,15 +24,14 @@ struct occupancy_shared {
 };
 
 struct occupancy {
-    struct occupancy_shared own; /* of a stage that shares with nobody */
-    struct occupancy_shared *shared;
+    struct occupancy_shared *shared; /* borrowed */
     int threads, processors;
     uint64_t taken_us; /* when this stage began to wait */
 };
 
 /* threads: of a stage, all its slots together; processors: that the stages which share have together. shared:
- * seen by all of them; NULL: this one is alone. *o must not move. */
-void occupancy_init(struct occupancy *o, void *shared, int threads, int processors);
+ * borrowed, seen by all of them. */
+void occupancy_init(struct occupancy *o, struct occupancy_shared *shared, int threads, int processors);
 /* This stage runs from now (us, monotonic) on. Returns how much of its wait its processors were taken. */
 uint64_t occupancy_run(struct occupancy *o, uint64_t now_us);
 /* It does no longer, and waits. */
