@@ -10,17 +10,22 @@
 AVX512_INLINE void avx512_add_tile(const struct float_tile *tile, const int rows, const int side,
                                    __m512 sum[FLOAT_MAX_ROWS][FLOAT_MAX_SIDE])
 {
+    /* All is read before anything is stored, which might lie there for all GCC knows; and nothing branches,
+     * for else it keeps sums in memory, through the loop over K too. */
+    const float *bias = tile->bias;
+    const int64_t stride = tile->stride, outputs = tile->outputs;
+    const __mmask16 more = tile->first ? 0 : 0xFFFF, biased = bias ? 0xFFFF : 0;
+    float *out = tile->out;
 #pragma GCC unroll 4
     for (int p = 0; p < side; p++) {
-        __mmask16 mask = avx512_first(tile->outputs - p * PANEL_ROWS);
-        float *out = tile->out + p * PANEL_ROWS;
+        const __mmask16 mask = avx512_first(outputs - p * PANEL_ROWS);
+        const __m512 last = _mm512_maskz_loadu_ps(mask & biased, bias + p * PANEL_ROWS);
 #pragma GCC unroll 12
         for (int t = 0; t < rows; t++) {
-            float *at = out + t * tile->stride;
-            __m512 all = tile->first ? sum[t][p] : _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), sum[t][p]);
-            if (tile->bias)
-                all = _mm512_add_ps(all, _mm512_maskz_loadu_ps(mask, tile->bias + p * PANEL_ROWS));
-            _mm512_mask_storeu_ps(at, mask, all);
+            float *at = out + t * stride + p * PANEL_ROWS;
+            __m512 all =
+                _mm512_mask_add_ps(sum[t][p], more, _mm512_maskz_loadu_ps(mask & more, at), sum[t][p]);
+            _mm512_mask_storeu_ps(at, mask, _mm512_mask_add_ps(all, biased, all, last));
         }
     }
 }
@@ -39,9 +44,11 @@ AVX512_INLINE void avx512_add_tile(const struct float_tile *tile, const int rows
     TILE(NAME, TYPE, 10, 2)            \
     TILE(NAME, TYPE, 11, 2)            \
     TILE(NAME, TYPE, 12, 2)
-#define AVX512_TABLE(NAME)                                                              \
-    .max_rows = 12, .side = {0, 4, 4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 2},                    \
-    .by_rows = {NULL,     NAME##_1, NAME##_2, NAME##_3,  NAME##_4,  NAME##_5, NAME##_6, \
-                NAME##_7, NAME##_8, NAME##_9, NAME##_10, NAME##_11, NAME##_12}
+#define AVX512_SHAPES .max_rows = 12, .side = {0, 4, 4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 2}
+#define AVX512_BY_ROWS(NAME)                                                                            \
+    {                                                                                                   \
+        NULL, NAME##_1, NAME##_2, NAME##_3, NAME##_4, NAME##_5, NAME##_6, NAME##_7, NAME##_8, NAME##_9, \
+            NAME##_10, NAME##_11, NAME##_12                                                             \
+    }
 
 #endif

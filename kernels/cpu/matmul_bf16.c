@@ -15,11 +15,26 @@
 #define INLINE    \
     static inline \
         __attribute__((always_inline, target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")))
-#define PREFETCH_BYTES 2048 /* as in matmul_float_avx512.c */
-#define FEW_ROWS       6
+#define STEP FLOAT_STEP(DTYPE_BF16)
 
-/* rows and side are constants where this is inlined. */
-INLINE void bf16_tile(const struct float_tile *tile, const int rows, const int side)
+INLINE void bf16_pair(const int32_t *x, const char *const *panel, int64_t k, const int rows, const int side,
+                      __m512 sum[FLOAT_MAX_ROWS][FLOAT_MAX_SIDE])
+{
+    __m512bh w[FLOAT_MAX_SIDE];
+#pragma GCC unroll 4
+    for (int p = 0; p < side; p++)
+        w[p] = (__m512bh)_mm512_loadu_si512(panel[p] + k * PANEL_ROWS * 2);
+#pragma GCC unroll 12
+    for (int t = 0; t < rows; t++) {
+        __m512bh xs = (__m512bh)_mm512_set1_epi32(x[k / 2 * rows + t]);
+#pragma GCC unroll 4
+        for (int p = 0; p < side; p++)
+            sum[t][p] = _mm512_dpbf16_ps(sum[t][p], w[p], xs);
+    }
+}
+
+/* rows, side and few are constants where this is inlined. */
+INLINE void bf16_tile(const struct float_tile *tile, const int rows, const int side, const bool few)
 {
     const int32_t *x = tile->x; /* pairs */
     const char *panel[FLOAT_MAX_SIDE];
@@ -29,32 +44,26 @@ INLINE void bf16_tile(const struct float_tile *tile, const int rows, const int s
     for (int t = 0; t < rows; t++)
         for (int p = 0; p < side; p++)
             sum[t][p] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < tile->k; k += 2) {
-        __m512bh w[FLOAT_MAX_SIDE];
-        _mm_prefetch((const char *)tile->ahead + k * 32, _MM_HINT_T0);
-#pragma GCC unroll 4
-        for (int p = 0; p < side; p++) {
-            w[p] = (__m512bh)_mm512_loadu_si512(panel[p] + k * PANEL_ROWS * 2);
-            if (rows <= FEW_ROWS)
-                _mm_prefetch(panel[p] + k * PANEL_ROWS * 2 + PREFETCH_BYTES, _MM_HINT_T0);
-        }
-#pragma GCC unroll 12
-        for (int t = 0; t < rows; t++) {
-            __m512bh xs = (__m512bh)_mm512_set1_epi32(x[k / 2 * rows + t]);
-#pragma GCC unroll 4
-            for (int p = 0; p < side; p++)
-                sum[t][p] = _mm512_dpbf16_ps(sum[t][p], w[p], xs);
+    for (int64_t k = 0; k < tile->k; k += STEP) {
+        if (few)
+            float_ask(tile, k * PANEL_ROWS * 2, side);
+#pragma GCC unroll 8
+        for (int i = 0; i < STEP; i += 2) {
+            if (!few)
+                _mm_prefetch(tile->ahead + (k + i) * 32, _MM_HINT_T0);
+            bf16_pair(x, panel, k + i, rows, side, sum);
         }
     }
     avx512_add_tile(tile, rows, side, sum);
 }
 
-#define TILE(NAME, TYPE, ROWS, SIDE)                                \
+#define TILE(NAME, FEW, ROWS, SIDE)                                 \
     TARGET static void NAME##_##ROWS(const struct float_tile *tile) \
     {                                                               \
-        bf16_tile(tile, ROWS, SIDE);                                \
+        bf16_tile(tile, ROWS, SIDE, FEW);                           \
     }
-AVX512_TILES(TILE, bf16, DTYPE_BF16)
+AVX512_TILES(TILE, few, true)
+AVX512_TILES(TILE, many, false)
 
 /* [laid / 2][rows] pairs: sixteen pairs of each row at a time, turned. */
 TARGET static void lay(const float *x, int64_t K, int64_t laid, int rows, void *out)
@@ -78,7 +87,9 @@ TARGET static void lay(const float *x, int64_t K, int64_t laid, int rows, void *
     }
 }
 
-static const struct float_tiles BF16_TILES = {AVX512_TABLE(bf16), .lay = lay, .x_bytes = sizeof(uint16_t)};
+static const struct float_tiles BF16_TILES = {AVX512_SHAPES, .few = AVX512_BY_ROWS(few),
+                                              .many = AVX512_BY_ROWS(many), .lay = lay,
+                                              .x_bytes = sizeof(uint16_t)};
 
 void fast_matmul_bf16(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
                       int count)

@@ -16,8 +16,8 @@ struct job {
     struct products products;
     size_t element_bytes; /* of a panel, sixteen rows of one k */
     const float *x;
-    char *laid; /* x as the tiles read it */
-    int64_t T, K, K_even;
+    char *laid;           /* x as the tiles read it */
+    int64_t T, K, K_laid; /* K_laid: as long as the panels are */
     int64_t tile_count;
 };
 
@@ -34,7 +34,7 @@ static int tile_rows(const struct job *m, int64_t tile)
 
 static char *laid_tile(const struct job *m, int64_t tile, int64_t k)
 {
-    return m->laid + (tile_begin(m, tile) * m->K_even + k * tile_rows(m, tile)) * m->tiles->x_bytes;
+    return m->laid + (tile_begin(m, tile) * m->K_laid + k * tile_rows(m, tile)) * m->tiles->x_bytes;
 }
 
 static void lay_body(void *context, int64_t begin, int64_t end, int member)
@@ -42,7 +42,7 @@ static void lay_body(void *context, int64_t begin, int64_t end, int member)
     const struct job *m = context;
     (void)member;
     for (int64_t i = begin; i < end; i++)
-        m->tiles->lay(m->x + tile_begin(m, i) * m->K, m->K, m->K_even, tile_rows(m, i), laid_tile(m, i, 0));
+        m->tiles->lay(m->x + tile_begin(m, i) * m->K, m->K, m->K_laid, tile_rows(m, i), laid_tile(m, i, 0));
 }
 
 static const char *panel_at(const struct job *m, const struct product *w, int64_t panel, int64_t k)
@@ -55,7 +55,7 @@ static const char *panel_at(const struct job *m, const struct product *w, int64_
 /* The tile of panels from `panel` on: where its outputs lie and how many there are. */
 static struct float_tile new_tile(const struct job *m, const struct product *w, int64_t panel, int64_t k)
 {
-    int64_t n = panel * PANEL_ROWS, left = m->K_even - k;
+    int64_t n = panel * PANEL_ROWS, left = m->K_laid - k;
     return (struct float_tile){.k = left < FLOAT_BLOCK ? left : FLOAT_BLOCK,
                                .stride = w->N,
                                .outputs = w->N - n,
@@ -67,14 +67,15 @@ static struct float_tile new_tile(const struct job *m, const struct product *w, 
 static void few_panels(const struct job *m, const struct product *w, int64_t panel)
 {
     int rows = (int)m->T, side = m->tiles->side[rows];
-    for (int64_t k = 0; k < m->K_even; k += FLOAT_BLOCK) {
+    for (int64_t k = 0; k < m->K_laid; k += FLOAT_BLOCK) {
         struct float_tile tile = new_tile(m, w, panel, k);
         tile.x = m->laid + k * rows * m->tiles->x_bytes;
         tile.out = w->out + panel * PANEL_ROWS;
-        tile.ahead = tile.x; /* the tiles fetch their panels themselves */
+        tile.left = (m->K_laid - k) * (int64_t)m->element_bytes;
+        tile.jump = (side - 1) * (int64_t)w->layout.panel_bytes;
         for (int p = 0; p < side; p++)
             tile.panel[p] = panel_at(m, w, panel + p, k);
-        m->tiles->by_rows[rows](&tile);
+        m->tiles->few[rows](&tile);
     }
 }
 
@@ -92,17 +93,17 @@ static void few_body(void *context, int64_t begin, int64_t end, int member)
 }
 
 /* Tiles [begin, end) of rows against `side` panels and one block of K. Meanwhile the block that is next,
- * `after` and the panels beside it, comes from memory, a part with each tile. */
+ * `after` and the panels beside it, comes from memory, a part with each tile; and then, with each tile, the
+ * next one's x, which may have left the second-level cache (3 %). */
 static void block_of_panels(const struct job *m, const struct product *w, int64_t panel, int64_t k,
                             int64_t begin, int64_t end, const char *after, float *room)
 {
     int side = m->tiles->side[m->tiles->max_rows];
     int64_t parts = FLOAT_BLOCK * (int64_t)m->element_bytes / FLOAT_AHEAD; /* of a panel's block */
-    const struct float_tiles *tiles = m->tiles->widened ? m->tiles->widened : m->tiles;
     struct float_tile tile = new_tile(m, w, panel, k);
     for (int p = 0; p < side; p++) {
         tile.panel[p] = panel_at(m, w, panel + p, k);
-        if (m->tiles->widened) {
+        if (m->tiles->widen) {
             float *wide = room + p * FLOAT_BLOCK * PANEL_ROWS;
             m->tiles->widen(tile.panel[p], tile.k, wide);
             tile.panel[p] = wide;
@@ -115,11 +116,11 @@ static void block_of_panels(const struct job *m, const struct product *w, int64_
         tile.out = w->out + tile_begin(m, i) * w->N + panel * PANEL_ROWS;
         tile.ahead = part < side * parts
                          ? after + (size_t)(part / parts) * w->layout.panel_bytes + part % parts * FLOAT_AHEAD
-                         : tile.x;
+                         : laid_tile(m, i + 1 < end ? i + 1 : begin, k);
         for (int64_t r = 0; r < rows; r++) /* pages apart, which no prefetcher follows */
             for (int p = 0; p < side; p++)
                 __builtin_prefetch(tile.out + r * w->N + p * PANEL_ROWS, 1);
-        tiles->by_rows[rows](&tile);
+        m->tiles->many[rows](&tile);
     }
 }
 
@@ -129,7 +130,7 @@ static void group_of_panels(const struct job *m, const struct product *w, int64_
 {
     int side = m->tiles->side[m->tiles->max_rows];
     int64_t behind = tile + GROUP_TILES < m->tile_count ? tile + GROUP_TILES : m->tile_count;
-    for (int64_t k = 0; k < m->K_even; k += FLOAT_BLOCK)
+    for (int64_t k = 0; k < m->K_laid; k += FLOAT_BLOCK)
         for (int64_t p = group; p < end; p += side) {
             const char *after =
                 p + side < end ? panel_at(m, w, p + side, k) : panel_at(m, w, group, k + FLOAT_BLOCK);
@@ -166,9 +167,9 @@ void float_matmul(struct stream *s, const struct tensor *x, const struct matmul_
                     .x = x->data,
                     .T = x->dim[0],
                     .K = x->dim[1]};
-    m.K_even = dtype == DTYPE_BF16 ? (m.K + 1) / 2 * 2 : m.K;
+    m.K_laid = (int64_t)round_up_u64((uint64_t)m.K, PANEL_FLOATS);
     m.tile_count = (m.T + tiles->max_rows - 1) / tiles->max_rows;
-    m.laid = cpu_stream_scratch(s, (size_t)(m.T * m.K_even * tiles->x_bytes));
+    m.laid = cpu_stream_scratch(s, (size_t)(m.T * m.K_laid * tiles->x_bytes));
     m.products = products_of(outputs, count, tiles->side[m.tile_count == 1 ? m.T : tiles->max_rows]);
     team_for(m.team, m.tile_count, 1 + 4096 / m.K, lay_body, &m);
     if (m.tile_count == 1)

@@ -14,12 +14,9 @@
 
 #define ROWS   6
 #define HALVES 2 /* registers of sixteen outputs */
-#define STEP   2 /* elements of K at a time: BF16 panels hold them in pairs */
-/* With few rows the weights come from memory and the processor's own prefetching is too slow. */
-#define PREFETCH_BYTES 2048
-#define FEW_ROWS       2
 
-/* Half h of element k + i of a panel, i < STEP, as eight floats. */
+/* Half h of element k + i of a panel as eight floats: BF16 panels hold elements in pairs, so k is even and
+ * i < 2. */
 AVX2_INLINE __m256 load_weights(enum dtype type, const void *panel, int64_t k, const int i, const int h)
 {
     const char *at = (const char *)panel + k * PANEL_ROWS * (type == DTYPE_F32 ? 4 : 2);
@@ -73,8 +70,9 @@ AVX2_INLINE void float_step(const float *x, const void *const *panel, int64_t k,
 }
 
 AVX2_INLINE void float_tile(const struct float_tile *tile, const int rows, const int side,
-                            const enum dtype type)
+                            const enum dtype type, const bool few)
 {
+    const int step = FLOAT_STEP(type), element = FLOAT_LINES * 64 / step;
     const void *panel[FLOAT_MAX_SIDE];
     __m256 sum[ROWS][FLOAT_MAX_SIDE][HALVES];
     for (int p = 0; p < side; p++)
@@ -84,40 +82,37 @@ AVX2_INLINE void float_tile(const struct float_tile *tile, const int rows, const
 #pragma GCC unroll 4
         for (int p = 0; p < side; p++)
             sum[t][p][0] = sum[t][p][1] = _mm256_setzero_ps();
-    int64_t k = 0;
-    for (; k + STEP <= tile->k; k += STEP) {
-        const int64_t at = k * PANEL_ROWS * (type == DTYPE_F32 ? 4 : 2);
-        _mm_prefetch((const char *)tile->ahead + k * 32, _MM_HINT_T0);
-        if (rows <= FEW_ROWS || type != DTYPE_F32)
+    for (int64_t k = 0; k < tile->k; k += step) {
+        if (few)
+            float_ask(tile, k * element, side);
 #pragma GCC unroll 4
-            for (int p = 0; p < side; p++)
-                for (int line = 0; line < (type == DTYPE_F32 ? 128 : 64); line += 64)
-                    _mm_prefetch((const char *)panel[p] + at + PREFETCH_BYTES + line, _MM_HINT_T0);
-#pragma GCC unroll 2
-        for (int i = 0; i < STEP; i++)
-            float_step(tile->x, panel, k, i, rows, side, type, sum);
+        for (int i = 0; i < step; i += 2) {
+            if (!few)
+                _mm_prefetch(tile->ahead + (k + i) * 32, _MM_HINT_T0);
+            float_step(tile->x, panel, k + i, 0, rows, side, type, sum);
+            float_step(tile->x, panel, k + i, 1, rows, side, type, sum);
+        }
     }
-    if (k < tile->k)
-        float_step(tile->x, panel, k, 0, rows, side, type, sum);
     add_tile(tile, rows, side, sum);
 }
 
 /* One function for each type and shape, so that the sums live in registers. */
-#define TILE(NAME, TYPE, ROWS_, SIDE)                                     \
+#define TILE(NAME, TYPE, FEW, ROWS_, SIDE)                                \
     AVX2_TARGET static void NAME##_##ROWS_(const struct float_tile *tile) \
     {                                                                     \
-        float_tile(tile, ROWS_, SIDE, TYPE);                              \
+        float_tile(tile, ROWS_, SIDE, TYPE, FEW);                         \
     }
-#define TILES(NAME, TYPE)  \
-    TILE(NAME, TYPE, 1, 4) \
-    TILE(NAME, TYPE, 2, 2) \
-    TILE(NAME, TYPE, 3, 1) \
-    TILE(NAME, TYPE, 4, 1) \
-    TILE(NAME, TYPE, 5, 1) \
-    TILE(NAME, TYPE, 6, 1)
-TILES(f32, DTYPE_F32)
-TILES(f16, DTYPE_F16)
-TILES(bf16, DTYPE_BF16)
+#define TILES(NAME, TYPE, FEW)  \
+    TILE(NAME, TYPE, FEW, 1, 4) \
+    TILE(NAME, TYPE, FEW, 2, 2) \
+    TILE(NAME, TYPE, FEW, 3, 1) \
+    TILE(NAME, TYPE, FEW, 4, 1) \
+    TILE(NAME, TYPE, FEW, 5, 1) \
+    TILE(NAME, TYPE, FEW, 6, 1)
+TILES(f32, DTYPE_F32, true)
+TILES(f16, DTYPE_F16, true)
+TILES(bf16, DTYPE_BF16, true)
+TILES(many, DTYPE_F32, false)
 
 AVX2_TARGET static void widen_f16(const void *panel, int64_t k, float *out)
 {
@@ -143,17 +138,20 @@ static void lay(const float *x, int64_t K, int64_t laid, int rows, void *out)
     for (int64_t k = 0; k < K; k++)
         for (int t = 0; t < rows; t++)
             to[k * rows + t] = x[t * K + k];
-    for (int64_t i = K * rows; i < laid * rows; i++) /* what stands beside the last element in a pair */
+    for (int64_t i = K * rows; i < laid * rows; i++)
         to[i] = 0;
 }
 
-#define TABLE(NAME)                                                                            \
-    .max_rows = ROWS, .side = {0, 4, 2, 1, 1, 1, 1},                                           \
-    .by_rows = {NULL, NAME##_1, NAME##_2, NAME##_3, NAME##_4, NAME##_5, NAME##_6}, .lay = lay, \
-    .x_bytes = sizeof(float)
+#define BY_ROWS(NAME)                                                    \
+    {                                                                    \
+        NULL, NAME##_1, NAME##_2, NAME##_3, NAME##_4, NAME##_5, NAME##_6 \
+    }
+#define TABLE(NAME)                                                                               \
+    .max_rows = ROWS, .side = {0, 4, 2, 1, 1, 1, 1}, .few = BY_ROWS(NAME), .many = BY_ROWS(many), \
+    .lay = lay, .x_bytes = sizeof(float)
 static const struct float_tiles F32_TILES = {TABLE(f32)};
-static const struct float_tiles F16_TILES = {TABLE(f16), .widened = &F32_TILES, .widen = widen_f16};
-static const struct float_tiles BF16_TILES = {TABLE(bf16), .widened = &F32_TILES, .widen = widen_bf16};
+static const struct float_tiles F16_TILES = {TABLE(f16), .widen = widen_f16};
+static const struct float_tiles BF16_TILES = {TABLE(bf16), .widen = widen_bf16};
 
 void avx2_matmul_float(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
                        int count)

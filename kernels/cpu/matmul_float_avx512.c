@@ -3,24 +3,15 @@
  *
  *   sum[t][p] = fma(x[k][t], panel p [k][16], sum[t][p])
  *
- * Two panels and twelve rows: each weight register serves twelve sums, each broadcast of x two, so that the
- * loads hide behind the multiplications. With few rows it is four panels, for enough chains under way. */
+ * Two panels and twelve rows: each weight register serves twelve sums. With few rows it is four panels, for
+ * enough chains under way. */
 #include "kernels/cpu/fast.h"
 
 #ifdef CPU_HAS_FAST
 
 #include "kernels/cpu/float_tiles_avx512.h"
 
-#define STEP 2 /* elements of K at a time: BF16 panels hold them in pairs */
-/* With few rows the weights come from memory and the processor's own prefetching is too slow: they are asked
- * for into the second-level cache and then into the first (one row of F16 on two threads, medians of three
- * runs: 85 to 89 % of a plain reader with the nearer alone, 96 with both). With many the widened panels come
- * from the second level, since a block of two is 64 KiB. */
-#define AHEAD      6144
-#define AHEAD_NEAR 2048
-#define FEW_ROWS   6
-
-/* Element k + i of a panel, i < STEP, as sixteen floats. */
+/* Element k + i of a panel as sixteen floats: BF16 panels hold them in pairs, so k is even and i < 2. */
 AVX512_INLINE __m512 load_weights(enum dtype type, const void *panel, int64_t k, const int i)
 {
     const char *at = (const char *)panel + k * PANEL_ROWS * (type == DTYPE_F32 ? 4 : 2);
@@ -41,11 +32,44 @@ AVX512_INLINE __m512 multiply_add(__m512 x, __m512 w, __m512 sum)
     return sum;
 }
 
-/* rows, side and type are constants where this is inlined. */
-AVX512_INLINE void float_tile(const struct float_tile *tile, const int rows, const int side,
-                              const enum dtype type)
+/* The same, the instruction itself taking x to all lanes. */
+AVX512_INLINE __m512 multiply_spread(const float *x, __m512 w, __m512 sum)
 {
-    const float *x = tile->x;
+    __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*x));
+    return sum;
+}
+
+/* Element k + i of K, whose numbers of x are at `x`. Of two panels' products three of four take x from
+ * memory: where another guest has the core's other thread, the instructions that the front end carries are
+ * what limits (one to spread x and two products instead of two: 71 to 75 % of the peak against 81 to 88), and
+ * with all four the loads would be. */
+AVX512_INLINE void float_element(const float *x, const void *const *panel, int64_t k, const int i,
+                                 const int rows, const int side, const enum dtype type,
+                                 __m512 sum[FLOAT_MAX_ROWS][FLOAT_MAX_SIDE])
+{
+    __m512 w[FLOAT_MAX_SIDE];
+#pragma GCC unroll 4
+    for (int p = 0; p < side; p++)
+        w[p] = load_weights(type, panel[p], k, i);
+#pragma GCC unroll 12
+    for (int t = 0; t < rows; t++) {
+        if (side == 2 && t % 4) {
+            sum[t][0] = multiply_spread(x + t, w[0], sum[t][0]);
+            sum[t][1] = multiply_spread(x + t, w[1], sum[t][1]);
+            continue;
+        }
+        __m512 xs = _mm512_set1_ps(x[t]);
+#pragma GCC unroll 4
+        for (int p = 0; p < side; p++)
+            sum[t][p] = multiply_add(xs, w[p], sum[t][p]);
+    }
+}
+
+/* rows, side, type and few are constants where this is inlined. */
+AVX512_INLINE void float_tile(const struct float_tile *tile, const int rows, const int side,
+                              const enum dtype type, const bool few)
+{
+    const int step = FLOAT_STEP(type), element = FLOAT_LINES * 64 / step;
     const void *panel[FLOAT_MAX_SIDE];
     __m512 sum[FLOAT_MAX_ROWS][FLOAT_MAX_SIDE];
     for (int p = 0; p < side; p++)
@@ -53,50 +77,35 @@ AVX512_INLINE void float_tile(const struct float_tile *tile, const int rows, con
     for (int t = 0; t < rows; t++)
         for (int p = 0; p < side; p++)
             sum[t][p] = _mm512_setzero_ps();
-    int64_t k = 0;
-    for (; k + STEP <= tile->k; k += STEP) {
-        const int64_t at = k * PANEL_ROWS * (type == DTYPE_F32 ? 4 : 2);
-        _mm_prefetch((const char *)tile->ahead + k * 32, _MM_HINT_T0);
+    const float *x = tile->x; /* goes along: an address of its own for each number costs an instruction */
+    for (int64_t k = 0; k < tile->k; k += step, x += step * rows) {
+        if (few)
+            float_ask(tile, k * element, side);
 #pragma GCC unroll 4
-        for (int p = 0; p < side; p++)
-            for (int line = 0; line < (type == DTYPE_F32 ? 128 : 64); line += 64) {
-                const char *here = (const char *)panel[p] + at + line;
-                if (rows <= FEW_ROWS)
-                    _mm_prefetch(here + AHEAD, _MM_HINT_T1);
-                _mm_prefetch(here + AHEAD_NEAR, _MM_HINT_T0);
-            }
-#pragma GCC unroll 2
-        for (int i = 0; i < STEP; i++) {
-            __m512 w[FLOAT_MAX_SIDE];
-#pragma GCC unroll 4
-            for (int p = 0; p < side; p++)
-                w[p] = load_weights(type, panel[p], k, i);
-#pragma GCC unroll 12
-            for (int t = 0; t < rows; t++) {
-                __m512 xs = _mm512_set1_ps(x[(k + i) * rows + t]);
-#pragma GCC unroll 4
-                for (int p = 0; p < side; p++)
-                    sum[t][p] = multiply_add(xs, w[p], sum[t][p]);
-            }
+        for (int i = 0; i < step; i += 2) {
+            if (!few)
+                _mm_prefetch(tile->ahead + (k + i) * 32, _MM_HINT_T0);
+            float_element(x + i * rows, panel, k + i, 0, rows, side, type, sum);
+            float_element(x + (i + 1) * rows, panel, k + i, 1, rows, side, type, sum);
         }
     }
-    if (k < tile->k)
-        for (int p = 0; p < side; p++) {
-            __m512 w = load_weights(type, panel[p], k, 0);
-            for (int t = 0; t < rows; t++)
-                sum[t][p] = _mm512_fmadd_ps(_mm512_set1_ps(x[k * rows + t]), w, sum[t][p]);
-        }
     avx512_add_tile(tile, rows, side, sum);
 }
 
-#define TILE(NAME, TYPE, ROWS, SIDE)                                       \
+#define FEW_TILE(NAME, TYPE, ROWS, SIDE)                                   \
     AVX512_TARGET static void NAME##_##ROWS(const struct float_tile *tile) \
     {                                                                      \
-        float_tile(tile, ROWS, SIDE, TYPE);                                \
+        float_tile(tile, ROWS, SIDE, TYPE, true);                          \
     }
-AVX512_TILES(TILE, f32, DTYPE_F32)
-AVX512_TILES(TILE, f16, DTYPE_F16)
-AVX512_TILES(TILE, bf16, DTYPE_BF16)
+#define MANY_TILE(NAME, TYPE, ROWS, SIDE)                                  \
+    AVX512_TARGET static void NAME##_##ROWS(const struct float_tile *tile) \
+    {                                                                      \
+        float_tile(tile, ROWS, SIDE, TYPE, false);                         \
+    }
+AVX512_TILES(FEW_TILE, f32, DTYPE_F32)
+AVX512_TILES(FEW_TILE, f16, DTYPE_F16)
+AVX512_TILES(FEW_TILE, bf16, DTYPE_BF16)
+AVX512_TILES(MANY_TILE, many, DTYPE_F32)
 
 AVX512_TARGET static void widen_f16(const void *panel, int64_t k, float *out)
 {
@@ -127,15 +136,16 @@ AVX512_TARGET static void lay(const float *x, int64_t K, int64_t laid, int rows,
         for (int i = 0; i < count; i++)
             _mm512_mask_storeu_ps(to + (k + i) * rows, wanted, column[i]);
     }
-    for (int64_t k = K; k < laid; k++) /* what stands beside the last element in a pair */
+    for (int64_t k = K; k < laid; k++)
         _mm512_mask_storeu_ps(to + k * rows, wanted, _mm512_setzero_ps());
 }
 
-static const struct float_tiles F32_TILES = {AVX512_TABLE(f32), .lay = lay, .x_bytes = sizeof(float)};
-static const struct float_tiles F16_TILES = {AVX512_TABLE(f16), .lay = lay, .x_bytes = sizeof(float),
-                                             .widened = &F32_TILES, .widen = widen_f16};
-static const struct float_tiles BF16_TILES = {AVX512_TABLE(bf16), .lay = lay, .x_bytes = sizeof(float),
-                                              .widened = &F32_TILES, .widen = widen_bf16};
+#define TABLE(NAME)                                                                       \
+    AVX512_SHAPES, .few = AVX512_BY_ROWS(NAME), .many = AVX512_BY_ROWS(many), .lay = lay, \
+                   .x_bytes = sizeof(float)
+static const struct float_tiles F32_TILES = {TABLE(f32)};
+static const struct float_tiles F16_TILES = {TABLE(f16), .widen = widen_f16};
+static const struct float_tiles BF16_TILES = {TABLE(bf16), .widen = widen_bf16};
 
 void fast_matmul_float(struct stream *s, const struct tensor *x, const struct matmul_output *outputs,
                        int count)

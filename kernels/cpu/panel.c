@@ -53,7 +53,7 @@ struct panel_layout panel_layout(enum dtype type, int64_t rows, int64_t columns)
                              .panels = (rows + PANEL_ROWS - 1) / PANEL_ROWS};
     if (panel_is_float(type)) {
         l.quant_bytes = PANEL_ROWS * (size_t)info->block_bytes;
-        l.panel_bytes = l.group_bytes = (size_t)round_up_u64((uint64_t)columns, 2) * l.quant_bytes;
+        l.panel_bytes = l.group_bytes = (size_t)round_up_u64((uint64_t)columns, PANEL_FLOATS) * l.quant_bytes;
         l.group = l.blocks;
         return l;
     }

@@ -18,7 +18,7 @@
  * bits of Q5_0 and Q5_1 are regrouped: bit j of byte i is that of element 4j + i.
  *
  * Plain types: F32 and F16 [K][16] elements; BF16 [K / 2][16][2], the pairs that VDPBF16PS takes. K is
- * rounded up to even, with zeros.
+ * rounded up to PANEL_FLOATS, with zeros.
  *
  * A matrix is repacked once, when a model is loaded. Rows can be read back for embeddings and the transposed
  * product. */
@@ -27,9 +27,10 @@
 
 #include "kernels/kernels.h"
 
-#define PANEL_ROWS  16
-#define PANEL_PIECE 64 /* bytes: four of each row */
-#define PANEL_BLOCK 32 /* elements of K that x is quantised by */
+#define PANEL_ROWS   16
+#define PANEL_PIECE  64 /* bytes: four of each row */
+#define PANEL_BLOCK  32 /* elements of K that x is quantised by */
+#define PANEL_FLOATS 8  /* elements of K that a tile of floats takes at a time */
 
 /* How the blocks of a type are cut, and what a kernel must know of their values:
  *   value = scale * (code - offset) + addend,   one scale (and addend) for each part of 32 elements */
