@@ -109,13 +109,16 @@ INLINE __m512i dot_spread(__m512i sum, __m512i codes, const int32_t *four)
 }
 
 /* sums[rows][panels][16] += a run of `blocks` blocks; all but the run's length are constants where this is
- * inlined. */
+ * inlined. The loops over sums are unrolled to the last, or GCC keeps these in memory beside the registers.
+ */
 INLINE void tile(const struct spread *w, const struct ask *ask, const char *x, int64_t blocks, float *sums,
                  const int rows, const int panels, const int parts, const bool has_addends)
 {
     const int each = parts == 1 ? SPREAD_CODES : SPREAD_CODES / 2;
     __m512 sum[TILE][PAIR];
+#pragma GCC unroll 6
     for (int t = 0; t < rows; t++)
+#pragma GCC unroll 2
         for (int p = 0; p < panels; p++)
             sum[t][p] = _mm512_loadu_ps(sums + (t * panels + p) * PANEL_ROWS);
     size_t asked = 0;
@@ -167,7 +170,9 @@ INLINE void tile(const struct spread *w, const struct ask *ask, const char *x, i
             }
         }
     }
+#pragma GCC unroll 6
     for (int t = 0; t < rows; t++)
+#pragma GCC unroll 2
         for (int p = 0; p < panels; p++)
             _mm512_storeu_ps(sums + (t * panels + p) * PANEL_ROWS, sum[t][p]);
 }
