@@ -55,12 +55,13 @@ struct float_tiles {
 };
 
 /* How far ahead of its use a panel is asked for where rows are few and memory is the slower part, in bytes:
- * the processor's own prefetching is too slow. First into the second-level cache and then, since the way from
- * there limits too, into the first: one row of F16 on two threads loses 6 % with the nearer alone, 12 with
- * the farther alone. Lines of one panel asked for together cost memory less than one of each panel in turn: 2
- * % with four lines of 64 bytes, while eight are too many at once and lose 4. */
-#define FLOAT_FAR   3072
-#define FLOAT_NEAR  1024
+ * the processor's own prefetching is too slow. The panels that are read side by side share it. First into the
+ * second-level cache and then, since the way from there limits too, into the first: one row of F16 on two
+ * threads loses 6 % with the nearer alone, 12 with the farther alone. Lines of one panel asked for together
+ * cost memory less than one of each panel in turn: 2 % with four lines of 64 bytes, while eight are too many
+ * at once and lose 4. */
+#define FLOAT_FAR   12288
+#define FLOAT_NEAR  4096
 #define FLOAT_LINES 4
 
 /* Elements of K in so many lines of a panel. */
@@ -72,8 +73,8 @@ _Static_assert(PANEL_FLOATS % FLOAT_STEP(DTYPE_F32) == 0 && PANEL_FLOATS % FLOAT
 static inline __attribute__((always_inline)) void float_ask(const struct float_tile *tile, int64_t at,
                                                             const int side)
 {
-    const int64_t far = at + FLOAT_FAR < tile->left ? FLOAT_FAR : FLOAT_FAR + tile->jump;
-    const int64_t near = at + FLOAT_NEAR < tile->left ? FLOAT_NEAR : FLOAT_NEAR + tile->jump;
+    const int64_t far = FLOAT_FAR / side + (at + FLOAT_FAR / side < tile->left ? 0 : tile->jump);
+    const int64_t near = FLOAT_NEAR / side + (at + FLOAT_NEAR / side < tile->left ? 0 : tile->jump);
 #pragma GCC unroll 4
     for (int p = 0; p < side; p++) {
         const char *here = (const char *)tile->panel[p] + at;
