@@ -12,9 +12,9 @@ AVX512_INLINE void avx512_add_tile(const struct float_tile *tile, const int rows
 {
     /* All is read before anything is stored, which might lie there for all GCC knows; and nothing branches,
      * for else it keeps sums in memory, through the loop over K too. */
-    const float *bias = tile->bias;
+    const float *bias = tile->bias ? tile->bias : tile->out; /* of no bias nothing is read */
     const int64_t stride = tile->stride, outputs = tile->outputs;
-    const __mmask16 more = tile->first ? 0 : 0xFFFF, biased = bias ? 0xFFFF : 0;
+    const __mmask16 more = tile->first ? 0 : 0xFFFF, biased = tile->bias ? 0xFFFF : 0;
     float *out = tile->out;
 #pragma GCC unroll 4
     for (int p = 0; p < side; p++) {
