@@ -54,14 +54,8 @@ struct float_tiles {
     int64_t x_bytes; /* of an element of x so laid out */
 };
 
-/* How far ahead of its use a panel is asked for where rows are few and memory is the slower part, in bytes:
- * the processor's own prefetching is too slow. The panels that are read side by side share it. First into the
- * second-level cache and then, since the way from there limits too, into the first: one row of F16 on two
- * threads loses 6 % with the nearer alone, 12 with the farther alone. Lines of one panel asked for together
- * cost memory less than one of each panel in turn: 2 % with four lines of 64 bytes, while eight are too many
- * at once and lose 4. */
-#define FLOAT_FAR   12288
-#define FLOAT_NEAR  4096
+/* Lines of a panel that are asked for together where rows are few: it costs memory less than one of each
+ * panel in turn, 2 % with four lines of 64 bytes, while eight are too many at once and lose 4. */
 #define FLOAT_LINES 4
 
 /* Elements of K in so many lines of a panel. */
@@ -69,12 +63,13 @@ struct float_tiles {
 _Static_assert(PANEL_FLOATS % FLOAT_STEP(DTYPE_F32) == 0 && PANEL_FLOATS % FLOAT_STEP(DTYPE_F16) == 0,
                "a tile has no remainder");
 
-/* Asks for what of `side` panels comes behind byte `at` of the tile's block, FLOAT_LINES lines of each. */
+/* Asks for what of `side` panels comes behind byte `at` of the tile's block, FLOAT_LINES lines of each;
+ * panels side by side share the distance. */
 static inline __attribute__((always_inline)) void float_ask(const struct float_tile *tile, int64_t at,
                                                             const int side)
 {
-    const int64_t far = FLOAT_FAR / side + (at + FLOAT_FAR / side < tile->left ? 0 : tile->jump);
-    const int64_t near = FLOAT_NEAR / side + (at + FLOAT_NEAR / side < tile->left ? 0 : tile->jump);
+    const int64_t far = PANEL_FAR / side + (at + PANEL_FAR / side < tile->left ? 0 : tile->jump);
+    const int64_t near = PANEL_NEAR / side + (at + PANEL_NEAR / side < tile->left ? 0 : tile->jump);
 #pragma GCC unroll 4
     for (int p = 0; p < side; p++) {
         const char *here = (const char *)tile->panel[p] + at;

@@ -208,11 +208,6 @@ TILE_KIND(halves_addends, 2, true)
 
 /* ---- a few rows of x: the codes are multiplied as they are spread, a block at a time */
 
-/* How far ahead of its use a panel is asked for, in bytes: the hardware looks no further than a page. First
- * into the second-level cache and then, since the way from there limits too, into the first. Half of each
- * costs one row on two threads 2 to 4 % of Q8_0, Q4_0 and Q4_K, double the first gains nothing. */
-#define AHEAD      12288
-#define AHEAD_NEAR 4096
 /* Up to so many rows it is cheaper to shift sums than codes. */
 #define RAW_ROWS 4
 
@@ -236,8 +231,8 @@ INLINE void emit_dot(void *to, int block, int j, const lanes_u32 *codes)
     const int products = SPREAD_CODES * f->step, product = block * SPREAD_CODES + j;
     __m512i four = _mm512_loadu_si512(codes);
     for (int i = product * f->share / products; i < (product + 1) * f->share / products; i++) {
-        _mm_prefetch(f->piece + i * PANEL_PIECE + AHEAD, _MM_HINT_T1);
-        _mm_prefetch(f->piece + i * PANEL_PIECE + AHEAD_NEAR, _MM_HINT_T0);
+        _mm_prefetch(f->piece + i * PANEL_PIECE + PANEL_FAR, _MM_HINT_T1);
+        _mm_prefetch(f->piece + i * PANEL_PIECE + PANEL_NEAR, _MM_HINT_T0);
     }
 #pragma GCC unroll 16
     for (int t = 0; t < f->rows; t++)
